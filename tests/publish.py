@@ -1,7 +1,7 @@
 """Renew tables and pictures of configs/RESULTS.md and README.md after runs were added: python tests/publish.py
 
-First add them: `python main.py tables --runs RUNS --results configs/results.csv`, or for the leaderboard
-`configs/leaderboard/results.csv`. The prose is yours to mend; `git diff` shows what it stands beside.
+First add them: `python main.py tables --runs RUNS --results configs/results.jsonl`, or for the leaderboard
+`configs/leaderboard/results.jsonl`. The prose is yours to mend; `git diff` shows what it stands beside.
 """
 
 import contextlib
@@ -17,16 +17,18 @@ if __package__ is None:
 
 from plif_lightning.analysis.figures import write_figures
 from plif_lightning.analysis.leaderboard import gains_table
-from plif_lightning.analysis.results import published_runs, read_results, results_table
+from plif_lightning.analysis.results import results_table
 from plif_lightning.analysis.tables import Table, markdown
+from plif_lightning.runs.metrics import layer_values
+from plif_lightning.runs.results import read_results
 from tests.conftest import REPOSITORY
 
 PAGE = REPOSITORY / "configs" / "RESULTS.md"
-ALL_RUNS = REPOSITORY / "configs" / "results.csv"
-LEADERBOARD = REPOSITORY / "configs" / "leaderboard" / "results.csv"
+ALL_RUNS = REPOSITORY / "configs" / "results.jsonl"
+LEADERBOARD = REPOSITORY / "configs" / "leaderboard" / "results.jsonl"
 FIGURE = REPOSITORY / ".github" / "leaderboard.png"
 OVERVIEW = REPOSITORY / ".github" / "overview.png"
-# Rows of the page's table, by key of the runs; results.csv holds all runs.
+# Rows of the page's table, by key of the runs; results.jsonl holds all runs.
 SHOWN = {
     "9d4dc561041e": "`authors_code_mnist`",
     "3a23d45eb456": "`fast_mnist`",
@@ -53,8 +55,8 @@ BESIDE = {"training step": (113, 316, "ms"), "inference": (21.9, 120, "ms"), "me
 def accuracies() -> Table:
     """The means over seeds of the runs that the page shows."""
     seeds = defaultdict(list)
-    for row in read_results(ALL_RUNS):
-        seeds[row["key"]].append(row)
+    for run in read_results(ALL_RUNS):
+        seeds[run.key].append(run)
     rows = []
     for key, name in SHOWN.items():
         table = results_table(seeds[key])
@@ -77,7 +79,7 @@ def with_table(page: str, heading: str, table: str) -> str:
 def renewed(page: str) -> str:
     """The page with the tables that the results give."""
     page = with_table(page, "Accuracy", markdown(accuracies()))
-    return with_table(page, "Leaderboard", markdown(gains_table(published_runs(LEADERBOARD))))
+    return with_table(page, "Leaderboard", markdown(gains_table(read_results(LEADERBOARD))))
 
 
 def draw_overview(path: Path) -> None:
@@ -101,11 +103,10 @@ def draw_overview(path: Path) -> None:
         middle.text(-0.02, i, name, va="center", ha="right", fontsize=9)
     middle.axis("off")
     middle.set_title("speed and memory", loc="left", fontsize=10)
-    (run,) = (row for row in read_results(ALL_RUNS) if SHOWN.get(row["key"]) == "`authors_code`")
-    epochs = [epoch.split(": ") for epoch in run["tau_by_epoch"].split("; ")]
-    taus = {int(epoch): dict(layer.split(" ") for layer in layers.split(", ")) for epoch, layers in epochs}
+    (run,) = (run for run in read_results(ALL_RUNS) if SHOWN.get(run.key) == "`authors_code`")
+    taus = {int(row["epoch"]) + 1: layer_values(row, "tau") for row in run.metrics if layer_values(row, "tau")}
     for layer, shift in zip(taus[1], (5, -5, 0, 0), strict=True):
-        line = [2.0, *(float(tau[layer]) for tau in taus.values())]
+        line = [2.0, *(tau[layer] for tau in taus.values())]
         right.plot([0, *taus], line, marker="o", markersize=3)
         right.annotate(layer, (max(taus), line[-1]), (4, shift), textcoords="offset points", va="center", fontsize=8)
     right.spines[["top", "right"]].set_visible(False)
@@ -119,7 +120,7 @@ def draw_overview(path: Path) -> None:
 def main() -> None:
     PAGE.write_text(renewed(PAGE.read_text("utf-8")), "utf-8")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        write_figures(published_runs(LEADERBOARD), Path(folder), ["leaderboard"])
+        write_figures(read_results(LEADERBOARD), Path(folder), ["leaderboard"])
         shutil.copy(Path(folder, "figureleaderboard.png"), FIGURE)
     draw_overview(OVERVIEW)
     sys.stdout.write(f"{PAGE}\n{FIGURE}\n{OVERVIEW}\n")

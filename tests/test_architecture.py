@@ -26,7 +26,14 @@ MAY_IMPORT = {
     "configs": {"errors", "network"},
     "events": {"runtime", "errors"},
     "data": {"runtime", "errors", "events"},
-    "runs": {"runtime", "errors", "structure", "network", "training"},  # for defaults, where they are asked for
+    "runs": {
+        "runtime",
+        "errors",
+        "structure",
+        "configs",
+        "network",
+        "training",
+    },  # for defaults, where they are asked for
     "analysis": {"runtime", "errors", "structure", "dynamics", "network", "configs", "plot", "runs", "events"},
     "training": {"runtime", "errors", "data", "network"},
     "callbacks": {"runtime", "errors", "data", "network", "deploy", "runs", "training"},

@@ -64,7 +64,7 @@ WITHOUT = {
     "tonic": ("import plif_lightning as pl; pl.data.TonicEvents(name='NMNIST').prepare_data()", "needs tonic"),
     "wandb": ("from plif_lightning.callbacks import WandbRunLogger; WandbRunLogger().experiment", "needs wandb"),
     "nir": ("from plif_lightning.deploy.nir import _nir; _nir()", "a NIR graph needs nir"),
-    "optuna": ("from plif_lightning.cli.sweep import distribution; distribution('a', {})", "a search needs optuna"),
+    "optuna": ("from plif_lightning.cli.search import distribution; distribution('a', {})", "a search needs optuna"),
     "matplotlib": ("from plif_lightning.cli import main; main(['report'])", "report needs matplotlib"),
 }
 

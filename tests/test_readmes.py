@@ -59,7 +59,7 @@ def test_the_readmes_are_found_and_hold_commands():
 def test_the_places_that_contributing_names_exist():
     page = (REPOSITORY / "CONTRIBUTING.md").read_text()
     package = REPOSITORY / "plif_lightning"
-    paths = {name for name in re.findall(r"`([^`\s]+)`", page) if re.fullmatch(r"[\w/.]+(\.(py|md|csv|pyi)|/)", name)}
+    paths = {name for name in re.findall(r"`([^`\s]+)`", page) if re.fullmatch(r"[\w/.]+(\.(py|md|jsonl|pyi)|/)", name)}
     folders = [REPOSITORY, package, *(path for path in package.iterdir() if path.is_dir())]
     assert len(paths) > 40
     assert not [name for name in paths if not any((folder / name).exists() for folder in folders)]
@@ -120,7 +120,7 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
             write_run(tmp_path / "runs" / neuron, validation="holdout", test=0.7, model=model, cost=COST)
         out = {"runs": "runs.csv", "tables": "tables", "figures": "figures", "report": "report.html"}[name]
         recording = write_file(tmp_path / "hand.raw", evt3_bytes(events_of(500, 0)))
-        places = {"configs/results.csv": tmp_path / "results.csv", "FILE": recording}
+        places = {"configs/results.jsonl": tmp_path / "results.jsonl", "FILE": recording}
         words = [str(places.get(word, word)) for word in words]
         main([*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / out)])
         assert (tmp_path / out).exists()

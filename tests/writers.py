@@ -20,11 +20,13 @@ from PIL import Image
 
 from plif_lightning import configs
 from plif_lightning import data as data_modules
+from plif_lightning.errors import UserError
 from plif_lightning.events import Recording
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.samples import Samples, write_samples
 from plif_lightning.runs.settings import key as key_of
 from plif_lightning.runs.settings import settings
+from plif_lightning.structure import Numbers, resolved
 
 FOLDERS = {"MNIST": "MNIST/raw", "FashionMNIST": "FashionMNIST/raw", "CIFAR10": "cifar-10-batches-py"}
 FOLDERS["CIFAR100"] = "cifar-100-python"
@@ -337,6 +339,16 @@ PAPER: dict[str, object] = yaml.safe_load((configs.folder() / "base.yaml").read_
 COST: dict[str, object] = {"updates": {"conv1": 1000.0, "fc1": 100.0}, "pj_int8_reused": 2.5e6}
 
 
+def _structure_of(model):
+    """The part of a run's record that describes its network; none of a user-defined one, or of one that is no text."""
+    if model.get("network") is not None:
+        return {}
+    try:
+        return {"structure": str(resolved(model.get("structure"), {n: model.get(n) for n in Numbers._fields}, 10))}
+    except UserError:
+        return {"structure": str(model.get("structure"))}
+
+
 def write_run(
     folder: Path,
     accuracies: tuple[float, ...] = (0.5, 0.75, 0.7),
@@ -394,14 +406,16 @@ def write_run(
     held_out = training * 15 // 100 if validation == "holdout" else 0
     parts = {"training": training - held_out, "val" if held_out else "test as val": held_out or tested}
     title = title or {"FashionMNIST": "Fashion-MNIST"}.get(data, data)
-    facts = {"title": title, "origin": origin, "samples": parts}
+    identity = f"{title} {origin} {samples} {content}"
+    facts = {"title": title, "origin": origin, "samples": parts, "content": identity}
     known_class = data if hasattr(data_modules, data) else "Digits"
     block = {**config["data"], "class_path": f"plif_lightning.data.{known_class}"}  # type: ignore[dict-item]
     known = settings({**config, "data": block}) | {"data": data}
     record = {
         "arguments": ["fit", *arguments, f"--run_folder={folder}"],
         "settings": known,
-        "key": key_of(known, f"{title} {origin} {samples} {content}"),
+        **_structure_of(config["model"]),
+        "key": key_of(known, identity),
         "data": facts,
         "surroundings": around,
         "started": started,

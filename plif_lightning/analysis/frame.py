@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plif_lightning.errors import UserError
-from plif_lightning.runs.metrics import layer_values
-from plif_lightning.runs.run import Run, find_runs
+from plif_lightning.runs.metrics import layer_kinds, layer_values
+from plif_lightning.runs.results import runs_in
+from plif_lightning.runs.run import Run
 from plif_lightning.runtime.files import written_whole
 from plif_lightning.runtime.program import needed_by
 
@@ -23,13 +24,14 @@ def read_runs(folder: str | Path = "runs") -> "pd.DataFrame":
     """The runs in a folder and its subfolders, a row a run; its index, `run`, is the run's folder there.
 
     Args:
-        folder: such as the `runs` of `fit`.
+        folder: such as the `runs` of `fit`; or a file of published runs, such as configs/results.jsonl.
 
     Returns:
         Columns in this order: `status` (finished, running, unfinished, unreadable); `protocol` (A: best epoch on the
         test set, B: on held-out samples); `seed`; `epochs`; `accuracy`, the one that the protocol reports, and
         `validation` and `test`, each from 0 to 1; `best_epoch`, from 1; `minutes` of training; `spikes` for a sample;
-        `firing_rate`; `energy_uj`; `tau.LAYER` and `rate.LAYER` of the best epoch; `key`, equal for runs that tables
+        `firing_rate`; `energy_uj`; `tau.LAYER`, `rate.LAYER` and whatever else is logged as `KIND/LAYER`, of the best
+        epoch; `structure` of the network, in the paper's notation; `key`, equal for runs that tables
         average; `code`, modules of the user's with their hashes; `commit`, `machine`, `versions`; `changes` on
         resuming; then every setting, defaults included, by its name on the command line, such as `model.init_tau`. A
         class is its import path, a list its JSON. What is unknown is missing (NaN or None).
@@ -43,7 +45,7 @@ def read_runs(folder: str | Path = "runs") -> "pd.DataFrame":
     with needed_by("a data frame of runs"):
         import pandas as pd
 
-    rows = [_row(run) for run in find_runs(folder)]
+    rows = [_row(run) for run in runs_in(folder)]
     order = dict.fromkeys(name for part in ("results", "settings") for row in rows for name in row[part])
     values = [{**row["settings"], **row["results"]} for row in rows]
     index = pd.Index([row["name"] for row in rows], name="run")
@@ -53,7 +55,7 @@ def read_runs(folder: str | Path = "runs") -> "pd.DataFrame":
 
 def _row(run: Run) -> dict[str, Any]:
     best, last = run.best, run.metrics[-1] if run.metrics else {}
-    layers = {kind: layer_values(run.best_metrics, kind) for kind in ("tau", "rate")}
+    layers = {kind: layer_values(run.best_metrics, kind) for kind in layer_kinds([run.best_metrics])}
     results = {
         "status": run.status,
         "protocol": run.protocol if run.config else None,
@@ -68,6 +70,7 @@ def _row(run: Run) -> dict[str, Any]:
         "firing_rate": run.firing_rate,
         "energy_uj": run.energy,
         **{f"{kind}.{layer}": value for kind, values in layers.items() for layer, value in values.items()},
+        "structure": run.record.get("structure"),
         "key": run.key,
         "code": ", ".join(f"{name} {digest}" for name, digest in run.part("code").items()) or None,
         **{name: run.part("surroundings").get(name) for name in ("commit", "machine", "versions")},

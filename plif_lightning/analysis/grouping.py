@@ -15,15 +15,12 @@ from scipy import special
 from plif_lightning import configs
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.paper import Setting
-from plif_lightning.errors import UserError
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import defaults, differences, settings
-from plif_lightning.structure import Neurons, Numbers, parse
+from plif_lightning.runs.settings import Role, defaults, differences, role, settings
+from plif_lightning.structure import Numbers
 from plif_lightning.structure.layers import neurons_in
 
 NUMBERS = {f"model.{name}" for name in Numbers._fields}
-# Settings that tables and figures show apart from the others.
-_SHOWN = ("data", "data.validation", "data.time_steps", "trainer.max_epochs", "model.init_tau", "model.pooling")
 
 
 def real(value: Any) -> float:
@@ -48,9 +45,8 @@ def setting_of(run: Run) -> Setting:
     neuron = str(given.get("model.neuron", "plif"))
     if arguments := [f"{n.split('.', 2)[2]}={value}" for n, value in given.items() if n.startswith("model.neuron.")]:
         neuron = f"{neuron}({', '.join(arguments)})"  # CLIF(k=0.6)
-    found = _in_structure(run)
-    if found is not None:
-        names = dict.fromkeys(neuron if one.name == "PLIF" else one.name for one in found)
+    if run.structure is not None:
+        names = dict.fromkeys(neuron if one.name == "PLIF" else one.name for one in neurons_in(run.structure.layers))
         neuron = "+".join(names) or "no neurons"
     tau = math.inf if neuron == "if" else real(given.get("model.init_tau", 2.0))
     return Setting(data_set, neuron, tau, str(given.get("model.pooling", "max")))
@@ -58,16 +54,8 @@ def setting_of(run: Run) -> Setting:
 
 def has_own_taus(run: Run) -> bool:
     """True if a layer of the structure has an initial tau of its own."""
-    return any("init_tau" in dict(neurons.arguments) for neurons in _in_structure(run) or ())
-
-
-def _in_structure(run: Run) -> list[Neurons] | None:
-    """The layers of neurons of a network's structure; None if it has the paper's, or one that cannot be read."""
-    text = run.settings.get("model.structure")
-    try:
-        return None if text is None else [*neurons_in(parse(text).layers)]
-    except UserError:
-        return None
+    layers = () if run.structure is None else run.structure.layers
+    return any("init_tau" in dict(neurons.arguments) for neurons in neurons_in(layers))
 
 
 def neuron_in_words(setting: Setting) -> str:
@@ -145,14 +133,20 @@ def names_of(group: Group | None) -> list[str]:
 
 
 def surroundings_in_words(found: Iterable[Group]) -> list[str]:
-    """A note for each group whose runs differ in commit, versions or machine, which do not keep them apart."""
-    notes = []
+    """A note for the groups whose runs differ in commit, versions or machine, which do not keep them apart."""
+    alike: dict[tuple[str, tuple[str, ...]], list[tuple[Group, dict[str, str]]]] = defaultdict(list)
     for group in found:
         for name, several in (("commit", "commits"), ("versions", "versions"), ("machine", "machines")):
-            values = {str(run.part("surroundings").get(name, "unknown")): run.name for run in group.runs}
-            if len(values) > 1:
-                which = "; ".join(f"{value} ({of})" for value, of in values.items())
-                notes.append(f"{', '.join(names_of(group))} are averaged over several {several}: {which}.")
+            run_of = {str(run.part("surroundings").get(name, "unknown")): run.name for run in group.runs}
+            if len(run_of) > 1:
+                alike[several, tuple(sorted(run_of))].append((group, run_of))
+    notes = []
+    for (several, values), rows in alike.items():
+        averaged, which = f"The runs of {len(rows)} rows", "; ".join(values)
+        if len(rows) == 1:
+            group, run_of = rows[0]
+            averaged, which = ", ".join(names_of(group)), "; ".join(f"{one} ({run})" for one, run in run_of.items())
+        notes.append(f"{averaged} are averaged over several {several}: {which}.")
     return notes
 
 
@@ -267,7 +261,7 @@ def telling(own: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name in found
-        if name not in _SHOWN
+        if not role(name) & Role.COLUMN
         and not f"{name}.".startswith(("model.neuron.", "model.network."))
         and (name in own or not any(name.startswith(f"{kind}.") for kind in classes))
     ]

@@ -22,15 +22,11 @@ from plif_lightning.analysis.grouping import (
     value_of,
 )
 from plif_lightning.analysis.tables import Table
-from plif_lightning.errors import UserError
 from plif_lightning.runs.metrics import layer_values
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import differences
-from plif_lightning.structure import Numbers, parse, resolved
+from plif_lightning.runs.settings import Role, differences, role
 from plif_lightning.structure.layers import FC, Conv, Neurons, Pool, Votes
 
-# What may differ from base.yaml in "the paper's setting": how long and how hard a network is trained, and its size.
-_TRAINING = ("model.dropout", "model.optimizer", "model.lr_scheduler", "model.early_time_steps", "model.structure")
 # Name of the setting that changes nothing.
 _PAPER = "the paper's"
 _BASELINE = "baseline"  # in the place of its gain
@@ -99,27 +95,19 @@ def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> T
     That is the one with the settings of `baseline`, by default the paper's, or else the one from which the others
     differ least.
     """
-    rows, shown = [], list[Group]()
-    for setup in sorted(_setups(runs, "AB"), key=lambda of: (data_title(of[0].runs[0]), -max(o.accuracy for o in of))):
-        firsts = [one.runs[0] for one in setup]
-        among = _candidates(firsts, baseline) or ([] if baseline else [*range(len(firsts))])
-        base = _base(firsts, among) if among else None
-        named = labels(firsts)
-        for i in sorted(range(len(setup)), key=lambda i: -setup[i].accuracy):
-            one, run = setup[i], firsts[i]
-            gain, low, high = (math.nan,) * 3 if base is None else _gain(one, setup[base])
-            silent = Counter(layer for of in one.runs for layer in _silent(of))
-            shown.append(one)
-            rows.append(
-                [
-                    *(data_title(run), ", ".join(filter(None, (named.each[i], named.shared))), one.protocol),
-                    *(str(run.setting("data.time_steps", "")), one.epochs, f"{one.accuracy:.2f}"),
-                    _ends(one.low, one.high).strip(),
-                    _gain_in_words(gain, low, high) if i != base else _BASELINE if len(setup) > 1 else "",
-                    str(len(one.runs)),
-                    "; ".join(f"{layer} ({n} of {len(one.runs)})" for layer, n in silent.items()),
-                ]
-            )
+    setups = sorted(_setups(runs, "AB"), key=lambda of: (data_title(of[0].runs[0]), -max(o.accuracy for o in of)))
+    by_data: dict[str, list[list[Group]]] = defaultdict(list)
+    for setup in setups:
+        by_data[data_title(setup[0].runs[0])].append(setup)
+    rows, shown, common = [], list[Group](), []
+    for title, of_data in by_data.items():
+        named = labels([one.runs[0] for setup in of_data for one in setup])
+        words = iter(named.each)
+        common += [f"All of {title}: {named.shared}."] if named.shared else []
+        for setup in of_data:
+            labelled = [(one, next(words)) for one in setup]
+            shown += sorted(setup, key=lambda one: -one.accuracy)
+            rows += _compared(labelled, baseline)
     gain_head = "gain" if baseline is None else f"gain beside {baseline_in_words(baseline)}"
     columns = ["data set", "setting", "protocol", "T", "epochs", "accuracy [%]", "95 % interval", gain_head, "seeds"]
     note = (
@@ -127,11 +115,33 @@ def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> T
         "over seeds, with Student's 95 % interval, or Wilson's of one run. Gain: beside the baseline, over "
         "the seeds of both, with the interval of the differences."
     )
-    notes = [note]
+    notes = [*common, note]
     if any(row[-1] for row in rows):
         notes.append("Silent: layers that never fire in the best epoch, and in how many runs.")
     notes += surroundings_in_words(shown)
     return Table("runs", "Settings", [*columns, "silent"], rows, notes if rows else [], [*map(names_of, shown)])
+
+
+def _compared(setup: Sequence[tuple[Group, str]], baseline: Baseline | None) -> list[list[str]]:
+    """Rows of `comparison_table`, best first, for settings that share data, epochs and all else but `model`."""
+    firsts = [one.runs[0] for one, _ in setup]
+    among = _candidates(firsts, baseline) or ([] if baseline else [*range(len(firsts))])
+    base = setup[_base(firsts, among)][0] if among else None
+    rows = []
+    for one, label in sorted(setup, key=lambda of: -of[0].accuracy):
+        run = one.runs[0]
+        gain = (math.nan,) * 3 if base is None else _gain(one, base)
+        silent = Counter(layer for of in one.runs for layer in _silent(of))
+        rows.append(
+            [
+                *(data_title(run), label, one.protocol, str(run.setting("data.time_steps", "")), one.epochs),
+                *(f"{one.accuracy:.2f}", _ends(one.low, one.high).strip()),
+                _gain_in_words(*gain) if one is not base else _BASELINE if len(setup) > 1 else "",
+                str(len(one.runs)),
+                "; ".join(f"{layer} ({n} of {len(one.runs)})" for layer, n in silent.items()),
+            ]
+        )
+    return rows
 
 
 def _gain_in_words(gain: float, low: float, high: float) -> str:
@@ -161,13 +171,11 @@ def _setups(runs: Sequence[Run], protocols: str = "B") -> list[list[Group]]:
 def _is_paper(run: Run) -> bool:
     """True for the paper's neurons, loss, BN and pools, without any other setting but of training and size."""
     for name in differences(run.settings, paper_settings()):
-        if name.startswith("model.") and not name.startswith(_TRAINING) and name not in NUMBERS:
+        if name.startswith("model.") and not role(name) & Role.EFFORT:
             return False
-    text = run.settings.get("model.structure")
-    try:
-        layers = () if text is None else parse(text).layers
-    except UserError:
+    if run.structure is None:
         return False
+    layers = run.structure.layers
     weighted = [layer for layer in layers if isinstance(layer, (Conv, FC))]
     usual = all(layer.neurons == Neurons("PLIF") and getattr(layer, "norm", True) for layer in weighted)
     return usual and all(isinstance(layer, (Conv, FC, Pool, Votes)) for layer in layers)
@@ -228,15 +236,9 @@ def _in_words(name: str, run: Run, base: Run) -> str:
     """A setting in words; of a structure, only its end from where it differs."""
     if name != "model.structure":
         return in_words(name, value_of(run, name))
-    own, other = (_structure(one).split("-") for one in (run, base))
+    own, other = (str(one.structure or "").split("-") for one in (run, base))
     same = next((i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), 0)
     return f"structure {'...-' if same else ''}{'-'.join(own[same:])}"
-
-
-def _structure(run: Run) -> str:
-    """The structure of a run's network, whose numbers may stand for it; with ten classes, where it does not say."""
-    given = {name: run.settings.get(f"model.{name}") for name in Numbers._fields}
-    return run.settings.get("model.structure") or str(resolved(None, given, num_classes=10))
 
 
 def _gain(cell: Group, base: Group) -> tuple[float, float, float]:

@@ -16,6 +16,7 @@ from plif_lightning.analysis.figures import FIGURES, NothingToShowError, drawn
 from plif_lightning.analysis.grouping import data_title, labels
 from plif_lightning.analysis.leaderboard import comparison_table
 from plif_lightning.analysis.tables import Table, heading, problems_of
+from plif_lightning.runs.command import commands
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime import program
 from plif_lightning.runtime.files import written_whole
@@ -87,7 +88,8 @@ def _figure(figure: Figure, caption: str) -> str:
 def _details(run: Run) -> str:
     """Command and configuration of a run, to unfold."""
     config = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
-    text = html.escape(f"{program.shown()} {shlex.join(run.command)}\n\n{config}")
+    calls = "\n".join(f"{program.shown()} {shlex.join(call)}" for call in commands(run))
+    text = html.escape(f"{calls}\n\n{config}")
     return f"<details><summary>{html.escape(run.name)}</summary><pre>{text}</pre></details>"
 
 

@@ -61,14 +61,19 @@ def link_or_copy(path: Path, name: Path) -> None:
         beside.unlink(missing_ok=True)  # a rename to another name of the same file does nothing
 
 
-def _validates_next(trainer: L.Trainer, done: int) -> bool:
-    """True if a validation follows this batch, of which `done` are done in this epoch."""
+def can_save(trainer: L.Trainer, done: int) -> bool:
+    """True if a run can be resumed exactly from its state after this batch, of which `done` are done in this epoch.
+
+    Not within gradient accumulation, nor right before a validation or the end of the epoch, which would not follow.
+    """
+    if trainer.is_last_batch or done % trainer.accumulate_grad_batches:
+        return False
     interval = getattr(trainer, "_val_check_time_interval", None)
     if interval is not None:
-        return time.monotonic() - trainer._last_val_time >= interval  # type: ignore[attr-defined]
+        return time.monotonic() - trainer._last_val_time < interval  # type: ignore[attr-defined]
     if trainer.check_val_every_n_epoch is None:  # Lightning counts over epochs then
         done = trainer.fit_loop.total_batch_idx + 1
-    return done % (getattr(trainer, "val_check_batch", None) or math.inf) == 0
+    return done % (getattr(trainer, "val_check_batch", None) or math.inf) != 0
 
 
 class RunCheckpoints(Checkpoint):
@@ -161,10 +166,7 @@ class RunCheckpoints(Checkpoint):
         done = batch_idx + 1
         if self.every_n_batches is not None and done % self.every_n_batches == 0:
             self.due = True
-        if not self.due:
-            return
-        accumulating = done % trainer.accumulate_grad_batches != 0
-        if not (trainer.is_last_batch or _validates_next(trainer, done) or accumulating):
+        if self.due and can_save(trainer, done):
             self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -28,7 +28,7 @@ from plif_lightning.runs.histograms import Histogram, append_histograms
 from plif_lightning.runs.loading import loaded
 from plif_lightning.runs.record import begin, update
 from plif_lightning.runs.samples import Samples, write_samples
-from plif_lightning.runs.settings import defaults_of, differences, settings
+from plif_lightning.runs.settings import Role, defaults_of, differences, role, settings
 from plif_lightning.runtime.process import surroundings
 from plif_lightning.training.task import SpikingClassifier
 
@@ -36,10 +36,6 @@ _log = logging.getLogger(__name__)
 _BINS = 80
 # Limit on all recorded spikes [bits]; a sample with 20 steps of 128 maps of 128 x 128 neurons takes 42 million.
 _MAX_SPIKES = 2**29
-
-
-_OPTIMISATION = ("model.optimizer", "model.lr_scheduler")
-
 # Network storage may cache for a while that a folder does not exist [s].
 _VISIBILITY_TIMEOUT = 60.0
 
@@ -89,7 +85,8 @@ class RunRecord(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over weights alone where a new run has another optimiser or schedule: their states hold old values."""
         others = differences(checkpoint.get("settings") or {}, settings(self.config))
-        if self.begun_from is not None and any(name.startswith(_OPTIMISATION) for name in others):
+        optimisation = [name for name in others if name.startswith("model.") and role(name) & Role.TRAINING]
+        if self.begun_from is not None and optimisation:
             checkpoint |= {"optimizer_states": [], "lr_schedulers": []}
             _log.info("Optimiser and schedule differ from those of %s and are reinitialised.", self.begun_from)
 
@@ -121,6 +118,7 @@ class RunRecord(Callback):
                 message = "Batches of all processes together have %s samples now, %s before; the learning rate stays."
                 _log.warning(message, now, then)
         changed = begin(folder, self.arguments, known, facts, around, step, sources_of(self.config))
+        update(folder, structure=str(network.structure) if isinstance(network, SpikingNetwork) else None)
         for logger in trainer.loggers:
             if isinstance(logger, WandbRunLogger):
                 update(folder, wandb=logger.experiment.id)

@@ -1,9 +1,7 @@
 """Stop a fit on Ctrl-C, `kill` or a scheduler's signal, so that it can be resumed."""
 
 import math
-import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +14,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from plif_lightning.callbacks import slurm
 from plif_lightning.callbacks.checkpoints import run_checkpoints
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.errors import Stopped
@@ -44,14 +42,22 @@ class StopOnSignal(Callback):
 
     Args:
         requeues: True if the same command resumes the run, so that its job can be requeued.
+
+    Attributes:
+        after_step: also stop, with success, after this step of the optimiser; None: after none.
+        terminated: signal received outside training.
+        trainer: the one that trains; None before.
     """
 
     def __init__(self, requeues: bool = False) -> None:
         self.requeues = requeues
+        self.after_step: int | None = None
+        self._began_at = 0
         self._received: signal.Signals | None = None
         self._at = -math.inf
         self._agreed: signal.Signals | None = None  # known to all processes
-        self.terminated: signal.Signals | None = None  # received outside training
+        self._stops = False  # at the next batch from which the run can be resumed
+        self.terminated: signal.Signals | None = None
         self.trainer: L.Trainer | None = None
         self._trained: L.Trainer | None = None
 
@@ -61,7 +67,7 @@ class StopOnSignal(Callback):
 
         SIGUSR1 is that of most, and saves outside of SLURM as well.
         """
-        own = (_of_scheduler(trainer) or getattr(signal, "SIGUSR1", None)) if takes_signals() else None
+        own = (slurm.requeue_signal(trainer) or getattr(signal, "SIGUSR1", None)) if takes_signals() else None
         if own is not None:
             signal.signal(own, self._receive)
         try:
@@ -75,7 +81,7 @@ class StopOnSignal(Callback):
         # it restores the previous ones.
         if self.terminated is not None and self._received is None:
             self._received = self.terminated  # its KeyboardInterrupt was swallowed by a callback
-        self.trainer = trainer
+        self.trainer, self._began_at = trainer, trainer.global_step
         if takes_signals():
             for one in (signal.SIGINT, *ending()):
                 signal.signal(one, self._receive)
@@ -107,16 +113,17 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        told = self._told(trainer)
-        if told is not None and self._agreed is None:
-            self._agreed = told
+        self._agreed = self._agreed or self._told(trainer)
+        reached = self.after_step is not None and self._began_at < self.after_step <= trainer.global_step
+        if not self._stops and (self._agreed is not None or reached):
+            self._stops = True
             if (last := run_checkpoints(trainer)) is not None:
                 last.due = True  # RunCheckpoints runs after this callback
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._agreed is not None:
+        if self._stops:
             last = run_checkpoints(trainer)
             if last is None or not last.due:
                 self._stop(trainer, self._agreed)
@@ -158,19 +165,19 @@ class StopOnSignal(Callback):
                 child.kill()
                 child.wait()
 
-    def _stop(self, trainer: L.Trainer, received: signal.Signals) -> None:
+    def _stop(self, trainer: L.Trainer, received: signal.Signals | None) -> None:
         # After SIGUSR1 exit with the status of SIGTERM.
-        status = 128 + (received if received in _ENDING else signal.SIGTERM)
-        stopped = f"stopped by {received.name} after step {trainer.global_step}"
+        status = 0 if received is None else 128 + (received if received in _ENDING else signal.SIGTERM)
+        stopped = f"stopped{'' if received is None else f' by {received.name}'} after step {trainer.global_step}"
         message = f"{stopped}: this run keeps no checkpoints."
         if _keeps_checkpoints(trainer):
             message = f"{stopped}. Resume the run with: {_resuming(run_folder(trainer))}"
-        if trainer.is_global_zero and received == _of_scheduler(trainer):
+        if trainer.is_global_zero and received is not None and received == slurm.requeue_signal(trainer):
             if self.requeues:
                 # Before requeueing, because SLURM ends a requeued job immediately.
                 sys.stderr.write(f"{stopped}: the job is requeued.\n")
                 sys.stderr.flush()
-                message = _requeue()
+                message = slurm.requeue()
             else:
                 message += f" {_NOT_REQUEUED}"
         environment = trainer._accelerator_connector.cluster_environment
@@ -189,22 +196,3 @@ _NOT_REQUEUED = "The job is not requeued: pass --run_folder DIR for that."
 
 def _keeps_checkpoints(trainer: L.Trainer) -> bool:
     return run_checkpoints(trainer) is not None and not is_trial(trainer)
-
-
-def _of_scheduler(trainer: L.Trainer) -> signal.Signals | None:
-    """Return the signal that SLURM sends shortly before the time limit; None outside SLURM."""
-    environment = trainer._accelerator_connector.cluster_environment
-    return environment.requeue_signal if isinstance(environment, SLURMEnvironment) else None
-
-
-def _requeue() -> str:
-    """Requeue this SLURM job and return an error message; empty on success."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
-    scontrol = shutil.which("scontrol")
-    if scontrol is None:
-        return f"The job {job} could not be requeued: scontrol was not found on this node."
-    done = subprocess.run([scontrol, "requeue", job], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"The job {job} could not be requeued: {' '.join(done.stderr.split())}."
-    return ""

@@ -1,6 +1,7 @@
 """`export` and `cost` of a trained network. Only `cost` loads Lightning, for its data set."""
 
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -72,10 +73,12 @@ def export(argv: list[str]) -> int:
 
 def _pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:
     """Write the network with the card of its run, and return the sizes of the files."""
-    from plif_lightning.analysis.results import row_of
+    from plif_lightning.analysis.grouping import data_title, source
+    from plif_lightning.analysis.results import standard_error
     from plif_lightning.network import SpikingNetwork, load_network
     from plif_lightning.network.checkpoint import checkpoint_file
     from plif_lightning.network.pretrained import CARD, CONFIG, WEIGHTS, save_pretrained
+    from plif_lightning.runs.command import commands
     from plif_lightning.runs.folder import RunFolder
     from plif_lightning.runs.run import read_run
 
@@ -88,12 +91,16 @@ def _pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:
     facts = {} if licence is None else {"license": licence}
     run = read_run(folder.path)
     if run.config:
-        row = row_of(run)
-        of_run = {"data": f"{row['data']}, {row['source']}", "epochs": row["epochs"], "command": row["command"]}
-        if row["accuracy"]:
+        calls = "; ".join(f"python main.py {shlex.join(call)}" for call in commands(run))
+        of_run = {"data": f"{data_title(run)}, {source(run)}", "epochs": str(run.epochs), "command": calls}
+        if run.accuracy is not None:
             how = "best epoch on the test set" if run.protocol == "A" else "epoch chosen on held-out training samples"
-            error = f" \u00b1 {row['standard_error']} (standard error)" if row["standard_error"] else ""
-            of_run |= {"protocol": f"{run.protocol}: {how}", "accuracy": f"{row['accuracy']} %{error}, on the test set"}
+            deviation = standard_error(run)
+            error = "" if deviation is None else f" \u00b1 {100 * deviation:.2f} (standard error)"
+            of_run |= {
+                "protocol": f"{run.protocol}: {how}",
+                "accuracy": f"{100 * run.accuracy:.2f} %{error}, on the test set",
+            }
         facts |= {name: value for name, value in of_run.items() if value}
     save_pretrained(net, out, facts)
     return {name: (out / name).stat().st_size for name in (WEIGHTS, CONFIG, CARD)}

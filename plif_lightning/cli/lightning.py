@@ -13,10 +13,8 @@ from typing import Any, cast
 import lightning as L
 import yaml
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -33,6 +31,7 @@ from plif_lightning.callbacks import (
     SampleRecord,
     WandbRunLogger,
     WeightRecord,
+    slurm,
 )
 from plif_lightning.callbacks.checkpoints import CheckpointFiles, Ties
 from plif_lightning.callbacks.config import SaveConfig
@@ -66,7 +65,11 @@ _WATCHERS = ("EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau")
 
 
 class PlifCLI(LightningCLI):
-    """LightningCLI with `configs/base.yaml` under every configuration, and checkpoints that hold their own."""
+    """LightningCLI with `configs/base.yaml` under every configuration, and checkpoints that hold their own.
+
+    Of its private methods it overrides one, `_parse_ckpt_path`, which would put the hyper-parameters of a checkpoint
+    over the arguments of the command line; all else is done in the methods that Lightning documents for it.
+    """
 
     def __init__(self, expanded: Expanded, held: ExitStack, stop: StopOnSignal) -> None:
         self.expanded = expanded
@@ -100,6 +103,7 @@ class PlifCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         cast(Parser, parser).whole_numbers_first()
+        self.run_parser = parser
         parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
         parser.add_argument(
             "--run_folder",
@@ -131,6 +135,12 @@ class PlifCLI(LightningCLI):
             help="Resume a run although the code of its network, neurons or loss was edited; the record says so.",
         )
         parser.add_argument(
+            "--stop_after_step",
+            type=int | None,
+            default=None,
+            help="Stop after this step of the optimiser, as on Ctrl-C; the run can be resumed.",
+        )
+        parser.add_argument(
             "--engine",
             type=Engine | None,
             default=None,
@@ -140,14 +150,6 @@ class PlifCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
             # A user-defined network gets it where its class has such an argument.
             parser.link_arguments(f"data.{name}", f"model.network.init_args.{name}", apply_on="instantiate")
-
-    def _dump_config(self) -> None:
-        super()._dump_config()
-        # Lightning writes what the data determine into the hyper-parameters, and expects a place for it: a user-defined
-        # network that is not there, or that takes no arguments, has none.
-        model = self.config_dump.get("model")
-        if isinstance(model, dict):
-            model["network"] = {"init_args": {}, **(model.get("network") or {})}
 
     # --- checkpoints and the configurations in them
 
@@ -176,9 +178,16 @@ class PlifCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        given = config.trainer.callbacks
-        callbacks = given if isinstance(given, list) else [given]
-        for watcher in (*callbacks, config.model.lr_scheduler):
+        for name, value in (("weights_only", True), ("verbose", False), ("return_predictions", False)):
+            if name in config:  # of Trainer.fit, .test or .predict
+                config[name] = value
+        # Lightning writes what the data determine into these hyper-parameters, and expects a place for it: a
+        # user-defined network that is not there, or that takes no arguments, has none.
+        dump = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
+        self.config_dump = yaml.safe_load(dump)[self.subcommand]
+        model = self.config_dump["model"]
+        model["network"] = {"init_args": {}, **(model.get("network") or {})}
+        for watcher in (*_as_list(config.trainer.callbacks), config.model.lr_scheduler):
             # By the classes' own default a run that improves would be stopped, its worst epoch kept, its learning rate
             # cut.
             if str(watcher and watcher.get("class_path")).endswith(_WATCHERS):
@@ -216,9 +225,29 @@ class PlifCLI(LightningCLI):
         return str(config.data.class_path).rsplit(".", 1)[-1].lower()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        config = self.config_init[self.subcommand].trainer
+        options, config = self.config_init[self.subcommand], self.config_init[self.subcommand].trainer
+        options.checkpoint.ties = options.best_of_ties
+        if config.enable_checkpointing is False:
+            self.run_parser.callback_keys = []
         self.trainer_defaults = {"callbacks": self._own_callbacks(config)}
-        trainer = super().instantiate_trainer(**kwargs)
+        plugins = _as_list(config.plugins)
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(CheckpointFiles())
+        if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+            plugins += filter(None, [slurm.environment()])
+        loggers = [logger for logger in _as_list(config.logger) if isinstance(logger, Logger)]
+        for logger in loggers:
+            if isinstance(logger, WandbRunLogger) and self.subcommand == "fit":
+                logger.place(RunFolder(self.place))
+        kept = self.expanded.stored.step if self.subcommand == "fit" else 0
+        trainer = super().instantiate_trainer(
+            callbacks=_as_list(config.callbacks),
+            plugins=plugins,
+            logger=[RunLogger(self.place, kept), *loggers],
+            # On SLURM, Lightning takes the newest hpc_ckpt_N.ckpt that lies here, whichever run's it is.
+            default_root_dir=os.fspath(self.place),
+            **kwargs,
+        )
         if "sync_batchnorm" not in kwargs and not config.sync_batchnorm and needs_sync_batchnorm(trainer):
             _log.info("sync_batchnorm is on: BN statistics are taken over all GPUs.")
             return self.instantiate_trainer(sync_batchnorm=True)
@@ -239,50 +268,18 @@ class PlifCLI(LightningCLI):
             own.append(PredictionWriter())
         if options.engine is not None:
             own.append(DeployedForm(options.engine))
-        given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
+        given = _as_list(config.callbacks)
         if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
             own.append(RichProgressBar(leave=True))
         return own
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
-        if config.get("enable_checkpointing") is False:
-            callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
-        for callback in callbacks:
-            if isinstance(callback, RunCheckpoints):
-                callback.ties = self.config[self.subcommand].best_of_ties
-        given = config.get("plugins") or []
-        plugins = list(given) if isinstance(given, (list, tuple)) else [given]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            plugins.append(CheckpointFiles())
-        named = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
-        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect() and not named:
-            plugins.append(SLURMEnvironment(auto_requeue=False))  # StopOnSignal does that
-        place, loggers = self.place, config.get("logger")
-        others = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
-        for logger in others:
-            if isinstance(logger, WandbRunLogger) and self.subcommand == "fit":
-                logger.place(RunFolder(place))
-        own = RunLogger(place, self.expanded.stored.step if self.subcommand == "fit" else 0)
-        trainer = super()._instantiate_trainer({**config, "plugins": plugins, "logger": [own, *others]}, callbacks)
-        # On SLURM, Lightning takes the newest hpc_ckpt_N.ckpt that lies here, whichever run's it is.
-        trainer._default_root_dir = os.fspath(place)  # type: ignore[attr-defined]
-        return trainer
-
     def before_fit(self) -> None:
+        self.stop.after_step = self.config[self.subcommand].stop_after_step
         self.held.enter_context(self.stop.watching(self.trainer))
         if self.trainer.is_global_zero and not is_trial(self.trainer):
             (logger,) = (one for one in self.trainer.loggers if isinstance(one, RunLogger))
             self.held.enter_context(locked(RunFolder(Path(logger.save_dir))))
             _ = logger.table  # a damaged one is reported now, not after the first epoch
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        kwargs["weights_only"] = True
-        if subcommand in ("validate", "test"):
-            kwargs["verbose"] = False
-        if subcommand == "predict":
-            kwargs["return_predictions"] = False
-        return kwargs
 
     # --- what a run says at its end
 
@@ -332,6 +329,11 @@ class PlifCLI(LightningCLI):
 
     def after_predict(self) -> None:
         print_evaluation(self.trainer, self.datamodule)
+
+
+def _as_list(given: Any) -> list[Any]:
+    """The values of an argument that takes one, several or none."""
+    return [*given] if isinstance(given, (list, tuple)) else [] if given is None else [given]
 
 
 def place_absolutely(data: Any) -> None:

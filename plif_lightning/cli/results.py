@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from plif_lightning.analysis import paper
 from plif_lightning.analysis.frame import write_frame
 from plif_lightning.analysis.leaderboard import comparison_table, gains_table, leaderboard_table
-from plif_lightning.analysis.results import published_runs, read_results, results_table, write_results
+from plif_lightning.analysis.results import results_table
 from plif_lightning.analysis.tables import (
     Table,
     earlier_work,
@@ -24,21 +25,26 @@ from plif_lightning.analysis.tables import (
 )
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
-from plif_lightning.runs.run import Run, find_runs
+from plif_lightning.runs.results import runs_in, write_results
+from plif_lightning.runs.run import Run
+from plif_lightning.runs.settings import Role, role
 from plif_lightning.runtime import program
 
 RUNS = "runs"  # default folder of a fit
-_TABLE = ", or a table of results such as configs/leaderboard/results.csv"
 
 
-def _parser(name: str, description: str, place: str = "") -> PlainParser:
+def _parser(name: str, description: str) -> PlainParser:
     parser = PlainParser(name, description)
-    parser.add_argument("--runs", help=f"folder that holds the runs{place} (default: runs)")
+    parser.add_argument(
+        "--runs",
+        help="folder that holds the runs, or a file of published ones such as configs/leaderboard/results.jsonl "
+        "(default: runs)",
+    )
     return parser
 
 
 def _tables_parser() -> PlainParser:
-    parser = _parser("tables", "Print the paper's tables, with this project's runs beside the paper's numbers.", _TABLE)
+    parser = _parser("tables", "Print the paper's tables, with this project's runs beside the paper's numbers.")
     parser.add_argument("--out", type=Path, help="folder for tables.md, and for a csv and a LaTeX file of each table")
     parser.add_argument(
         "--only", help="comma-separated tables: runs, 1, 2, 2b, 3, 4, 5, S1, S2, tau, leaderboard or gains"
@@ -51,18 +57,16 @@ def _tables_parser() -> PlainParser:
     )
     parser.add_argument("--show_runs", action="store_true", help="name the runs of each row, as csv files do")
     parser.add_argument(
-        "--results", type=Path, help="table of results, such as configs/results.csv: add a row for each finished run"
+        "--results", type=Path, help="file of published runs, such as configs/results.jsonl: add the finished ones"
     )
     return parser
 
 
 def _figures_parser() -> PlainParser:
-    parser = _parser(
-        "figures", "Draw the paper's figures from this project's runs, or a recording, as pdf and png.", _TABLE
-    )
+    parser = _parser("figures", "Draw the paper's figures from this project's runs, or a recording, as pdf and png.")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)")
     parser.add_argument("--recording", type=Path, help="draw this file of an event camera instead")
-    parser.add_argument("--only", help="comma-separated figures: 1b, 2, 5b, 6, 7, S1 to S5 or leaderboard")
+    parser.add_argument("--only", help="comma-separated figures: 1b, 2, 5b, 6, 7, S1 to S5, layers or leaderboard")
     return parser
 
 
@@ -81,7 +85,6 @@ def _runs_parser() -> PlainParser:
 
 # Columns of the list; the settings that differ follow.
 _LISTED = ("status", "data", "seed", "epochs", "accuracy", "minutes")
-_PLACES = ("data.root", "data.store", "trainer.default_root_dir")
 
 
 def runs(argv: list[str]) -> int:
@@ -105,7 +108,7 @@ def runs(argv: list[str]) -> int:
     else:
         listed = [name for name in _LISTED if name in frame.columns]
         told = ("data", "model", "trainer", "code", "changes")
-        listed += [n for n in differing if n.partition(".")[0] in told and n not in (*listed, *_PLACES)]
+        listed += [n for n in differing if n.partition(".")[0] in told and n not in listed and not role(n) & Role.PLACE]
         print(frame[listed].to_string(na_rep="", float_format=lambda value: f"{value:.4g}"))
     return 0
 
@@ -147,25 +150,17 @@ def tables(argv: list[str]) -> int:
     given = _tables_parser().parse_args(argv)
     baseline = _baseline(given.baseline)
     place = Path(given.runs or RUNS)
-    if place.is_file():
-        if given.results is not None:
-            raise UserError(f"--results adds runs to a table, and {place} has none of their folders: leave one out.")
-        runs = published_runs(place)
-        found = [leaderboard_table(runs, baseline), gains_table(runs, baseline)]
-    else:
-        # Without runs the paper's numbers are shown.
-        is_needed = given.runs is not None or given.results is not None
-        runs = find_runs(place) if is_needed or place.is_dir() else []
-        found = all_tables(runs, baseline)
+    # Without runs the paper's numbers are shown.
+    is_needed = given.runs is not None or given.results is not None
+    runs = runs_in(place) if is_needed or place.is_dir() else []
+    found = all_tables(runs, baseline)
     chosen = _chosen(given.only, [table.name for table in found])
     found = [table for table in found if table.name in chosen]
     for table in found if given.only else ():
         if not table.rows:
             print(f"note: {heading(table)}: no run belongs to it. {' '.join(table.notes)}", file=sys.stderr)
-    if place.is_file() and given.only is None:
-        found.append(results_table(read_results(place)))
     if given.results is not None:
-        found.append(results_table(write_results(given.results, runs)))
+        found.append(results_table(write_results(given.results, runs, [*paper.TITLES.values()])))
         for run in runs_without_a_test(runs):
             command = f"{program.shown()} test --ckpt_path {shlex.quote(str(run.folder.best))}"
             print(f"note: {run.name} has no row: its test set was never measured. {command}", file=sys.stderr)
@@ -186,10 +181,8 @@ def figures(argv: list[str]) -> int:
     if given.recording is not None:
         write_recording(given.recording, given.out)
         return 0
-    place = Path(given.runs or RUNS)
-    # The others need more than a row of a table of results.
-    names = _chosen(given.only, ["leaderboard"] if place.is_file() else [*FIGURES])
-    runs = published_runs(place) if place.is_file() else find_runs(place)
+    names = _chosen(given.only, [*FIGURES])
+    runs = runs_in(given.runs or RUNS)
     for problem in problems_of([run for run in runs if run.status == "unreadable"]):
         print(f"note: left out: {problem}", file=sys.stderr)
     return write_figures(runs, given.out, names)
@@ -200,6 +193,6 @@ def report(argv: list[str]) -> int:
     from plif_lightning.analysis.report import write_report
 
     given = _report_parser().parse_args(argv)
-    runs = find_runs(given.runs or RUNS)
+    runs = runs_in(given.runs or RUNS)
     write_report(runs, all_tables(runs), given.out)
     return 0

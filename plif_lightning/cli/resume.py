@@ -16,7 +16,7 @@ from plif_lightning.runs.code import PACKAGE, difference, hashes_of, sources_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.loading import loaded
 from plif_lightning.runs.run import read_run
-from plif_lightning.runs.settings import MAY_CHANGE, OF_TRAINING, SPLIT, differences, setting_in, settings
+from plif_lightning.runs.settings import Role, differences, role, setting_in, settings
 from plif_lightning.runtime import program
 from plif_lightning.runtime.files import relative, written_whole
 from plif_lightning.structure import FROM_DATA, Numbers
@@ -221,7 +221,7 @@ def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:
     """
     # Optimiser, schedule and augmentation are dropped: they may name any class to import, and an evaluation uses none.
     # data.class_path is imported, and must be a SpikingDataModule.
-    model = {name: value for name, value in stored["model"].items() if f"model.{name}" not in OF_TRAINING}
+    model = {name: value for name, value in stored["model"].items() if not role(f"model.{name}") & Role.TRAINING}
     _require_own_network(model.get("network"))
     arguments = stored["data"]["init_args"]
     data = {**stored["data"], "init_args": {name: v for name, v in arguments.items() if name != "augmentation"}}
@@ -349,15 +349,14 @@ def compare(expanded: Expanded, given: dict[str, Any]) -> list[str]:
     if stored.get("seed_everything") != given.get("seed_everything"):
         changed.append("seed_everything")
     if expanded.command == "fit":
-        refused = [name for name in changed if name not in MAY_CHANGE]
+        refused = [name for name in changed if not role(name) & Role.LENGTH]
     else:
-        counted = ("model.", "data", "trainer.precision", "trainer.limit_test_batches", "seed")
-        changed = [name for name in changed if name.startswith(counted) and not name.startswith(OF_TRAINING)]
+        changed = [name for name in changed if not role(name) & Role.TRAINING]
         if "trainer.limit_test_batches" not in new:  # a test of all samples is one, whatever the fit's own test had
             changed = [name for name in changed if name != "trainer.limit_test_batches"]
         of_data = ("data.class_path", "data.root")
         same_data = all(setting_in(stored, name) == setting_in(given, name) for name in of_data)
-        refused = [name for name in changed if name.startswith("model.") or (same_data and name in SPLIT)]
+        refused = [name for name in changed if name.startswith("model.") or (same_data and role(name) & Role.SPLIT)]
     if refused:
         values = ((name, _value(old, stored, name), _value(new, given, name)) for name in refused)
         what = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)

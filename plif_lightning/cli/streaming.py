@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -209,6 +209,18 @@ def _print_decision(network: "StreamingNetwork", class_names: Sequence[str]) -> 
     return False
 
 
+@contextmanager
+def _until_interrupted() -> Iterator[None]:
+    """End the block at Ctrl-C; Numba makes a SystemError of one that arrives while it calls a compiled function."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    except SystemError as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+
+
 def stream(argv: list[str]) -> int:
     """Classify a recording as its events arrive, and return the exit status: 1 without a decision."""
     given = _stream_parser().parse_args(argv)
@@ -216,7 +228,7 @@ def stream(argv: list[str]) -> int:
     _take_step_length(given, trained)
     network = _network(given, trained)
     latencies: list[float] = []
-    with suppress(KeyboardInterrupt):
+    with _until_interrupted():
         if given.every_ms is None:
             steps = _steps(given, network, trained)
         else:

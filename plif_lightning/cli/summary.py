@@ -22,7 +22,7 @@ from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.network.own import description, kernels_of
-from plif_lightning.runs.metrics import layer_values, neuron_kinds, read_metrics
+from plif_lightning.runs.metrics import layer_kinds, layer_values, read_metrics
 from plif_lightning.runs.settings import is_part
 from plif_lightning.runtime import program
 from plif_lightning.runtime.files import relative
@@ -180,9 +180,8 @@ def _add_best_epoch(
         table.add_row(
             "test accuracy", f"[bold green]{_percent(test['test/acc'])}[/] (measured once, on that epoch's weights)"
         )
-    for kind in neuron_kinds([best]):
-        _add_layers(table, kind, best, kind)
-    _add_layers(table, "firing rate", best, "rate")
+    for kind in layer_kinds([best]):
+        _add_layers(table, "firing rate" if kind == "rate" else kind, best, kind)
     if "train/samples_per_second" in metrics[-1]:
         table.add_row("speed", f"{metrics[-1]['train/samples_per_second']:.0f} training samples per second")
 

@@ -8,15 +8,15 @@ import os
 import re
 import shlex
 import subprocess
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, Protocol
 
-from filelock import Timeout
 from rich.console import Console
 
 from plif_lightning import configs
@@ -29,9 +29,8 @@ from plif_lightning.runs.lock import InUseError, locked
 from plif_lightning.runs.metrics import value_in_words
 from plif_lightning.runs.run import Run, read_run
 from plif_lightning.runtime import program
-from plif_lightning.runtime.files import file_lock, relative
+from plif_lightning.runtime.files import relative
 from plif_lightning.runtime.process import on_termination
-from plif_lightning.runtime.program import needed_by
 
 # Longest name of a run's folder: file systems end at 255 bytes, and there is a log of the same name.
 _LONGEST = 200
@@ -115,14 +114,18 @@ class Runner:
     """Runs jobs, each in a process of its own.
 
     Args:
-        jobs: number of concurrent processes; each gets an equal share of the cores.
+        processes: that run at a time; each gets an equal share of the cores.
+
+    Attributes:
+        stopped: set where no further run is to begin, and those that have begun are to stop.
     """
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
         self._environment = dict(os.environ)
-        if jobs > 1:
+        if processes > 1:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            self._environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+            self._environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
         self.stopped = Event()
 
     def run(self, job: Job, should_end: Callable[[], bool] = lambda: False) -> None:
@@ -134,9 +137,9 @@ class Runner:
         """
         run = read_run(job.folder.path)
         if run.status == "finished":
-            if run.command[: len(job.arguments)] != job.arguments:
+            if run.arguments[: len(job.arguments)] != job.arguments:
                 raise UserError(
-                    f"{job.folder.path} is finished, with other arguments: {shlex.join(run.command)}. Pass another "
+                    f"{job.folder.path} is finished, with other arguments: {shlex.join(run.arguments)}. Pass another "
                     "--runs, or move that folder away."
                 )
             job.state = "finished"
@@ -159,12 +162,11 @@ class Runner:
             if process.poll() is None and job.state == "running" and (self.stopped.is_set() or should_end()):
                 job.state = "stopped" if self.stopped.is_set() else "ended"
                 process.terminate()
-        if job.state == "running":
-            is_done = process.returncode == 0 and read_run(job.folder.path).status == "finished"
-            if is_done or not _is_taken(job):  # by a process that started a moment before
-                job.state = "finished" if is_done else "failed"
-        if job.state == "failed" and self.stopped.wait(1.0):  # a signal to all processes reaches the run, too
-            job.state = "stopped"
+        if process.returncode == 0 and read_run(job.folder.path).status == "finished":
+            job.state = "finished"  # perhaps just before it was to stop
+        elif job.state == "running" and not _is_taken(job):  # by a process that started a moment before
+            # A signal to all processes reaches the run, too.
+            job.state = "stopped" if self.stopped.wait(1.0) else "failed"
 
 
 def _is_taken(job: Job) -> bool:
@@ -239,13 +241,39 @@ def _finish(sweep: Sweep, root: Path, jobs: Sequence[Job]) -> int:
     return 1 if left else 0
 
 
-def _in_threads(runner: Runner, jobs: int, work: Callable[[], None]) -> bool:
-    """Call `work` in several threads until it returns; False if interrupted: then running processes are ended.
+class Runs(Protocol):
+    """The runs of a sweep: those of a grid, or those that a search asks for."""
 
-    So they are where a thread raises.
+    def jobs(self) -> Iterator[Job]:
+        """The next runs for a thread; each is that thread's alone until it asks for another one."""
+
+    def should_end(self, job: Job) -> bool:
+        """True if a run is to be ended early."""
+
+    def ended(self, job: Job) -> str:
+        """Take note of a run that has ended, and return its place, such as `[3/8]`; empty for one in use."""
+
+    def every(self) -> list[Job]:
+        """All runs so far."""
+
+
+def make_finished(sweep: Sweep, root: Path, runs: Runs, runner: Runner) -> int:
+    """Make the runs of a sweep finished, several at a time, and return the exit status.
+
+    It is 1 if a run failed, and 130 if interrupted: then running processes are ended, as they are where a thread
+    raises.
     """
-    with ThreadPoolExecutor(jobs) as pool:
-        calls = [pool.submit(work) for _ in range(jobs)]
+
+    def work() -> None:
+        for job in runs.jobs():
+            runner.run(job, partial(runs.should_end, job))
+            if job.state != "stopped" and (place := runs.ended(job)):
+                _print_end(sweep, job, place)
+            if runner.stopped.is_set():
+                return
+
+    with ThreadPoolExecutor(runner.processes) as pool:
+        calls = [pool.submit(work) for _ in range(runner.processes)]
         try:
             for call in as_completed(calls):
                 call.result()
@@ -254,213 +282,53 @@ def _in_threads(runner: Runner, jobs: int, work: Callable[[], None]) -> bool:
             if not isinstance(error, KeyboardInterrupt):
                 raise
             _print("interrupted: the same command resumes the runs.")
-    return not runner.stopped.is_set()
+    return 130 if runner.stopped.is_set() else _finish(sweep, root, runs.every())
 
 
-def run_grid(sweep: Sweep, root: Path, given: Any, overrides: Sequence[str]) -> int:
-    """Run a grid or a share of it, and return the exit status: 1 if a run failed, 130 if interrupted."""
+class Grid:
+    """Runs that are known at the beginning.
+
+    Args:
+        jobs: its runs.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs, self._waiting, self._again = jobs, deque(jobs), deque[Job]()
+        self._in_use: set[str] = set()
+        self._numbers = itertools.count(1)
+
+    def jobs(self) -> Iterator[Job]:
+        while self._waiting or self._again:  # those in use once more: another process may have ended meanwhile
+            try:
+                job = (self._waiting or self._again).popleft()
+            except IndexError:  # another thread has taken the last one
+                return
+            yield job
+
+    def should_end(self, job: Job) -> bool:
+        return False
+
+    def ended(self, job: Job) -> str:
+        if job.state == "in use" and job.name not in self._in_use:
+            self._in_use.add(job.name)
+            self._again.append(job)
+            return ""
+        return f"[{next(self._numbers)}/{len(self._jobs)}]"
+
+    def every(self) -> list[Job]:
+        return [*self._jobs]
+
+
+def grid_of(sweep: Sweep, root: Path, overrides: Sequence[str], index: str | None) -> list[Job]:
+    """The runs of a grid, or a share of them.
+
+    Raises:
+        UserError: two of them would have one folder.
+    """
     every = [job_of(sweep, root, point, overrides) for point in sweep.points()]
     if len({job.name for job in every}) < len(every):
         raise UserError("two runs of the sweep have the same name: give each value once, and shorter ones.")
-    jobs = every[share(given.index, len(every))] if given.index else every
-    if given.dry_run:
-        _print("\n".join(shown(job.command) for job in jobs))
-        return 0
-    _print(f"{sweep.name}: {len(jobs)} runs in {relative(root)}")
-    waiting, numbers = iter(jobs), itertools.count(1)
-    runner = Runner(given.jobs)
-
-    def work() -> None:
-        for job in waiting:
-            runner.run(job)
-            _print_end(sweep, job, f"[{next(numbers)}/{len(jobs)}]")
-            if runner.stopped.is_set():
-                return
-
-    if not _in_threads(runner, given.jobs, work):
-        return 130
-    for job in jobs:
-        if job.state == "in use":  # once more: it may have ended meanwhile
-            runner.run(job)
-    return _finish(sweep, root, jobs)
-
-
-# --- searches
-
-
-def distribution(key: str, spec: dict[str, Any]) -> Any:
-    """Optuna's distribution for a parameter of W&B's file.
-
-    Raises:
-        UserError: the specification has another form.
-
-    >>> distribution("lr", {"min": 0.001, "max": 0.1, "distribution": "log_uniform_values"})
-    FloatDistribution(high=0.1, log=True, low=0.001, step=None)
-    """
-    with needed_by("a search"):
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if {"value", "values"} & {*spec}:
-        # Optuna's choices are numbers and texts; others go by their JSON.
-        return CategoricalDistribution([json.dumps(value) for value in spec.get("values", [spec.get("value")])])
-    low, high, kind = (spec.get(name) for name in ("min", "max", "distribution"))
-    if isinstance(low, int) and isinstance(high, int) and kind in (None, "int_uniform", "q_uniform"):
-        return IntDistribution(low, high, step=spec.get("q", 1))
-    if isinstance(low, (int, float)) and isinstance(high, (int, float)):
-        if kind == "q_uniform":
-            return FloatDistribution(low, high, step=spec.get("q", 1))
-        if kind in (None, "uniform", "log_uniform_values"):
-            return FloatDistribution(low, high, log=kind == "log_uniform_values")
-    raise UserError(
-        f"parameter {key} must have `value`, `values`, or numbers `min` and `max` with the distribution uniform, "
-        f"int_uniform, q_uniform or log_uniform_values, got {spec}."
-    )
-
-
-class Search:
-    """A search in a folder, which several processes may share, and which a later call continues.
-
-    Args:
-        sweep: with method random or bayes.
-        root: folder of its runs and of Optuna's journal.
-        overrides: arguments of main.py for all runs.
-        seed: of the sampler; None for another one at each call.
-    """
-
-    def __init__(self, sweep: Sweep, root: Path, overrides: Sequence[str], seed: int | None = None) -> None:
-        with needed_by("a search"):
-            import optuna
-        from optuna.storages.journal import JournalFileBackend
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.sweep, self.root, self.overrides, self.seed = sweep, root, overrides, seed
-        self.space = {key: distribution(key, spec) for key, spec in sweep.parameters.items()}
-        pruner: Any = optuna.pruners.NopPruner()
-        if (early := sweep.early_terminate) is not None:
-            least, most, eta = early.get("min_iter", 1), early.get("max_iter", "auto"), early.get("eta", 3)
-            pruner = optuna.pruners.HyperbandPruner(least, most, eta)
-        self.study = optuna.create_study(
-            storage=optuna.storages.JournalStorage(JournalFileBackend(str(root / "search.journal"))),
-            study_name="search",
-            direction="maximize" if sweep.maximise else "minimize",
-            pruner=pruner,
-            load_if_exists=True,
-        )
-        described = {
-            "metric": sweep.metric,
-            "parameters": sweep.parameters,
-            "arguments": [*sweep.arguments, *overrides],
-        }
-        known = json.loads(json.dumps(described))
-        if self.study.user_attrs.get("sweep", known) != known:
-            raise UserError(
-                f"{root} holds a search with another metric, other parameters or arguments: pass another --runs, or "
-                "move that folder away."
-            )
-        self.study.set_user_attr("sweep", known)
-        self.skipped: set[int] = set()  # trials whose run another process trains
-
-    def claimed(self, cap: int) -> Iterator[Any]:
-        """Trials to run, each held by a lock within the loop: those that killed processes left, then new ones."""
-        import optuna
-
-        while True:
-            with contextlib.ExitStack() as held:
-                with file_lock(self.root / ".claim.lock"):
-                    known = self.study.get_trials(deepcopy=False)
-                    running = {one.number for one in known if one.state.name == "RUNNING"} - self.skipped
-                    left = next((number for number in sorted(running) if self._hold(held, number)), None)
-                    if left is None and len(known) >= cap:
-                        return
-                    self.study.sampler = self._sampler(len(known) if left is None else left)
-                    if left is None:
-                        trial = self.study.ask(self.space)
-                        self._hold(held, trial.number)
-                    else:
-                        trial = optuna.trial.Trial(self.study, known[left]._trial_id)
-                        for key, space in self.space.items():  # what the killed process had not drawn yet
-                            trial._suggest(key, space)
-                yield trial
-
-    def _sampler(self, number: int) -> Any:
-        """The sampler of a trial: with a seed, of every trial another one, whichever process asks."""
-        import optuna
-
-        seed = None if self.seed is None else (self.seed * 10**6 + number) % 2**32
-        if self.sweep.method == "random":
-            return optuna.samplers.RandomSampler(seed)
-        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-
-    def _hold(self, held: contextlib.ExitStack, number: int) -> bool:
-        """Hold a trial until `held` ends; False if another process or thread does."""
-        try:
-            held.enter_context(file_lock(self.root / f".{number:04d}.lock", blocking=False))
-        except Timeout:
-            return False
-        return True
-
-    def job(self, trial: Any) -> Job:
-        """The run of a trial."""
-        point = {key: self._value(key, value) for key, value in trial.params.items()}
-        free = {key: value for key, value in point.items() if "value" not in self.sweep.parameters[key]}
-        short = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in free.items()}
-        return job_of(self.sweep, self.root, point, self.overrides, f"{trial.number:04d}_{run_name(short)}"[:100])
-
-    def _value(self, key: str, value: Any) -> Any:
-        return json.loads(value) if hasattr(self.space[key], "choices") else value
-
-    def should_end(self, trial: Any, job: Job) -> bool:
-        """Report the epochs that are new, and say if the pruner ends the run."""
-        run = read_run(job.folder.path)
-        known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
-        metric = run.val_key if self.sweep.metric in ("val/acc", "test_as_val/acc") else self.sweep.metric
-        for epoch, value in zip(*run.curve(metric), strict=True):
-            if int(epoch) not in known and math.isfinite(value):
-                trial.report(value, int(epoch))
-                if trial.should_prune():
-                    return run.epochs != run.setting("trainer.max_epochs")
-        return False
-
-    def run(self, runner: Runner, cap: int, done: list[Job]) -> None:
-        """Run trials until there are `cap`."""
-        from optuna.trial import TrialState
-
-        for trial in self.claimed(cap):
-            job = self.job(trial)
-            done.append(job)
-            runner.run(job, partial(self.should_end, trial, job))
-            if job.state == "stopped":
-                return  # it is resumed with the search
-            if job.state == "in use":
-                self.skipped.add(trial.number)
-                continue
-            value = score(self.sweep, job.folder) if job.state == "finished" else None
-            if job.state == "finished" and value is None:
-                job.state = "failed"  # without the sweep's metric
-            state = {"ended": TrialState.PRUNED, "failed": TrialState.FAIL}.get(job.state)
-            self.study.tell(trial, value, state=state)
-            _print_end(self.sweep, job, f"[{trial.number + 1}/{cap}]")
-
-
-def run_search(sweep: Sweep, root: Path, given: Any, overrides: Sequence[str]) -> int:
-    """Run a search to its number of runs, and return the exit status: 1 if a run failed, 130 if interrupted."""
-    cap: Any = sweep.run_cap if given.cap is None else given.cap
-    require_count("a search has no end by itself: run_cap, or --cap,", cap)
-    if given.dry_run:
-        _print("\n".join(f"{key}: {distribution(key, spec)}" for key, spec in sweep.parameters.items()))
-        return 0
-    root.mkdir(parents=True, exist_ok=True)
-    search, runner = Search(sweep, root, overrides, given.seed), Runner(given.jobs)
-    _print(f"{sweep.name}: {cap} runs by {sweep.method} search in {relative(root)}")
-    done: list[Job] = []
-    if not _in_threads(runner, given.jobs, lambda: search.run(runner, cap, done)):
-        return 130
-    names = {job.name for job in done}
-    finished = [one for one in search.study.get_trials(deepcopy=False) if one.state.name == "COMPLETE"]
-    others = [job for job in map(search.job, finished) if job.name not in names]
-    for job in others:
-        job.state = "finished"
-    return _finish(sweep, root, [*others, *done])
+    return every[share(index, len(every))] if index else every
 
 
 def parser() -> PlainParser:
@@ -507,5 +375,22 @@ def sweep(argv: list[str]) -> int:
     for_other = ("cap", "seed") if read.method == "grid" else ("index", "grid")
     if any(getattr(given, option) for option in for_other):
         raise UserError(f"--{' and --'.join(for_other)} are not for method {read.method}.")
+    runs: Runs
+    if read.method == "grid":
+        jobs = grid_of(read, root, overrides, given.index)
+        if given.dry_run:
+            _print("\n".join(shown(job.command) for job in jobs))
+            return 0
+        runs, what = Grid(jobs), f"{len(jobs)} runs"
+    else:
+        from plif_lightning.cli.search import Search, distribution
+
+        if given.dry_run:
+            _print("\n".join(f"{key}: {distribution(key, spec)}" for key, spec in read.parameters.items()))
+            return 0
+        cap: Any = read.run_cap if given.cap is None else given.cap
+        require_count("a search has no end by itself: run_cap, or --cap,", cap)
+        runs, what = Search(read, root, overrides, cap, given.seed), f"{cap} runs by {read.method} search"
+    _print(f"{read.name}: {what} in {relative(root)}")
     with on_termination(_interrupt):
-        return (run_grid if read.method == "grid" else run_search)(read, root, given, overrides)
+        return make_finished(read, root, runs, Runner(given.jobs))

@@ -81,12 +81,16 @@ def layer_values(row: dict[str, float], kind: str) -> dict[str, float]:
     return {key.removeprefix(f"{kind}/"): value for key, value in row.items() if key.startswith(f"{kind}/")}
 
 
-def neuron_kinds(metrics: Iterable[Mapping[str, float]]) -> list[str]:
-    """Names of the neurons' parameters that rows hold for layers, such as `tau`: all values of layers but `rate`."""
+# Axes and heads of what `LayerMonitor` records of each layer; others go by their names.
+LAYER_TITLES = {"tau": "tau [time-steps]", "rate": "firing rate [spikes per neuron and step]"}
+
+
+def layer_kinds(metrics: Iterable[Mapping[str, float]]) -> list[str]:
+    """Kinds of values that rows hold for layers, as `KIND/LAYER`: `tau`, `rate` and whatever else a callback logs."""
     keys = dict.fromkeys(key for row in metrics for key in row)
     layers = {key.partition("/")[2] for key in keys if key.startswith(("rate/", "tau/"))}
     kinds = dict.fromkeys(kind for kind, _, layer in (key.partition("/") for key in keys) if layer in layers)
-    return [kind for kind in kinds if kind != "rate"]
+    return sorted(kinds, key=lambda kind: ([*LAYER_TITLES, kind].index(kind), kind))
 
 
 class MetricsTable:

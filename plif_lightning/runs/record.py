@@ -57,7 +57,9 @@ def begin(
     changes = [*before.get("changes", [])]
     known = before.get("settings", settings)
     settings = {**settings, **{name: known[name] for name in ("ckpt_path",) if name in known}}
-    changes += [[step, name, settings.get(name)] for name in differences(known, settings) if _matters(name, settings)]
+    changed = [name for name in differences(known, settings) if _matters(name, settings)]
+    changes += [[step, name, settings.get(name)] for name in changed]
+    resumed = [*before.get("resumed", []), *([[step, [*arguments[1:]]]] if changed else [])]
     code = hashes_of(sources or {})
     if step is not None and (edited := sorted(differences(before.get("code") or {}, code))):
         changes.append([step, "code", {name: code.get(name) for name in edited}])
@@ -73,7 +75,8 @@ def begin(
             earlier.append(value)
         around[name] = ", then ".join(earlier)
     given = before.get("arguments", list(arguments))
-    lengths = [name for name in differences(known, settings) if name.startswith("trainer.max_")]
+    # A length that no schedule depends on might have been given at once.
+    lengths = [n for n in differences(known, settings) if n.startswith("trainer.max_") and n not in changed]
     of_run = dict(settings) | ({"changes": changes} if changes else {}) | ({"code": code} if code else {})
     content = f"{data.get('content')} {data.get('test_content')}"
     update(
@@ -81,6 +84,7 @@ def begin(
         arguments=[*given, *(f"--{name}={settings.get(name, defaults()[name])}" for name in lengths)],
         settings=dict(settings),
         changes=changes or None,
+        resumed=resumed or None,
         code=code or None,
         key=key(of_run, content),
         data=dict(data),

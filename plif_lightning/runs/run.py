@@ -13,6 +13,7 @@ from plif_lightning.runs.metrics import layer_values, read_metrics
 from plif_lightning.runs.record import is_alive
 from plif_lightning.runs.settings import protocol, setting_in, usual_ties
 from plif_lightning.runtime import program
+from plif_lightning.structure import Structure, parse
 
 Status = Literal["finished", "running", "unfinished", "unreadable"]
 
@@ -83,10 +84,16 @@ class Run:
         return [tuple(one) for one in found] if isinstance(found, list) else []
 
     @property
-    def command(self) -> list[str]:
-        """Arguments of main.py."""
+    def arguments(self) -> list[str]:
+        """Arguments of main.py of the first call, the last lengths included; empty if unknown."""
         found = self.record.get("arguments")
         return [str(one) for one in found] if isinstance(found, list) else []
+
+    @property
+    def resumptions(self) -> list[tuple[int, list[str]]]:
+        """Step and options of each call that resumed the run with changes."""
+        found = self.record.get("resumed")
+        return [(step, [*map(str, options)]) for step, options in found] if isinstance(found, list) else []
 
     @property
     def started(self) -> float:
@@ -98,6 +105,14 @@ class Run:
         """Class name of the data module; the full path if it is not part of plif_lightning."""
         path = str(self.setting("data.class_path", "?"))
         return path.rsplit(".", 1)[-1] if path.startswith("plif_lightning.") else path
+
+    @property
+    def structure(self) -> Structure | None:
+        """The network's layers; None of a user-defined one, or where they cannot be read."""
+        try:
+            return parse(str(self.record["structure"]))
+        except (KeyError, UserError):
+            return None
 
     @property
     def epochs(self) -> int:
@@ -121,6 +136,8 @@ class Run:
     @property
     def best_metrics(self) -> dict[str, float]:
         """Metrics of the epoch with the best validation; empty before the first."""
+        if (known := self.record.get("best_epoch")) is not None:  # of a published run that kept no accuracy of it
+            return next((row for row in self.metrics if row["epoch"] + 1 == known), {})
         rows = [row for row in self.metrics if 0 <= row.get(self.val_key, math.nan) <= 1]
         if self.best_of_ties == "last":
             rows.reverse()
@@ -130,7 +147,7 @@ class Run:
     def best(self) -> tuple[int, float] | None:
         """Epoch (from 1) and accuracy (0 to 1) of the best validation; None before the first."""
         row = self.best_metrics
-        return (int(row["epoch"]) + 1, row[self.val_key]) if row else None
+        return (int(row["epoch"]) + 1, row[self.val_key]) if self.val_key in row else None
 
     @property
     def test(self) -> float | None:
@@ -237,8 +254,7 @@ def find_runs(root: Path | str) -> list[Run]:
     """
     root = Path(root)
     if not root.is_dir():
-        why = "is a file" if root.exists() else "does not exist"
-        raise UserError(f"runs must be a folder, got {root}, which {why}.")
+        raise UserError(f"runs must be a folder, got {root}, which does not exist.")
     found = []
     for folder, below, files in walked(root, _by_number):
         if "run.json" in files:

@@ -5,31 +5,112 @@ import importlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping
+from enum import Flag, auto
 from functools import cache
 from typing import Any
 
 from plif_lightning.errors import UserError
 from plif_lightning.structure import NUMBERS, Numbers, numbers_of, parse
 
-# Settings of network and data that say how a run computes or where its files lie, not what it is.
-_NOT_COUNTED = {
-    *("model.backend", "model.sparse", "data.root", "data.store", "data.num_workers", "data.download"),
-    *("data.eval_batch_size", "data.allow_partial"),
+
+class Role(Flag):
+    """What a setting is for. One without a role is what a run is, in training and in evaluation.
+
+    Attributes:
+        PLACE: where files lie and what is shown: neither in the key nor in the command that repeats a run.
+        HOW: how it computes: in that command, not in the key.
+        LENGTH: may change when a run is resumed; the record has the change.
+        TRAINING: an evaluation does not use it.
+        SPLIT: chooses the samples that are held out; with others an evaluation would measure samples of the training.
+        COLUMN: tables and figures show it apart from the other settings.
+        EFFORT: how long, how hard and how large a network is trained, which the paper's setting leaves open.
+    """
+
+    NONE = 0
+    PLACE = auto()
+    HOW = auto()
+    LENGTH = auto()
+    TRAINING = auto()
+    SPLIT = auto()
+    COLUMN = auto()
+    EFFORT = auto()
+
+
+# The only list of settings: the role of each by its dotted name, or by that of a block or class that it belongs to.
+ROLES = {
+    "accept_edited_code": Role.PLACE,
+    "best_of_ties": Role.TRAINING,
+    "checkpoint": Role.PLACE,
+    "ckpt_path": Role.TRAINING,
+    "data": Role.COLUMN,
+    "data.allow_partial": Role.HOW,
+    "data.augmentation": Role.TRAINING,
+    "data.batch_size": Role.TRAINING | Role.LENGTH,
+    "data.download": Role.HOW,
+    "data.drop_last": Role.TRAINING,
+    "data.eval_batch_size": Role.HOW,
+    "data.holdout_fraction": Role.SPLIT,
+    "data.num_workers": Role.PLACE,
+    "data.root": Role.PLACE,
+    "data.source": Role.SPLIT,
+    "data.split": Role.SPLIT,
+    "data.store": Role.PLACE,
+    "data.test_fraction": Role.SPLIT,
+    "data.time_steps": Role.COLUMN,
+    "data.validation": Role.SPLIT | Role.COLUMN,
+    "model.backend": Role.HOW,
+    "model.channels": Role.EFFORT,
+    "model.dropout": Role.EFFORT,
+    "model.early_time_steps": Role.EFFORT,
+    "model.fc_features": Role.EFFORT,
+    "model.init_tau": Role.COLUMN,
+    "model.lr_scheduler": Role.TRAINING | Role.EFFORT,
+    "model.n_conv": Role.EFFORT,
+    "model.n_down": Role.EFFORT,
+    "model.n_fc": Role.EFFORT,
+    "model.optimizer": Role.TRAINING | Role.EFFORT,
+    "model.pooling": Role.COLUMN,
+    "model.sparse": Role.HOW,
+    "model.structure": Role.EFFORT,
+    "model.votes_per_class": Role.EFFORT,
+    "run_folder": Role.PLACE,
+    "stop_after_step": Role.PLACE,
+    "trainer": Role.HOW,
+    "trainer.accumulate_grad_batches": Role.TRAINING,
+    "trainer.callbacks": Role.TRAINING,
+    "trainer.check_val_every_n_epoch": Role.TRAINING,
+    "trainer.default_root_dir": Role.PLACE,
+    "trainer.enable_progress_bar": Role.PLACE,
+    "trainer.gradient_clip_algorithm": Role.TRAINING,
+    "trainer.gradient_clip_val": Role.TRAINING,
+    "trainer.limit_test_batches": Role.NONE,
+    "trainer.limit_train_batches": Role.TRAINING,
+    "trainer.limit_val_batches": Role.TRAINING,
+    "trainer.max_epochs": Role.TRAINING | Role.LENGTH | Role.COLUMN,
+    "trainer.max_steps": Role.TRAINING | Role.LENGTH,
+    "trainer.max_time": Role.TRAINING | Role.LENGTH,
+    "trainer.min_epochs": Role.TRAINING,
+    "trainer.min_steps": Role.TRAINING,
+    "trainer.plugins": Role.TRAINING,
+    "trainer.precision": Role.NONE,
+    "trainer.strategy.ddp_comm_hook": Role.TRAINING,
+    "trainer.val_check_interval": Role.TRAINING,
 }
-# Settings of the Trainer that count, with their defaults; others say how it computes and what it shows.
-_OF_TRAINER: dict[str, Any] = dict.fromkeys(
-    (
-        *("max_epochs", "max_time", "min_epochs", "min_steps", "val_check_interval", "callbacks", "plugins"),
-        *("gradient_clip_val", "gradient_clip_algorithm"),
-    )
-) | {"max_steps": -1, "precision": "32-true", "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1}
-_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
-# Settings that count and that a resumed run may change.
-MAY_CHANGE = {"trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "data.batch_size"}
-# Settings that an evaluation does not use.
-OF_TRAINING = ("model.optimizer", "model.lr_scheduler", "data.augmentation", "data.batch_size", "data.drop_last")
-# Settings that choose the samples that are held out: with others an evaluation would measure samples of the training.
-SPLIT = ("data.validation", "data.holdout_fraction", "data.test_fraction", "data.split", "data.source")
+# Defaults of the Trainer's settings that are not None.
+_OF_TRAINER = {"max_steps": -1, "precision": "32-true", "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1}
+
+
+def role(name: str) -> Role:
+    """The role of a setting, such as `data.time_steps`, or of an argument of a class, such as `model.optimizer.lr`."""
+    if name in ROLES:
+        return ROLES[name]
+    above = name
+    while above := above.rpartition(".")[0]:
+        if above in ROLES:
+            return ROLES[above] & ~Role.COLUMN
+    return Role.NONE
+
+
 _PACKAGE = "plif_lightning."
 # Callbacks of the Trainer that only show something.
 _SHOWING = ("ProgressBar", "LearningRateMonitor", "DeviceStatsMonitor", "ModelSummary")
@@ -52,14 +133,20 @@ def settings(config: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
     found = {"data.validation": validation_of(config)} if data else {}
     found |= dict(_of_class("data", data))
     found |= dict(_of_block("model", by_numbers(model)))
-    counted = {name: trainer.get(name, default) for name, default in _OF_TRAINER.items()}
-    counted |= {name: limit for name in _LIMITS if is_part(limit := trainer.get(name))}
+    counted = {name: trainer.get(name, _OF_TRAINER.get(name)) for name in _counted_of_trainer()}
+    counted = {name: value for name, value in counted.items() if not name.startswith("limit_") or is_part(value)}
     found |= dict(_of_block("trainer", {**counted, "callbacks": _callbacks(counted["callbacks"])}))
     if hook := setting_in(config, "trainer.strategy.ddp_comm_hook"):  # which may round gradients
         found["trainer.strategy.ddp_comm_hook"] = hook
     if config.get("best_of_ties") is not None and config["best_of_ties"] != usual_ties(protocol(config)):
         found["best_of_ties"] = config["best_of_ties"]
-    return {name: value for name, value in found.items() if name not in _NOT_COUNTED}
+    return {name: value for name, value in found.items() if not role(name) & (Role.PLACE | Role.HOW)}
+
+
+def _counted_of_trainer() -> list[str]:
+    """The Trainer's own settings that are part of what a run is."""
+    names = (name.removeprefix("trainer.") for name, of in ROLES.items() if not of & (Role.PLACE | Role.HOW))
+    return [name for name in names if f"trainer.{name}" in ROLES and "." not in name]
 
 
 def key(found: Mapping[str, Any], content: str = "") -> str:
@@ -138,7 +225,7 @@ def defaults() -> dict[str, Any]:
 
     of_model = {**DEFAULTS, **defaults_of(SpikingClassifier)}
     return {f"model.{name}": value for name, value in of_model.items()} | {
-        f"trainer.{name}": value for name, value in _OF_TRAINER.items()
+        f"trainer.{name}": _OF_TRAINER.get(name) for name in _counted_of_trainer()
     }
 
 

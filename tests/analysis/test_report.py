@@ -54,7 +54,7 @@ def test_the_page_opens_with_settings_and_holds_figures_runs_and_commands(page_o
     assert (a[1], a[3], a[4], a[-1]) == ("PLIF, tau_0 = 2", "75.00", "2", "a")
     assert (b[1], b[2], b[3], b[-1]) == ("PLIF, tau_0 = 16", "3", "95.00", "b")
     assert (c[0], c[6]) == ("N-MNIST", "unfinished")
-    assert "python main.py fit --config configs/fashionmnist.yaml" in text
+    assert "python main.py fit --config fashionmnist" in text
     for name in ("6", "7", "S2"):  # S2: spikes of a recorded sample
         assert f"<figcaption>Figure {name}. " in text
     # Only the paper's tables with a run.

@@ -38,7 +38,7 @@ def fit(*arguments):
 def test_a_run_tells_its_command_result_and_weights():
     given = fit("--trainer.max_epochs", "2", "--run_folder", "here")
     run = read_run(Path("here"))
-    assert (run.status, run.command, run.problems) == ("finished", given, [])
+    assert (run.status, run.arguments, run.problems) == ("finished", given, [])
     assert run.tested_samples == 359
     assert run.accuracy == json.loads(run.folder.record.read_text())["test"]
     rows = read_histograms(run.folder)
@@ -50,7 +50,7 @@ def test_a_resumed_run_keeps_its_command_and_its_rows():
     given = fit("--trainer.max_epochs", "1", "--run_folder", "here")
     main(["fit", "--run_folder", "here", "--trainer.max_epochs", "2"])
     run = read_run(Path("here"))
-    assert run.command == [*given, "--trainer.max_epochs=2"]
+    assert run.arguments == [*given, "--trainer.max_epochs=2"]
     first, second = ([row for row in read_histograms(run.folder) if row.layer == layer] for layer in ("fc1", "fc2"))
     assert [row.epoch for row in first] == [row.epoch for row in second] == [0, 1, 2]
     lines = (run.folder.path / "weights.jsonl").read_text().splitlines()

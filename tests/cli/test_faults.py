@@ -25,6 +25,7 @@ from plif_lightning.callbacks.stopping import StopOnSignal
 from plif_lightning.cli import main
 from plif_lightning.cli.lightning import PlifCLI
 from plif_lightning.errors import UserError
+from plif_lightning.runs.command import commands
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.lock import locked
 from plif_lightning.runs.record import update
@@ -113,6 +114,29 @@ def test_a_signal_saves_and_prints_the_command_that_resumes(
     main([*command, *SILENT[:2]])
     assert same(load("run/checkpoints/last.ckpt")["state_dict"], expected)
     assert read_run(Path("run")).status == "finished"
+
+
+def test_the_commands_of_a_run_that_was_stopped_and_changed_repeat_it_exactly(monkeypatch):
+    """Within an epoch and behind one, with a schedule that depends on the length."""
+    with monkeypatch.context() as patch:
+        told_at(patch, 10, signal.SIGTERM)
+        assert ended(*EIGHT, "--model.lr_scheduler", "OneCycle", "--run_folder", "run") == 143
+    with monkeypatch.context() as patch:
+        told_at(patch, 12, signal.SIGINT)
+        assert exit_status("fit", "--run_folder", "run", "--data.batch_size", "32", *SILENT[:2]) == 130
+    main(["fit", "--run_folder", "run", *SILENT[:2]])
+    main(["fit", "--run_folder", "run", "--trainer.max_epochs", "4", *SILENT[:2]])
+    run = read_run(Path("run"))
+    calls = commands(run)
+    assert [call[-1].partition("=")[0] for call in calls] == ["--stop_after_step", "--stop_after_step", "--run_folder"]
+    for call in calls:
+        assert exit_status(*call, *SILENT[:2]) == 0
+    again = read_run(Path("runs/run_again"))
+    assert again.status == "finished"
+    assert again.key == run.key
+    one, other = (load(folder / "checkpoints/last.ckpt") for folder in (run.folder.path, again.folder.path))
+    assert same(one["state_dict"], other["state_dict"])
+    assert one["global_step"] == other["global_step"]
 
 
 @pytest.fixture
@@ -314,7 +338,7 @@ def test_a_run_folder_is_started_resumed_and_left_alone_once_it_is_finished(stra
     fit(*EIGHT, *auto)
     assert same(load("run/checkpoints/last.ckpt")["state_dict"], expected)
     assert [row["epoch"] for row in rows("run/metrics.csv") if row["train/loss"]] == ["0", "1", "2"]
-    command_of = read_run(Path("run")).command
+    command_of = read_run(Path("run")).arguments
     assert command_of == ["fit", "--config", QUICKSTART, *SILENT, *EIGHT, *auto]
     before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.is_file()}
     assert ended(*EIGHT, *auto) == 0

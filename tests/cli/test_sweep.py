@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from plif_lightning.cli import main
-from plif_lightning.cli.sweep import Job, Runner, Search, _in_threads, distribution, job_of, run_name, share
-from plif_lightning.cli.sweep_file import read_sweep
+from plif_lightning.cli.search import Search, distribution
+from plif_lightning.cli.sweep import Grid, Job, Runner, job_of, make_finished, run_name, share
+from plif_lightning.cli.sweep_file import Sweep, read_sweep
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.lock import in_use, locked
@@ -249,10 +250,10 @@ def test_a_run_that_another_process_takes_first_has_not_failed(monkeypatch):
     assert job.state == "failed"  # by itself
 
 
-def a_search(folder, method="random", seed=10**6, **changes):
+def a_search(folder, method="random", cap=1, **changes):
     """A search that has run nothing."""
     folder.mkdir(exist_ok=True)
-    return Search(read_sweep(write(folder / "s.yaml", method, **changes)), folder, [], seed)
+    return Search(read_sweep(write(folder / "s.yaml", method, **changes)), folder, [], cap, seed=10**6)
 
 
 def trials(root):
@@ -299,11 +300,11 @@ def test_what_a_method_cannot_run_is_refused(method, changes, arguments, message
 @pytest.mark.parametrize("method", ["random", "bayes"])
 def test_a_seed_gives_the_same_parameters_whichever_process_asks(method, tmp_path):
     def asked(folder, cap):
-        search, found = a_search(tmp_path / folder, method), []
-        for trial in search.claimed(cap):
-            found.append(trial.params)
-            search.study.tell(trial, 0.5)
-        return found
+        search, numbers = a_search(tmp_path / folder, method, cap), []
+        for job in search.jobs():
+            numbers.append(int(job.name.partition("_")[0]))
+            search.study.tell(numbers[-1], 0.5)
+        return [search.study.trials[number].params for number in numbers]
 
     whole = asked("a", 4)
     assert len({point["model.init_tau"] for point in whole}) == 4
@@ -355,7 +356,9 @@ def test_processes_share_a_search_and_lose_no_trial_of_one_that_was_killed():
 def test_a_trial_whose_parameters_are_half_drawn_is_completed(tmp_path):
     search = a_search(tmp_path)
     half = search.study.ask({"model.init_tau": search.space["model.init_tau"]})
-    trial = next(a_search(tmp_path).claimed(1)).params
+    next(a_search(tmp_path).jobs())
+    (found,) = trials(tmp_path)
+    trial = found.params
     assert trial == {**half.params, "model.neuron": trial["model.neuron"]}
 
 
@@ -363,7 +366,7 @@ class Written:
     """A runner whose runs are written: the accuracy of four epochs, of as many as there should be."""
 
     def __init__(self, *runs):
-        self.stopped, self._runs = Event(), iter(runs)
+        self.processes, self.stopped, self._runs = 1, Event(), iter(runs)
 
     def run(self, job, should_end):
         level, epochs = next(self._runs)
@@ -375,12 +378,12 @@ class Written:
 
 def test_bad_runs_end_early_and_count(tmp_path):
     early = {"type": "hyperband", "min_iter": 1, "eta": 3}
-    search = a_search(tmp_path, early_terminate=early)
     runs = [(0.9, 9)] * 4 + [(0.1, 9)] * 2 + [(0.1, 4), (0, 9)]  # the last but one has no epoch left, the last fails
-    search.run(Written(*runs), len(runs), [])
+    search = a_search(tmp_path, cap=len(runs), early_terminate=early)
+    assert make_finished(search.sweep, tmp_path, search, Written(*runs)) == 1
     expected = ["COMPLETE"] * 4 + ["PRUNED"] * 2 + ["COMPLETE", "FAIL"]
     assert [trial.state.name for trial in trials(tmp_path)] == expected
-    assert list(a_search(tmp_path, early_terminate=early).claimed(len(runs))) == []
+    assert list(a_search(tmp_path, cap=len(runs), early_terminate=early).jobs()) == []
 
 
 @pytest.mark.parametrize("state", ["finished", "failed"])
@@ -411,18 +414,44 @@ def test_what_is_swept_is_not_replaced_behind_the_dashes(capsys):
     assert "--model.init_tau is swept: behind -- it would replace every value" in capsys.readouterr().err
 
 
-def test_where_a_thread_raises_the_others_stop():
-    runner, begun = Runner(2), Event()
+class RaisingIn(Runner):
+    """Runs the first job until it is to stop, and raises at the second."""
 
-    def work():
-        if begun.is_set():
+    def run(self, job, should_end):
+        if job.name == "b":
             raise UserError("a folder is another run's")
-        begun.set()
-        assert runner.stopped.wait(PATIENCE)
+        assert self.stopped.wait(PATIENCE)
+        job.state = "stopped"
 
+
+def test_where_a_thread_raises_the_others_stop(tmp_path):
+    runner, jobs = RaisingIn(2), [Job(name, RunFolder(tmp_path / name), ["fit"]) for name in "abc"]
     with pytest.raises(UserError, match="another run's"):
-        _in_threads(runner, 2, work)
+        make_finished(Sweep("s", [], {}), tmp_path, Grid(jobs), runner)
     assert runner.stopped.is_set()
+    assert [job.state for job in jobs] == ["stopped", "waiting", "waiting"]
+
+
+def test_a_run_that_finishes_as_the_sweep_is_stopped_is_finished(tmp_path, monkeypatch):
+    job = Job("run", RunFolder(tmp_path / "run"), ["fit"])
+    write_run(job.folder.path, finished=False)
+    record = json.dumps(json.loads(job.folder.record.read_text()) | {"ended": 9.0})
+    code = (
+        "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
+        f"open({str(job.folder.record)!r}, 'w').write({record!r}); print('ready', flush=True); signal.pause()"
+    )
+    monkeypatch.setattr(Job, "command", [sys.executable, "-c", code])
+    runner = Runner(1)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(runner.run, job)
+        until(
+            lambda: (
+                job.output.is_file() and "ready" in job.output.read_text() and "ended" in job.folder.record.read_text()
+            )
+        )
+        runner.stopped.set()
+        call.result(PATIENCE)
+    assert job.state == "finished"
 
 
 def test_a_finished_run_of_edited_code_is_told_and_not_run_again(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
 import json
 
-from plif_lightning.analysis.results import options
+from plif_lightning.runs.command import split_options
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.record import begin, update
 from plif_lightning.runs.settings import key
@@ -16,8 +16,8 @@ def read(folder):
 
 
 def test_options_are_read_in_both_forms():
-    given = ["fit", "--a", "1", "--b=2=3", "-c", "lif", "--flag", "--d", "-1"]
-    assert list(options(given)) == [("a", "1"), ("b", "2=3"), ("config", "lif"), ("flag", ""), ("d", "-1")]
+    given = ["--a", "1", "--b=2=3", "-c", "lif", "--flag", "--d", "-1"]
+    assert list(split_options(given)) == [("a", "1"), ("b", "2=3"), ("config", "lif"), ("flag", ""), ("d", "-1")]
 
 
 def test_a_resumed_run_keeps_what_started_it_and_loses_its_results(tmp_path):

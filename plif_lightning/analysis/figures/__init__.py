@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from plif_lightning.analysis.figures.accuracy import figure_6
+from plif_lightning.analysis.figures.layers import figure_layers
 from plif_lightning.analysis.figures.leaderboard import figure_leaderboard
 from plif_lightning.analysis.figures.neurons import figure_1b, figure_2, figure_5b
 from plif_lightning.analysis.figures.page import Drawn, NothingToShowError
@@ -34,6 +35,7 @@ FIGURES: dict[str, Callable[[Sequence[Run]], Drawn]] = {
     "S3": figure_s3,
     "S4": figure_s4,
     "S5": figure_s5,
+    "layers": figure_layers,
     "leaderboard": figure_leaderboard,
 }
 

@@ -11,7 +11,7 @@ from plif_lightning.analysis import paper
 from plif_lightning.analysis.figures.grouping import Curve, aligned, by_panel
 from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, for_legend, legends_below, new_panels
 from plif_lightning.analysis.grouping import setting_of
-from plif_lightning.plot.style import COLOURS, DASHES, MARKERS, plain
+from plif_lightning.plot.style import COLOURS, DASHES, FILLS, MARKERS, plain
 from plif_lightning.runs.run import Run
 
 _WINDOW = 64  # epochs of the moving average
@@ -61,7 +61,7 @@ def _mean(curves: Sequence[Curve]) -> tuple[list[float], NDArray[np.float64]]:
 
 def _draw_runs(ax: Axes, place: int, curves: Sequence[Curve]) -> None:
     for epochs, values in curves:
-        colour = COLOURS[place % len(COLOURS)]
+        colour = COLOURS[place % 8]
         ax.plot(epochs, [100 * v for v in values], color=colour, alpha=0.25, linewidth=0.8)
 
 
@@ -77,8 +77,10 @@ def _draw_mean(
     smoothed = len(mean) >= 2 * _WINDOW and epochs[-1] - epochs[0] == len(mean) - 1
     x, y = (epochs[_WINDOW - 1 :], moving_average(list(mean))) if smoothed else (epochs, mean)
     mark = MARKERS[place % 8] if len(x) <= 32 else ""
-    colour, style = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
-    ax.plot(x, y, style, color=colour, label=name, marker=mark, markersize=4)
+    # The ninth setting has the colour of the first one, with other dashes and, from here on, a hollow marker.
+    colour, style = COLOURS[place % 8], DASHES[(place + place // 8) % 4]
+    ax.plot(x, y, style, color=colour, label=name, marker=mark, markersize=4,
+            fillstyle=FILLS[place // 8 % 4])  # fmt: skip
     return smoothed
 
 
@@ -88,6 +90,6 @@ def _draw_authors(ax: Axes, place: int, run: Run, last: float) -> bool:
     if not known or run.protocol != "A":
         return False
     points = [(e, a) for e, a in zip(paper.CURVE_EPOCHS, known, strict=True) if e <= last]
-    colour = COLOURS[place % len(COLOURS)]
+    colour = COLOURS[place % 8]
     ax.plot(*zip(*points, strict=True), "x", color=colour, markersize=7, markeredgewidth=1.8)
     return True

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.figures.grouping import Groups, aligned, by_panel
+from plif_lightning.analysis.figures.layers import draw_layer
 from plif_lightning.analysis.figures.page import (
     Drawn,
     NothingToShowError,
@@ -18,7 +20,7 @@ from plif_lightning.analysis.figures.page import (
     new_panels,
 )
 from plif_lightning.analysis.grouping import has_own_taus, setting_of
-from plif_lightning.plot.style import COLOURS, DASHES, FILLS, MARKERS, plain
+from plif_lightning.plot.style import COLOURS, DASHES, FILLS, plain
 from plif_lightning.runs.run import Run
 
 
@@ -27,9 +29,15 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
     data = by_panel(runs, lambda run: setting_of(run).neuron != "lif" and bool(run.layers("tau")))
     if not data:
         raise NothingToShowError("no run has learned time constants yet.")
-    figure, panels = new_panels(len(data), height=3.0)
+    # Line styles tell four settings apart; each of more has a panel of its own.
+    shown = [
+        (panel, part)
+        for panel, groups in data.items()
+        for part in ([groups] if len(groups) <= len(DASHES) else [[group] for group in groups])
+    ]
+    figure, panels = new_panels(len(shown), height=3.0)
     authors = False
-    for ax, (panel, groups) in zip(panels, data.items(), strict=True):
+    for ax, (panel, groups) in zip(panels, shown, strict=True):
         # The legend distinguishes groups of runs; a single group is described in the title.
         alone = for_title(groups[0][0]) if len(groups) == 1 else ""
         if not alone:
@@ -75,20 +83,14 @@ def _draw_group(ax: Axes, place: int, group: Sequence[Run], titled: set[str]) ->
     authors = False
     for i, layer in enumerate(names):
         epochs, values = aligned([run.curve(f"tau/{layer}") for run in group if layer in run.layers("tau")])
-        colour = COLOURS[i % 8]
-        shown = [*([0] if start else []), *epochs]
-        ax.fill_between(
-            shown, [*start, *values.min(0)], [*start, *values.max(0)], color=colour, alpha=0.15, linewidth=0
-        )
+        if start:
+            values = np.insert(values, 0, start, axis=1)
         name = f"$\\tau({i})$: {literal(layer, 20)}"
-        ax.plot(
-            shown, [*start, *values.mean(0)], DASHES[place % 4], color=colour,
-            marker=MARKERS[i % 8], fillstyle=FILLS[place % 4], markevery=max(1, len(epochs) // 6), markersize=4,
-            label=None if name in titled else name,
-        )  # fmt: skip
+        shown = [*([0.0] if start else []), *epochs]
+        draw_layer(ax, i, shown, values, label=None if name in titled else name, place=place)
         titled.add(name)
         if marks := _authors_taus(group[0], i, len(names), max(epochs)):
-            ax.plot(*zip(*marks, strict=True), "x", color=colour, markersize=7, markeredgewidth=1.6)
+            ax.plot(*zip(*marks, strict=True), "x", color=COLOURS[i % 8], markersize=7, markeredgewidth=1.6)
             authors = True
     return authors
 
