@@ -76,10 +76,16 @@ def with_table(page: str, heading: str, table: str) -> str:
     return above + title + "\n".join([*lines[:first], *table.splitlines(), *lines[last:]])
 
 
+def compact(table: Table) -> str:
+    """The table as Markdown without padding: a number that changes changes its line alone."""
+    text = re.sub(r" +\|", " |", markdown(table))
+    return re.sub(r":-+ ?", "---", text)
+
+
 def renewed(page: str) -> str:
     """The page with the tables that the results give."""
-    page = with_table(page, "Accuracy", markdown(accuracies()))
-    return with_table(page, "Leaderboard", markdown(gains_table(read_results(LEADERBOARD))))
+    page = with_table(page, "Accuracy", compact(accuracies()))
+    return with_table(page, "Leaderboard", compact(gains_table(read_results(LEADERBOARD))))
 
 
 def draw_overview(path: Path) -> None:

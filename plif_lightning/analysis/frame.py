@@ -1,7 +1,6 @@
 """Runs as a pandas data frame, a row a run, for tables and plots of one's own."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.runs.metrics import layer_kinds, layer_values
 from plif_lightning.runs.results import runs_in
 from plif_lightning.runs.run import Run
+from plif_lightning.runs.settings import flat
 from plif_lightning.runtime.files import written_whole
 from plif_lightning.runtime.program import needed_by
 
@@ -31,10 +31,10 @@ def read_runs(folder: str | Path = "runs") -> "pd.DataFrame":
         test set, B: on held-out samples); `seed`; `epochs`; `accuracy`, the one that the protocol reports, and
         `validation` and `test`, each from 0 to 1; `best_epoch`, from 1; `minutes` of training; `spikes` for a sample;
         `firing_rate`; `energy_uj`; `tau.LAYER`, `rate.LAYER` and whatever else is logged as `KIND/LAYER`, of the best
-        epoch; `structure` of the network, in the paper's notation; `key`, equal for runs that tables
-        average; `code`, modules of the user's with their hashes; `commit`, `machine`, `versions`; `changes` on
-        resuming; then every setting, defaults included, by its name on the command line, such as `model.init_tau`. A
-        class is its import path, a list its JSON. What is unknown is missing (NaN or None).
+        epoch; `structure` of the network, in the paper's notation; `key`, equal for runs that tables average; `code`,
+        modules of the user's with their hashes; `commit`, `machine`, `versions`; every other number of `run.json`;
+        `changes` on resuming; then every setting, defaults included, by its name on the command line, such as
+        `model.init_tau`. A class is its import path, a list its JSON. What is unknown is missing (NaN or None).
 
     Raises:
         UserError: the folder does not exist, or has no runs.
@@ -74,23 +74,11 @@ def _row(run: Run) -> dict[str, Any]:
         "key": run.key,
         "code": ", ".join(f"{name} {digest}" for name, digest in run.part("code").items()) or None,
         **{name: run.part("surroundings").get(name) for name in ("commit", "machine", "versions")},
+        **{name: value for name, value in run.record.items() if type(value) in (int, float) and name != "test"},
         "changes": "; ".join(f"{name}={value} after step {step}" for step, name, value in run.changes) or None,
     }
-    blocks = {name: run.config[name] for name in ("data", "model", "trainer") if name in run.config}
-    return {"name": run.name, "results": results, "settings": dict(_flat("", blocks))}
-
-
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Settings of a nested configuration by their names on the command line."""
-    if not isinstance(value, Mapping):
-        yield name, json.dumps(value, default=str) if isinstance(value, (list, tuple)) else value
-        return
-    inside = {**value, **(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}
-    if "class_path" in value:
-        yield name, value["class_path"]
-    for key, one in inside.items():
-        if key not in ("class_path", "init_args", "dict_kwargs"):
-            yield from _flat(f"{name}.{key}" if name else str(key), one)
+    blocks: dict[str, Any] = {name: run.config[name] for name in ("data", "model", "trainer") if name in run.config}
+    return {"name": run.name, "results": results, "settings": dict(flat(blocks))}
 
 
 def write_frame(frame: "pd.DataFrame", path: Path) -> None:

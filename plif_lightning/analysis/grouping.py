@@ -338,3 +338,17 @@ def labels(runs: Sequence[Run]) -> Labels:
         parts = (neuron_in_words(setting), pooling, *(words for words in own if words not in shared))
         found.append(", ".join(part for part in parts if part))
     return Labels(found, ", ".join(shared))
+
+
+def labels_of(found: Sequence[Group]) -> tuple[list[str], list[str]]:
+    """A label for each group, and a note for each data set whose groups share settings, which labels leave out."""
+    by_data: dict[str, list[Group]] = defaultdict(list)
+    for group in found:
+        by_data[data_title(group.runs[0])].append(group)
+    named: dict[int, str] = {}
+    notes = []
+    for title, of_data in by_data.items():
+        told = labels([group.runs[0] for group in of_data])
+        named |= {id(group): label for group, label in zip(of_data, told.each, strict=True)}
+        notes += [f"All of {title}: {told.shared}."] if told.shared else []
+    return [named[id(group)] for group in found], notes

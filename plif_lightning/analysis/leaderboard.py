@@ -14,7 +14,7 @@ from plif_lightning.analysis.grouping import (
     groups,
     in_words,
     interval,
-    labels,
+    labels_of,
     names_of,
     numbers_in_words,
     paper_settings,
@@ -96,18 +96,12 @@ def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> T
     differ least.
     """
     setups = sorted(_setups(runs, "AB"), key=lambda of: (data_title(of[0].runs[0]), -max(o.accuracy for o in of)))
-    by_data: dict[str, list[list[Group]]] = defaultdict(list)
+    each, shared = labels_of([one for setup in setups for one in setup])
+    rows, shown, words = [], list[Group](), iter(each)
     for setup in setups:
-        by_data[data_title(setup[0].runs[0])].append(setup)
-    rows, shown, common = [], list[Group](), []
-    for title, of_data in by_data.items():
-        named = labels([one.runs[0] for setup in of_data for one in setup])
-        words = iter(named.each)
-        common += [f"All of {title}: {named.shared}."] if named.shared else []
-        for setup in of_data:
-            labelled = [(one, next(words)) for one in setup]
-            shown += sorted(setup, key=lambda one: -one.accuracy)
-            rows += _compared(labelled, baseline)
+        labelled = [(one, next(words)) for one in setup]
+        shown += sorted(setup, key=lambda one: -one.accuracy)
+        rows += _compared(labelled, baseline)
     gain_head = "gain" if baseline is None else f"gain beside {baseline_in_words(baseline)}"
     columns = ["data set", "setting", "protocol", "T", "epochs", "accuracy [%]", "95 % interval", gain_head, "seeds"]
     note = (
@@ -115,7 +109,7 @@ def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> T
         "over seeds, with Student's 95 % interval, or Wilson's of one run. Gain: beside the baseline, over "
         "the seeds of both, with the interval of the differences."
     )
-    notes = [*common, note]
+    notes = [*shared, note]
     if any(row[-1] for row in rows):
         notes.append("Silent: layers that never fire in the best epoch, and in how many runs.")
     notes += surroundings_in_words(shown)

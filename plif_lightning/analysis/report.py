@@ -5,7 +5,7 @@ import html
 import io
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from plif_lightning.analysis.figures import FIGURES, NothingToShowError, drawn
 from plif_lightning.analysis.grouping import data_title, labels
+from plif_lightning.analysis.layers import layer_table
 from plif_lightning.analysis.leaderboard import comparison_table
 from plif_lightning.analysis.tables import Table, heading, problems_of
 from plif_lightning.runs.command import commands
@@ -21,42 +22,52 @@ from plif_lightning.runs.run import Run
 from plif_lightning.runtime import program
 from plif_lightning.runtime.files import written_whole
 
-_COLUMNS = ["data set", "setting", "seed", "accuracy [%]", "best epoch", "epochs", "status", "run"]
+_COLUMNS = ["data set", "setting", "seed", "accuracy [%]", "best epoch", "epochs", "status"]
 # Of single neurons, without runs.
 _WITHOUT_RUNS = ("1b", "2", "5b")
 
 
 def _runs_table(runs: Sequence[Run]) -> Table:
     """All runs, best first within a data set."""
-    rows = []
+    rows, names = [], []
     for title in sorted({data_title(run) for run in runs}):
         of_data = [run for run in runs if data_title(run) == title]
         named = labels(of_data)
         for label, run in sorted(zip(named.each, of_data, strict=True), key=lambda one: -(one[1].accuracy or 0.0)):
             accuracy = "" if run.accuracy is None else f"{100 * run.accuracy:.2f}"
             best, seed = "" if run.best is None else str(run.best[0]), str(run.setting("seed_everything", ""))
-            name = ", ".join(filter(None, (label, named.shared)))
-            rows.append([title, name, seed, accuracy, best, str(run.epochs), run.status, run.name])
-    return Table("", "Runs", _COLUMNS, rows)
+            setting = ", ".join(filter(None, (label, named.shared)))
+            rows.append([title, setting, seed, accuracy, best, str(run.epochs), run.status])
+            names.append([run.name])
+    return Table("", "Runs", _COLUMNS, rows, runs=names)
 
 
-def _cells(tag: str, values: Iterable[str], mine: int | None = None) -> str:
-    return "".join(
-        f"<{tag}{' class=mine' if i == mine else ''}>{html.escape(value)}</{tag}>" for i, value in enumerate(values)
-    )
+def _table(table: Table, anchors: Mapping[str, str], title: str = "") -> str:
+    """A table with its notes and links to the runs of each row; the column of this project's accuracies stands out.
 
-
-def _table(table: Table, title: str = "") -> str:
-    """A table with its notes; the column of this project's accuracies stands out."""
-    table = table.trimmed
-    ours = next((i for i, name in enumerate(table.columns) if name in ("ours", "accuracy [%]")), None)
-    body = "".join(f"<tr>{_cells('td', row, ours)}</tr>" for row in table.rows)
+    Args:
+        table: to write.
+        anchors: of the runs' details, by the runs' names.
+        title: above it; empty for none.
+    """
+    frame = table.trimmed.frame.map(html.escape)
+    for name in {"ours", "accuracy [%]"} & {*frame.columns}:
+        frame[name] = "<b>" + frame[name] + "</b>"
+    if table.runs:
+        frame["runs"] = [" ".join(_links(names, anchors)) for names in table.runs]
     notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in table.notes)
     return (
         (f"<h3>{html.escape(title)}</h3>" if title else "")
-        + f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(title or table.title)}"><table>'
-        + f"<thead><tr>{_cells('th', table.columns)}</tr></thead><tbody>{body}</tbody></table></div>{notes}"
+        + f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(title or table.title)}">'
+        + f"{frame.to_html(index=False, escape=False, border=0)}</div>{notes}"
     )
+
+
+def _links(names: Sequence[str], anchors: Mapping[str, str]) -> Iterator[str]:
+    """Links to the details of runs: one by its name, several by their numbers."""
+    for number, name in enumerate(names, start=1):
+        text = name if len(names) == 1 else str(number)
+        yield f'<a href="#{anchors[name]}" title="{html.escape(name)}">{html.escape(text)}</a>'
 
 
 def _figures(runs: Sequence[Run], problems: list[str]) -> str:
@@ -85,12 +96,13 @@ def _figure(figure: Figure, caption: str) -> str:
     )
 
 
-def _details(run: Run) -> str:
+def _details(run: Run, anchor: str) -> str:
     """Command and configuration of a run, to unfold."""
     config = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
     calls = "\n".join(f"{program.shown()} {shlex.join(call)}" for call in commands(run))
     text = html.escape(f"{calls}\n\n{config}")
-    return f"<details><summary>{html.escape(run.name)}</summary><pre>{text}</pre></details>"
+    # A link opens the details that its target lies in.
+    return f'<details><summary>{html.escape(run.name)}</summary><pre id="{anchor}">{text}</pre></details>'
 
 
 def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> None:
@@ -102,13 +114,16 @@ def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> No
         path: of the HTML file.
     """
     problems = problems_of(runs)
+    anchors = {run.name: f"run-{number}" for number, run in enumerate(runs, 1)}
     with_runs = [table for table in tables if "ours" in table.trimmed.columns or table.name == "tau"]
+    layers = _table(layer_table(runs), anchors)
     parts = {
-        "SETTINGS": _table(comparison_table(runs)),
-        "RUNS": _table(_runs_table(runs)),
-        "TABLES": "".join(_table(table, heading(table)) for table in with_runs if table.rows),
+        "SETTINGS": _table(comparison_table(runs), anchors),
+        "LAYERS": f"<details><summary>Each layer in the best epoch</summary>{layers}</details>",
+        "RUNS": _table(_runs_table(runs), anchors),
+        "TABLES": "".join(_table(table, anchors, heading(table)) for table in with_runs if table.rows),
         "FIGURES": _figures(runs, problems),
-        "DETAILS": "".join(map(_details, runs)),
+        "DETAILS": "".join(_details(run, anchors[run.name]) for run in runs),
         "PROBLEMS": "".join(f'<p class="soft">{html.escape(problem)}</p>' for problem in problems),
     }
     page = (resources.files("plif_lightning.analysis") / "report.html").read_text(encoding="utf-8")

@@ -1,13 +1,12 @@
 """The paper's tables, with this project's runs beside the paper's numbers. What was not run stays empty."""
 
-import csv
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,6 +29,10 @@ from plif_lightning.analysis.paper import Setting
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import by_numbers
 from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.program import needed_by
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,14 @@ class Table:
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
     runs: list[list[str]] = field(default_factory=list)
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """The cells as a data frame, whose writers make files of them."""
+        with needed_by("a table in a file"):
+            import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=self.columns, dtype=str)
 
     @property
     def with_its_runs(self) -> "Table":
@@ -311,7 +322,7 @@ def problems_of(runs: Sequence[Run]) -> list[str]:
 _NUMERIC = {"paper", "paper, A", "ours", "difference", "seeds", "epochs", "T", "learned values", "accuracy [%]"}
 
 
-_UNNUMBERED = ("", "runs", "tau", "leaderboard", "gains")
+_UNNUMBERED = ("", "runs", "layers", "tau", "leaderboard", "gains")
 
 
 def heading(table: Table) -> str:
@@ -334,7 +345,7 @@ def print_tables(tables: Sequence[Table], runs: Sequence[Run]) -> None:
 def _print_table(table: Table, console: Console) -> None:
     shown = RichTable(title=escape(heading(table)), title_justify="left")
     for name in table.columns:
-        shown.add_column(name, justify="right" if name in _NUMERIC else "left", overflow="fold")
+        shown.add_column(escape(name), justify="right" if name in _NUMERIC else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*map(escape, row))
     console.print(shown)
@@ -345,36 +356,18 @@ def _print_table(table: Table, console: Console) -> None:
 
 def markdown(table: Table) -> str:
     """Columns and rows as Markdown; columns that are empty in all rows are left out."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    table = table.trimmed
-    return "\n".join([line(table.columns), "|" + "---|" * len(table.columns), *map(line, table.rows)])
-
-
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
+    frame = table.trimmed.frame.replace(r"\|", r"\\|", regex=True)
+    return frame.to_markdown(index=False, disable_numparse=True)
 
 
 def _latex(table: Table) -> str:
     """The table for a paper; needs the package booktabs."""
-
-    def cell(text: str) -> str:
-        escaped = "".join(_LATEX.get(c, c) for c in text)
-        return escaped.replace(r"tau\_0", r"$\tau_0$").replace("tau =", r"$\tau$ =").replace(" - ", "--")
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(map(cell, cells)) + r" \\"
-
-    def is_numeric(i: int) -> bool:
-        return all(not row[i] or row[i].lstrip("+-").replace(".", "", 1).isdigit() for row in table.rows)
-
-    table = table.trimmed
-    aligned = "".join("lr"[is_numeric(i)] for i in range(len(table.columns)))
-    lines = [f"% {heading(table)}", rf"\begin{{tabular}}{{{aligned}}}", r"\toprule", line(table.columns), r"\midrule"]
-    notes = [f"% {note}" for note in table.notes]
-    return "\n".join([*lines, *map(line, table.rows), r"\bottomrule", r"\end{tabular}", *notes, ""])
+    frame = table.trimmed.frame
+    aligned = "".join("r" if name in _NUMERIC else "l" for name in frame.columns)
+    style = frame.style.hide(axis="index").format(escape="latex").format_index(axis=1, escape="latex")
+    text = style.to_latex(column_format=aligned, hrules=True)
+    text = text.replace(r"tau\_0", r"$\tau_0$").replace("tau =", r"$\tau$ =").replace(" - ", "--")
+    return "\n".join([f"% {heading(table)}", text, *(f"% {note}" for note in table.notes), ""])
 
 
 def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
@@ -385,8 +378,7 @@ def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
     for table in tables:
         path = folder / (f"table{table.name}.csv" if table.name else "results.csv")
         with written_whole(path) as file:
-            whole = table.with_its_runs
-            csv.writer(file).writerows([whole.columns, *whole.rows])
+            file.write(table.with_its_runs.frame.to_csv(index=False))
         with written_whole(path.with_suffix(".tex")) as file:
             file.write(_latex(table))
         paths += [path, path.with_suffix(".tex")]

@@ -30,6 +30,7 @@ from plif_lightning.runs.record import begin, update
 from plif_lightning.runs.samples import Samples, write_samples
 from plif_lightning.runs.settings import Role, defaults_of, differences, role, settings
 from plif_lightning.runtime.process import surroundings
+from plif_lightning.structure import Numbers, resolved
 from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class RunRecord(Callback):
                 message = "Batches of all processes together have %s samples now, %s before; the learning rate stays."
                 _log.warning(message, now, then)
         changed = begin(folder, self.arguments, known, facts, around, step, sources_of(self.config))
-        update(folder, structure=str(network.structure) if isinstance(network, SpikingNetwork) else None)
+        update(folder, structure=_structure_of(network))
         for logger in trainer.loggers:
             if isinstance(logger, WandbRunLogger):
                 update(folder, wandb=logger.experiment.id)
@@ -136,6 +137,14 @@ class RunRecord(Callback):
             self.forms = network.forms()
             if writes_files(trainer):
                 update(run_folder(trainer), forms=self.forms)
+
+
+def _structure_of(network: nn.Module) -> str | None:
+    """The structure that a network was made of, in which PLIF stands for `model.neuron`; None of a user-defined one."""
+    if not isinstance(network, SpikingNetwork):
+        return None
+    numbers = {name: network.arguments[name] for name in Numbers._fields}
+    return str(resolved(network.arguments["structure"], numbers, network.num_classes))
 
 
 def weight_histogram(layer: str, epoch: int, weight: Tensor, k: Tensor) -> Histogram:

@@ -40,6 +40,7 @@ _DATA = {"Digits": ("sklearn",)} | dict.fromkeys(("NMNIST", "CIFAR10DVS", "DVSGe
 _FORMATS = {"onnx": ("onnx", "onnxscript"), "nir": ("nir",), "pretrained": ("safetensors",)}
 _LOGGERS = {"WandbRunLogger": ("wandb",)}
 _PLOTS = {"": ("matplotlib",)}
+_PAGE = {"": ("matplotlib", "pandas")}
 _FRAMES = {"": ("pandas", "tabulate", "jinja2")}
 COMMANDS = {
     "prepare": Command(
@@ -56,7 +57,7 @@ COMMANDS = {
     "runs": Command("list runs, or what tells some of them apart", "results", needs=_FRAMES),
     "tables": Command("print the paper's tables, with your runs beside the paper's numbers", "results", writes=True),
     "figures": Command("draw the paper's figures from your runs, or a recording", "results", writes=True, needs=_PLOTS),
-    "report": Command("write one page with tables, figures and all runs", "results", writes=True, needs=_PLOTS),
+    "report": Command("write one page with tables, figures and all runs", "results", writes=True, needs=_PAGE),
     "check": Command("compare every form of a layer with the reference on this machine", "check"),
 }
 

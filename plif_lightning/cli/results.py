@@ -10,6 +10,7 @@ import yaml
 
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.frame import write_frame
+from plif_lightning.analysis.layers import layer_table
 from plif_lightning.analysis.leaderboard import comparison_table, gains_table, leaderboard_table
 from plif_lightning.analysis.results import results_table
 from plif_lightning.analysis.tables import (
@@ -47,7 +48,8 @@ def _tables_parser() -> PlainParser:
     parser = _parser("tables", "Print the paper's tables, with this project's runs beside the paper's numbers.")
     parser.add_argument("--out", type=Path, help="folder for tables.md, and for a csv and a LaTeX file of each table")
     parser.add_argument(
-        "--only", help="comma-separated tables: runs, 1, 2, 2b, 3, 4, 5, S1, S2, tau, leaderboard or gains"
+        "--only",
+        help="comma-separated tables: runs, layers (if named), 1, 2, 2b, 3, 4, 5, S1, S2, tau, leaderboard or gains",
     )
     parser.add_argument(
         "--baseline",
@@ -114,7 +116,7 @@ def runs(argv: list[str]) -> int:
 
 
 # In the paper's order, behind the runs' own.
-_ORDER = ["runs", "1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "leaderboard", "gains"]
+_ORDER = ["runs", "layers", "1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "leaderboard", "gains"]
 
 
 def _baseline(given: Sequence[str] | None) -> dict[str, Any] | None:
@@ -133,7 +135,7 @@ def _baseline(given: Sequence[str] | None) -> dict[str, Any] | None:
 def all_tables(runs: list[Run], baseline: dict[str, Any] | None = None) -> list[Table]:
     """Return the settings of the runs, every table of the paper, and the leaderboard."""
     own = [make(runs, baseline) for make in (comparison_table, leaderboard_table, gains_table)]
-    found = [*own, *network_tables(runs), earlier_work(), *result_tables(runs)]
+    found = [*own, layer_table(runs), *network_tables(runs), earlier_work(), *result_tables(runs)]
     return sorted(found, key=lambda table: _ORDER.index(table.name))
 
 
@@ -155,6 +157,8 @@ def tables(argv: list[str]) -> int:
     runs = runs_in(place) if is_needed or place.is_dir() else []
     found = all_tables(runs, baseline)
     chosen = _chosen(given.only, [table.name for table in found])
+    if given.only is None:
+        chosen.remove("layers")  # which is long
     found = [table for table in found if table.name in chosen]
     for table in found if given.only else ():
         if not table.rows:

@@ -82,7 +82,7 @@ def layer_values(row: dict[str, float], kind: str) -> dict[str, float]:
 
 
 # Axes and heads of what `LayerMonitor` records of each layer; others go by their names.
-LAYER_TITLES = {"tau": "tau [time-steps]", "rate": "firing rate [spikes per neuron and step]"}
+LAYER_TITLES = {"tau": "tau [time-steps]", "rate": "firing rate [per neuron and step]"}
 
 
 def layer_kinds(metrics: Iterable[Mapping[str, float]]) -> list[str]:

@@ -16,7 +16,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.runs.code import Sources, hashes_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.loading import loaded
-from plif_lightning.runs.settings import defaults, differences, key
+from plif_lightning.runs.settings import defaults, differences, key, nested
 from plif_lightning.runtime.files import written_whole
 
 # Parts written at the end of a run; resumed training removes them.
@@ -171,15 +171,7 @@ def record_run(
         if share is not None and not 0 <= share <= 1:
             raise UserError(f"{what} must lie from 0 to 1, got {share}.")
     known = {"data": data, "data.validation": validation, **settings, "trainer.max_epochs": epochs}
-    config: dict[str, Any] = {"seed_everything": seed, "data": {"class_path": data, "init_args": {}}}
-    for name, value in known.items():
-        *blocks, last = name.split(".")
-        if blocks:
-            block = config
-            for part in blocks:
-                block = block.setdefault(part, {})
-                block = block.get("init_args", block)
-            block[last] = value
+    config = {"seed_everything": seed, **nested(known)}
     is_held_out = validation == "holdout"
     metric, best = ("val/acc", validation_accuracy) if is_held_out else ("test_as_val/acc", accuracy)
     with written_whole(files.config) as file:

@@ -112,6 +112,7 @@ def role(name: str) -> Role:
 
 
 _PACKAGE = "plif_lightning."
+_ARGUMENTS = ("init_args", "dict_kwargs")
 # Callbacks of the Trainer that only show something.
 _SHOWING = ("ProgressBar", "LearningRateMonitor", "DeviceStatsMonitor", "ModelSummary")
 
@@ -190,6 +191,34 @@ def setting_in(config: Mapping[str, Any], name: str, default: Any = None) -> Any
             return default
         value = value[part]
     return value
+
+
+def flat(block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings of a nested configuration by their names on the command line: a class is its path, a list its JSON."""
+    for key, value in block.items():
+        name = f"{above}{key}"
+        if not isinstance(value, Mapping):
+            yield name, json.dumps(value, default=str) if isinstance(value, (list, tuple)) else value
+            continue
+        if "class_path" in value:
+            yield name, value["class_path"]
+        inside = {**value, **(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}
+        yield from flat({n: v for n, v in inside.items() if n not in ("class_path", *_ARGUMENTS)}, f"{name}.")
+
+
+def nested(known: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of settings by their dotted names, as `setting_in` reads it."""
+    found: dict[str, Any] = {}
+    for name, value in known.items():
+        *blocks, last = name.split(".")
+        block = found
+        for part in blocks:
+            inside = block.setdefault(part, {})
+            if not isinstance(inside, dict):  # of a class, and of its arguments
+                inside = block[part] = {"class_path": inside, "init_args": {}}
+            block = inside.get("init_args", inside)
+        block[last] = value
+    return found
 
 
 def by_numbers(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from plif_lightning.analysis.figures.accuracy import figure_6, moving_average
 from plif_lightning.analysis.figures.neurons import RESPONSES, STEPS_PER_MS, TAU_MS, membrane_response
 from plif_lightning.analysis.figures.page import WIDTH
 from plif_lightning.analysis.figures.taus import figure_7
+from plif_lightning.analysis.frame import read_runs
+from plif_lightning.analysis.layers import layer_table
 from plif_lightning.cli import main
 from plif_lightning.network import SpikeMaxPool2d
 from plif_lightning.plot.style import COLOURS
@@ -227,3 +229,37 @@ def test_a_recording_is_drawn(tmp_path, capsys):
     image = Image.open(tmp_path / f"pictures/recording-{tmp_path.name}-hand.png")
     assert image.size[0] > 900
     assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 200
+
+
+def test_values_of_layers_have_a_row_for_each_setting_whatever_is_recorded(tmp_path):
+    for name, neuron in (("a", "plif"), ("b", "lif")):
+        run = write_run(tmp_path / name, neuron=neuron)
+        lines = run.metrics.read_text().splitlines()
+        norms = ["grad_norm/conv1", "0.5", "0.25", "0.125"]
+        run.metrics.write_text("\n".join(f"{line},{norm}" for line, norm in zip(lines, norms, strict=True)) + "\n")
+    figure, _ = drawn("layers", find_runs(tmp_path))
+    shown = [[ax for ax in row if ax.get_visible()] for row in np.array(figure.axes).reshape(2, 3)]
+    assert [[ax.get_ylabel() for ax in row] for row in shown] == [
+        ["tau\n[time-steps]", "firing rate\n[per neuron and step]", "grad_norm"]
+    ] * 2
+    assert [row[0].get_title("left").rpartition(", ")[2] for row in shown] == ["tau_0 = 2", "tau = 2"]
+    (line,) = shown[0][2].lines
+    assert [*line.get_xdata()] == [1, 2, 3]
+    assert [*line.get_ydata()] == [0.5, 0.25, 0.125]
+    table = layer_table(find_runs(tmp_path))
+    assert table.columns[-1] == "grad_norm"
+    assert [row[-1] for row in table.rows] == ["0.25", "", "0.25", ""]  # in the best epoch, the second
+    assert read_runs(tmp_path)["grad_norm.conv1"].tolist() == [0.25, 0.25]
+
+
+def test_more_settings_than_line_styles_have_panels_of_their_own(tmp_path):
+    for i in range(5):
+        write_run(tmp_path / f"{i}", init_tau=2.0 + i)
+    figure, _ = figure_7(find_runs(tmp_path))
+    assert len([ax for ax in figure.axes if ax.get_visible()]) == 5
+    for i in range(5, 10):
+        write_run(tmp_path / f"{i}", init_tau=2.0 + i)
+    figure, _ = figure_6(find_runs(tmp_path))
+    strong = [line for line in figure.axes[0].lines if line.get_label()[0] != "_"]
+    styles = {(line.get_color(), line.get_linestyle(), line.get_fillstyle()) for line in strong}
+    assert len(strong) == len(styles) == 10

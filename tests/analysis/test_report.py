@@ -21,7 +21,8 @@ def report(tmp_path):
 
 def rows_of(page, section="runs"):
     table = page.read_text().split(f'id="{section}"')[1].split("</table>")[0]
-    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    rows = table.split("<tbody>")[1].split("<tr>")[1:]
+    return [[re.sub(r"<.*?>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row)] for row in rows]
 
 
 def some_runs(folder):
@@ -55,7 +56,10 @@ def test_the_page_opens_with_settings_and_holds_figures_runs_and_commands(page_o
     assert (b[1], b[2], b[3], b[-1]) == ("PLIF, tau_0 = 16", "3", "95.00", "b")
     assert (c[0], c[6]) == ("N-MNIST", "unfinished")
     assert "python main.py fit --config fashionmnist" in text
-    for name in ("6", "7", "S2"):  # S2: spikes of a recorded sample
+    names = re.findall(r'<summary>(\w+)</summary><pre id="(run-\d+)">', text)
+    assert [name for name, _ in names] == ["a", "b", "c"]
+    assert all(text.count(f'href="#{anchor}" title="{name}"') >= 2 for name, anchor in names[:2])
+    for name in ("6", "7", "layers", "S2"):  # S2: spikes of a recorded sample
         assert f"<figcaption>Figure {name}. " in text
     # Only the paper's tables with a run.
     assert re.findall(r"<h3>Table (\w+)", text) == ["2", "4", "5"]
@@ -90,7 +94,7 @@ def test_a_browser_shows_it_on_a_phone_and_on_a_dark_screen(browser, page_of_som
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.evaluate("Math.abs(document.getElementById('details').getBoundingClientRect().top) < innerHeight")
     assert page.locator("section img:not([alt])").count() == 0
-    page.locator("summary").first.click()
+    page.locator("#settings a").first.click()
     assert "neuron: plif" in page.locator("details[open] pre").inner_text()
     assert said == []
     dark = browser.new_page(color_scheme="dark")

@@ -152,7 +152,7 @@ def test_a_row_names_what_differs_from_its_configuration_in_the_users_words(tmp_
 def test_tables_1_3_and_s1_come_from_the_configurations(tmp_path):
     write_run(tmp_path / "a", time_steps=4)
     found = {table.name: table for table in all_tables(find_runs(tmp_path))}
-    assert list(found) == ["runs", "1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "leaderboard", "gains"]
+    assert list(found) == ["runs", "layers", "1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "leaderboard", "gains"]
     assert found["1"].rows[4] == ["CIFAR10-DVS", "1", "4", "2", "128", "2x128x128", "20"]
     assert found["S1"].rows[2][1:] == [
         "{{c256k3s1-BN-PLIF}*3-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10",
@@ -253,7 +253,10 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     [
         (["tables", "--results", "results.csv", "--runs", "none"], "runs must be a folder, got none"),
         (["tables", "--runs", "nowhere"], "runs must be a folder, got nowhere"),
-        (["tables", "--only", "9"], "--only must be some of runs,1,2,2b,3,4,5,S1,S2,tau,leaderboard,gains, got 9"),
+        (
+            ["tables", "--only", "9"],
+            "--only must be some of runs,layers,1,2,2b,3,4,5,S1",
+        ),
         (["figures", "--only", "3"], "--only must be some of 1b,2,5b,6"),
         (["tables", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["report", "--out", "."], ".: Is a directory"),

@@ -1,5 +1,6 @@
 """What is recorded of each layer over epochs: time constants, firing rates, and whatever else a callback logs."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,10 +13,11 @@ from plif_lightning.analysis.figures.page import (
     WIDTH,
     Drawn,
     NothingToShowError,
-    for_title,
+    escaped,
     legends_below,
     literal,
     new_figure,
+    shortened,
 )
 from plif_lightning.plot.style import COLOURS, DASHES, FILLS, MARKERS, plain
 from plif_lightning.runs.metrics import LAYER_TITLES, layer_kinds
@@ -26,21 +28,22 @@ _MOST = 12  # settings, of which each has a row
 
 def figure_layers(runs: Sequence[Run]) -> Drawn:
     """Draw each kind of value of every layer over epochs: a row for each setting, its kinds side by side."""
-    panels = by_panel(runs, lambda run: bool(layer_kinds(run.metrics)))
+    panels = by_panel(runs, lambda run: any(_has_curve(kind, [run]) for kind in layer_kinds(run.metrics)))
     rows = [(panel, label, group) for panel, groups in panels.items() for label, group in groups]
     if not rows:
         raise NothingToShowError("no run has recorded values of its layers yet.")
     shown = rows[:_MOST]
-    kinds = [*dict.fromkeys(kind for *_, group in shown for kind in layer_kinds(group[0].metrics))]
-    figure, axes = new_figure(WIDTH, 2.3 * len(shown), len(shown), len(kinds))
-    for (panel, label, group), of_row in zip(shown, axes, strict=True):
-        for kind, ax in zip(kinds, of_row, strict=True):
-            if not group[0].layers(kind):
-                ax.set_visible(False)
-                continue
+    kinds = [[kind for kind in layer_kinds(group[0].metrics) if _has_curve(kind, group)] for *_, group in shown]
+    columns = max(map(len, kinds))
+    figure, axes = new_figure(WIDTH, 2.5 * len(shown), len(shown), columns)
+    for (panel, label, group), own, of_row in zip(shown, kinds, axes, strict=True):
+        for kind, ax in zip(own, of_row, strict=False):
             _draw(ax, kind, group)
-        of_row[0].set_title(f"{panel.title}\n{for_title(label)}", loc="left", fontsize=7.5)
-    legends_below(figure, [ax for ax in axes[:, -1] if ax.get_visible()] or [axes[0, 0]], 2)
+        for ax in of_row[len(own) :]:
+            ax.set_visible(False)
+        words = ", ".join([" ".join(panel.data.split()), panel.conditions, label])
+        of_row[0].set_title(escaped(textwrap.fill(shortened(words, 200), 50 * columns)), loc="left", fontsize=7.5)
+    legends_below(figure, [*axes[:, 0]], 2)
     left_out = f" {len(rows) - _MOST} more settings are left out." if len(rows) > _MOST else ""
     return figure, (
         "Values of each layer over epochs. Lines: mean of runs that differ only in their seed; bands: minimum to "
@@ -48,12 +51,18 @@ def figure_layers(runs: Sequence[Run]) -> Drawn:
     )
 
 
+def _has_curve(kind: str, group: Sequence[Run]) -> bool:
+    """True if all runs of a group have a kind of value of their layers at some epoch."""
+    epochs = [set(run.curve(f"{kind}/{layer}")[0]) for run in group for layer in group[0].layers(kind)]
+    return bool(epochs) and bool(set.intersection(*epochs))
+
+
 def _draw(ax: Axes, kind: str, group: Sequence[Run]) -> None:
     for i, layer in enumerate(group[0].layers(kind)):
-        epochs, values = aligned([run.curve(f"{kind}/{layer}") for run in group if layer in run.layers(kind)])
+        epochs, values = aligned([run.curve(f"{kind}/{layer}") for run in group])
         draw_layer(ax, i, epochs, values, label=literal(layer, 20))
     ax.set_xlabel("epoch")
-    ax.set_ylabel(LAYER_TITLES.get(kind, literal(kind, 30)))
+    ax.set_ylabel(LAYER_TITLES.get(kind, literal(kind, 30)).replace(" [", "\n["))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain(ax)
 
