@@ -5,6 +5,8 @@ The pages of the reference are generated in each build from docstrings, from the
 from its configuration keys.
 """
 
+import dataclasses
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ sys.path.insert(0, str(HERE))
 from reference.pages import write_reference  # noqa: E402
 
 import plif_lightning  # noqa: E402
+from plif_lightning.dynamics.firing import Firing  # noqa: E402
 
 project = "plif_lightning"
 author = "the authors of plif_lightning"
@@ -76,12 +79,16 @@ def _as_rst(app: object, what: str, name: str, obj: object, options: object, lin
 def _neuron_signature(
     app: object, what: str, name: str, obj: object, options: object, signature: str | None, returned: str | None
 ) -> tuple[str | None, str | None]:
-    """Show a neuron's own parameters, which its class declares, with their initial values."""
-    if isinstance(obj, type) and issubclass(obj, plif_lightning.Neuron) and "*arguments" in (signature or ""):
-        own = {key: value for key, value in vars(obj).items() if hasattr(value, "initial")}
-        shown = [f"{key}={value.initial}" for key, value in own.items()]
-        return f"({', '.join([*shown, '**constants'])})", returned
-    return signature, returned
+    """Show every argument of a neuron: declared parameters with their initial values, then those of all neurons."""
+    if not isinstance(obj, type) or not issubclass(obj, plif_lightning.Neuron):
+        return signature, returned
+    shared = {"tau_per": "layer", "channels": None, "learn_threshold": False}
+    firing = {constant.name: constant.default for constant in dataclasses.fields(Firing)}
+    arguments = [
+        a for a in inspect.signature(obj).parameters.values() if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)
+    ]
+    named = {argument.name: argument.default for argument in arguments} or {"learn": None}
+    return f"({', '.join(f'{name}={value!r}' for name, value in {**named, **shared, **firing}.items())})", returned
 
 
 def setup(app: object) -> None:

@@ -31,12 +31,12 @@ def folder() -> Path:
         UserError: neither folder contains `base.yaml`.
     """
     package = Path(__file__).resolve().parent
-    places = [package / "_configs", package.parent / "configs"]
-    for place in places:
-        if (place / "base.yaml").is_file():
-            return place
+    candidates = [package / "_configs", package.parent / "configs"]
+    for candidate in candidates:
+        if (candidate / "base.yaml").is_file():
+            return candidate
     raise UserError(
-        f"base.yaml, the base of every configuration, is neither in {' nor in '.join(map(str, places))}: "
+        f"base.yaml, the base of every configuration, is neither in {' nor in '.join(map(str, candidates))}: "
         "reinstall plif_lightning, or restore the folder configs."
     )
 
@@ -48,9 +48,9 @@ def names(kind: str = "") -> dict[str, Path]:
         kind: `sweeps` for sweep files; by default all configurations.
     """
     below = [folder() / name for name in ([kind] if kind else ["", "variants", "recipes", "networks", "leaderboard"])]
-    found = {path.stem: path for place in below for path in sorted(place.glob("*.yaml"))}
-    found.pop("base", None)
-    return found
+    paths = {path.stem: path for directory in below for path in sorted(directory.glob("*.yaml"))}
+    paths.pop("base", None)
+    return paths
 
 
 def resolve(name: str, kind: str = "") -> Path:
@@ -68,32 +68,32 @@ def resolve(name: str, kind: str = "") -> Path:
         return path
     if path.parts[:1] == ("configs",) and folder().joinpath(*path.parts[1:]).is_file():
         return folder().joinpath(*path.parts[1:])
-    known = names(kind)
-    if name in known:
-        return known[name]
+    paths = names(kind)
+    if name in paths:
+        return paths[name]
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a configuration file in it.")
-    near = difflib.get_close_matches(path.stem, known, n=1)
+    near = difflib.get_close_matches(path.stem, paths, n=1)
     raise UserError(
         f"there is no configuration {name}.{f' Did you mean {near[0]}?' if near else ''} "
-        f"Give the path of a file, or one of {', '.join(known)}."
+        f"Give the path of a file, or one of {', '.join(paths)}."
     )
 
 
 @cache
-def shipped() -> dict[str, dict[str, Any]]:
+def shipped_settings() -> dict[str, dict[str, Any]]:
     """Return the `model` and `data` blocks of each shipped configuration, merged over base.yaml, by name."""
     base = yaml.safe_load((folder() / "base.yaml").read_text("utf-8"))
-    found = {}
+    blocks_of = {}
     for path in sorted(folder().glob("*.yaml")):
         loaded = yaml.safe_load(path.read_text("utf-8"))
         if "data" in loaded:
-            found[path.stem] = {"model": {**base["model"], **loaded["model"]}, "data": loaded["data"]}
-    return found
+            blocks_of[path.stem] = {"model": {**base["model"], **loaded["model"]}, "data": loaded["data"]}
+    return blocks_of
 
 
 def network_of(name: str, time_steps: int | None = None, **changes: Any) -> "SpikingNetwork":
-    """Build the network of one of the paper's six configurations.
+    """Build the network of a configuration of the paper.
 
     Args:
         name: name of the configuration, such as `fashionmnist`.
@@ -102,7 +102,7 @@ def network_of(name: str, time_steps: int | None = None, **changes: Any) -> "Spi
     """
     from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
 
-    blocks = shipped()[name]
+    blocks = shipped_settings()[name]
     model = {key: value for key, value in blocks["model"].items() if key in ARGUMENTS}
     steps = time_steps or blocks["data"]["init_args"]["time_steps"]
     return SpikingNetwork(*INPUTS[name], steps, **{**model, **changes})

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 
 class Stopped(SystemExit):
-    """The program was told to stop and has saved everything.
+    """The program was asked to stop and has saved everything.
 
     Args:
         status: exit status.
@@ -23,7 +23,7 @@ class UserError(ValueError):
     """A mistake in an argument, a configuration or a file; the message says how to fix it."""
 
 
-# Arguments of SpikingJelly and snnTorch, and what they are here.
+# Arguments of SpikingJelly and snnTorch, and their names here.
 _ELSEWHERE = {
     "tau": "init_tau",
     "surrogate_function": "surrogate",
@@ -32,18 +32,18 @@ _ELSEWHERE = {
 }
 
 
-def require_known_arguments(of: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Check keyword arguments against those that `of` accepts.
+def require_known_arguments(of: str, names: Iterable[str], accepted: Collection[str]) -> None:
+    """Check keyword arguments against the arguments that `of` accepts.
 
     Raises:
         UserError: an argument is unknown.
     """
-    for name in given:
-        if name not in known:
-            near = [here for here in [_ELSEWHERE.get(name)] if here in known] or difflib.get_close_matches(
-                name, known, 1
+    for name in names:
+        if name not in accepted:
+            near = [here for here in [_ELSEWHERE.get(name)] if here in accepted] or difflib.get_close_matches(
+                name, accepted, 1
             )
-            hint = f" Did you mean {near[0]}?" if near else f" It has {', '.join(known)}."
+            hint = f" Did you mean {near[0]}?" if near else f" It has {', '.join(accepted)}."
             raise UserError(f"{of} has no argument {name}.{hint}")
 
 
@@ -57,17 +57,17 @@ def require_count(name: str, value: Any) -> None:
         raise UserError(f"{name} must be a whole number, at least 1, got {value!r}.")
 
 
-def require_one_of(name: str, value: Any, known: Any) -> None:
-    """Check a value of a `Literal`, which would otherwise silently count as another one.
+def require_one_of(name: str, value: Any, literal: Any) -> None:
+    """Check a value of a `Literal`, which would otherwise silently count as another value.
 
     Raises:
         UserError: it is not among them.
     """
-    if value not in get_args(known):
-        raise UserError(f"{name} must be one of {', '.join(map(str, get_args(known)))}, got {value!r}.")
+    if value not in get_args(literal):
+        raise UserError(f"{name} must be one of {', '.join(map(str, get_args(literal)))}, got {value!r}.")
 
 
-class DatasetNotFoundError(UserError):
+class DataNotFoundError(UserError):
     """The files of a dataset are not where `data.root` points."""
 
 

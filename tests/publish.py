@@ -17,10 +17,10 @@ if __package__ is None:
 
 from plif_lightning.analysis.figures import write_figures
 from plif_lightning.analysis.leaderboard import gains_table
-from plif_lightning.analysis.results import results_table
+from plif_lightning.analysis.measured import measured_table
 from plif_lightning.analysis.tables import Table, markdown
 from plif_lightning.runs.metrics import layer_values
-from plif_lightning.runs.results import read_results
+from plif_lightning.runs.published import read_published
 from tests.conftest import REPOSITORY
 
 PAGE = REPOSITORY / "configs" / "RESULTS.md"
@@ -55,11 +55,11 @@ BESIDE = {"training step": (113, 316, "ms"), "inference": (21.9, 120, "ms"), "me
 def accuracies() -> Table:
     """The means over seeds of the runs that the page shows."""
     seeds = defaultdict(list)
-    for run in read_results(ALL_RUNS):
+    for run in read_published(ALL_RUNS):
         seeds[run.key].append(run)
     rows = []
     for key, name in SHOWN.items():
-        table = results_table(seeds[key])
+        table = measured_table(seeds[key])
         cell = dict(zip(table.columns, table.rows[0], strict=True))
         of_paper = dict(zip("AB", cell["paper A, B"].split(", "), strict=False)).get(cell["protocol"], "")
         run = f"{name}, {cell['epochs']} epochs ({cell['protocol']})"
@@ -85,7 +85,7 @@ def compact(table: Table) -> str:
 def renewed(page: str) -> str:
     """The page with the tables that the results give."""
     page = with_table(page, "Accuracy", compact(accuracies()))
-    return with_table(page, "Leaderboard", compact(gains_table(read_results(LEADERBOARD))))
+    return with_table(page, "Leaderboard", compact(gains_table(read_published(LEADERBOARD))))
 
 
 def draw_overview(path: Path) -> None:
@@ -109,7 +109,7 @@ def draw_overview(path: Path) -> None:
         middle.text(-0.02, i, name, va="center", ha="right", fontsize=9)
     middle.axis("off")
     middle.set_title("speed and memory", loc="left", fontsize=10)
-    (run,) = (run for run in read_results(ALL_RUNS) if SHOWN.get(run.key) == "`authors_code`")
+    (run,) = (run for run in read_published(ALL_RUNS) if SHOWN.get(run.key) == "`authors_code`")
     taus = {int(row["epoch"]) + 1: layer_values(row, "tau") for row in run.metrics if layer_values(row, "tau")}
     for layer, shift in zip(taus[1], (5, -5, 0, 0), strict=True):
         line = [2.0, *(tau[layer] for tau in taus.values())]
@@ -126,7 +126,7 @@ def draw_overview(path: Path) -> None:
 def main() -> None:
     PAGE.write_text(renewed(PAGE.read_text("utf-8")), "utf-8")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        write_figures(read_results(LEADERBOARD), Path(folder), ["leaderboard"])
+        write_figures(read_published(LEADERBOARD), Path(folder), ["leaderboard"])
         shutil.copy(Path(folder, "figureleaderboard.png"), FIGURE)
     draw_overview(OVERVIEW)
     sys.stdout.write(f"{PAGE}\n{FIGURE}\n{OVERVIEW}\n")

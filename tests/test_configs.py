@@ -64,7 +64,7 @@ def test_network_of_a_config_is_its_row_of_table_s1(name):
 
 
 @pytest.mark.parametrize("name", TABLE_S1)
-def test_what_the_data_tells_the_network_is_what_its_module_says(name):
+def test_linked_data_values_match_the_data_module(name):
     config = parsed("--config", name)
     module = getattr(data, config["data"]["class_path"].rsplit(".", 1)[-1])
     assert (module().input_shape, module().num_classes) == configs.INPUTS[name]
@@ -130,7 +130,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("name", "variant"), PAIRS)
-def test_a_variant_or_recipe_changes_only_its_own_keys(name, variant):
+def test_variants_and_recipes_change_only_their_keys(name, variant):
     path = configs.resolve(variant)
     base = parsed("--config", str(CONFIGS / f"{name}.yaml"))
     varied = parsed("--config", str(CONFIGS / f"{name}.yaml"), "--config", str(path))

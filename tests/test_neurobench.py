@@ -68,7 +68,7 @@ def ours(net, x):
 
 
 @pytest.mark.parametrize("pooling", ["MP", "AP"])
-def test_operations_are_those_of_costs(pooling):
+def test_operations_agree_with_costs(pooling):
     net, x = network(NET.replace("MP", pooling)), frames(0, 4)
     found = measured(pl.neurobench.NeuroBenchNetwork(net), x)
     assert operations(found) == pytest.approx(ours(net, x), rel=1e-6)
@@ -98,7 +98,7 @@ def test_sparsity_is_that_of_spikes_before_pooling_by_layer():
     assert pooled > 1.5 * spikes["encoder.conv1.neuron"].mean()
 
 
-def test_membrane_updates_and_sparsity_are_those_of_the_same_network_in_snntorch():
+def test_membrane_updates_and_sparsity_agree_with_snntorch():
     """One layer of LIF neurons with V = beta V + x and reset to zero, in both libraries."""
     torch.manual_seed(3)
     fc = nn.Linear(6, 5, bias=False)
@@ -141,7 +141,7 @@ def test_the_footprint_counts_bn_until_it_is_folded():
     assert found["ParameterCount"] == sum(p.numel() for p in net.parameters())
 
 
-def test_accuracy_and_votes_are_those_of_the_network():
+def test_accuracy_and_votes_agree_with_the_network():
     net, x = network(), frames(0, 4)
     wrapped = pl.neurobench.NeuroBenchNetwork(net)
     with torch.no_grad():

@@ -26,7 +26,7 @@ def name_of(requirement):
     return re.split(r"[^\w.-]", requirement)[0]
 
 
-def test_requirements_txt_is_the_package_and_what_main_py_may_use():
+def test_requirements_match_the_packages_extras():
     lines = (line.split(" #")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text().splitlines())
     wanted = [*PROJECT["dependencies"], *OPTIONAL["wandb"], *OPTIONAL["digits"], *OPTIONAL["report"]]
     wanted += [line for line in OPTIONAL["events"] if name_of(line) != "hdf5plugin"]
@@ -72,7 +72,7 @@ WITHOUT = {
 @pytest.mark.parametrize(
     "package", ["nir", *(pytest.param(name, marks=pytest.mark.slow) for name in WITHOUT if name != "nir")]
 )
-def test_each_part_says_what_it_needs(package, tmp_path):
+def test_missing_extras_are_named(package, tmp_path):
     code, expected = WITHOUT[package]
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.modules['{package}'] = None; {code}"],
@@ -115,14 +115,14 @@ def test_a_release_has_absolute_links_and_addresses(tmp_path):
     assert urls["Changelog"] == "https://github.com/owner/name/blob/v1.2.3/CHANGELOG.md"
 
 
-def test_workflows_install_what_the_readme_does():
+def test_workflows_install_like_the_readme():
     jobs = yaml.safe_load((REPOSITORY / ".github/workflows/tests.yml").read_text())["jobs"]
     commands = " ".join(step.get("run", "") for step in jobs["tests"]["steps"])
     for command in re.search(r"python -m pip install -e .*", (REPOSITORY / "README.md").read_text())[0].split(" && "):
         assert command in commands
 
 
-def test_every_command_works_from_the_bare_wheel_or_names_what_it_needs_before_it_writes(tmp_path):
+def test_every_command_works_from_the_bare_wheel_or_names_missing_packages(tmp_path):
     """In a process that cannot import any distribution outside of the wheel's requirements."""
     writers.write_mnist(tmp_path / "data", name="FashionMNIST")
     writers.write_image_folder(tmp_path / "pets")

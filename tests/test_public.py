@@ -13,7 +13,7 @@ PUBLIC = {
 }
 
 
-def test_the_public_names_are_found():
+def test_public_names_are_importable():
     assert {"PLIF", "SpikingNetwork", "SpikingClassifier", "from_spikingjelly", "load_network", "step"} <= {*PUBLIC}
 
 

@@ -48,7 +48,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_the_readmes_are_found_and_hold_commands():
+def test_readmes_contain_commands():
     found = [str(path.relative_to(REPOSITORY)) for path in READMES]
     assert {"README.md", "configs/RESULTS.md", "docs/howto/configure.md", "tests/README.md"} <= {*found}
     assert len([path for path in found if path.startswith("docs/")]) >= 20
@@ -56,7 +56,7 @@ def test_the_readmes_are_found_and_hold_commands():
     assert len(BENCHMARKS) >= 6
 
 
-def test_the_places_that_contributing_names_exist():
+def test_places_named_in_contributing_exist():
     page = (REPOSITORY / "CONTRIBUTING.md").read_text()
     package = REPOSITORY / "plif_lightning"
     paths = {name for name in re.findall(r"`([^`\s]+)`", page) if re.fullmatch(r"[\w/.]+(\.(py|md|jsonl|pyi)|/)", name)}
@@ -201,7 +201,7 @@ def test_the_table_of_faults_names_tests_that_are_there():
         assert re.search(rf"^def {name}\(", (REPOSITORY / "tests" / file).read_text(), re.MULTILINE), f"{file}::{name}"
 
 
-def test_the_paper_is_short_and_cites_what_is_there():
+def test_paper_is_short_and_its_citations_exist():
     paper = (REPOSITORY / "docs/paper.md").read_text()
     assert len(paper.split()) <= 1000
     entries = re.findall(r"^@\w+\{(\w+),", (REPOSITORY / "docs/paper.bib").read_text(), re.MULTILINE)

@@ -23,10 +23,10 @@ from plif_lightning import data as data_modules
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.samples import Samples, write_samples
+from plif_lightning.runs.samples import RecordedSamples, write_samples
 from plif_lightning.runs.settings import key as key_of
 from plif_lightning.runs.settings import settings
-from plif_lightning.structure import Numbers, resolved
+from plif_lightning.structure import Numbers, resolve_structure
 
 FOLDERS = {"MNIST": "MNIST/raw", "FashionMNIST": "FashionMNIST/raw", "CIFAR10": "cifar-10-batches-py"}
 FOLDERS["CIFAR100"] = "cifar-100-python"
@@ -344,7 +344,9 @@ def _structure_of(model):
     if model.get("network") is not None:
         return {}
     try:
-        return {"structure": str(resolved(model.get("structure"), {n: model.get(n) for n in Numbers._fields}, 10))}
+        return {
+            "structure": str(resolve_structure(model.get("structure"), {n: model.get(n) for n in Numbers._fields}, 10))
+        }
     except UserError:
         return {"structure": str(model.get("structure"))}
 
@@ -379,7 +381,8 @@ def write_run(
     run = RunFolder(folder)
     folder.mkdir(parents=True)
     shipped = {
-        blocks["data"]["class_path"].rsplit(".", 1)[-1]: blocks["model"] for blocks in configs.shipped().values()
+        blocks["data"]["class_path"].rsplit(".", 1)[-1]: blocks["model"]
+        for blocks in configs.shipped_settings().values()
     }
     usual = shipped.get(data, PAPER)
     config = {
@@ -433,7 +436,7 @@ def write_run(
         random = np.random.default_rng(7)
         channels, shape = 4, (2, 6, 7) if frames > 1 else (1, 6, 7)
         spikes = random.random((time_steps, 2, channels, 6, 7)) < 0.3
-        recorded = Samples(
+        recorded = RecordedSamples(
             np.array([0, 1, 2]),
             ["boot", "bag", "coat"],
             random.integers(0, 3, (frames, 3, *shape)).astype(np.uint8),

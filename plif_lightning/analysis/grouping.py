@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed, together, and what tells them apart, in the words of the command line."""
+"""Group runs that differ only in their seed, and label the settings that distinguish the groups."""
 
 import math
 import re
@@ -20,6 +20,7 @@ from plif_lightning.runs.settings import Role, defaults, differences, role, sett
 from plif_lightning.structure import Numbers
 from plif_lightning.structure.layers import neurons_in
 
+_AFTER = " after step "  # in the names of changes on resuming
 NUMBERS = {f"model.{name}" for name in Numbers._fields}
 
 
@@ -31,29 +32,33 @@ def real(value: Any) -> float:
 
 
 def data_title(run: Run) -> str:
-    """Display name of the data set: the paper's, or the run's own, which is never one of the paper's."""
-    title = str(run.part("data").get("title") or run.data_set)
-    own = f"{title} ({run.data_set})" if title in (*paper.TITLES, *paper.TITLES.values()) else title
-    return paper.TITLES.get(run.data_set, own)
+    """Display name of the data set: the paper's, or the run's, marked where it would read like the paper's."""
+    title = str(run.section("data").get("title") or run.data_set)
+    distinct = f"{title} ({run.data_set})" if title in (*paper.TITLES, *paper.TITLES.values()) else title
+    return paper.TITLES.get(run.data_set, distinct)
 
 
 def setting_of(run: Run) -> Setting:
     """Data set, neuron, tau and pooling: the columns of the paper's tables. An IF neuron has no tau."""
-    data_set, given = run.data_set if run.data_set in paper.TITLES else data_title(run), run.settings
-    if "model.network" in given:
-        return Setting(data_set, str(given["model.network"]), math.nan, "?")
-    neuron = str(given.get("model.neuron", "plif"))
-    if arguments := [f"{n.split('.', 2)[2]}={value}" for n, value in given.items() if n.startswith("model.neuron.")]:
+    data_set, run_settings = run.data_set if run.data_set in paper.TITLES else data_title(run), run.settings
+    if "model.network" in run_settings:
+        return Setting(data_set, str(run_settings["model.network"]), math.nan, "?")
+    neuron = str(run_settings.get("model.neuron", "?" if run.record.get("of_another_program") else "plif"))
+    if arguments := [
+        f"{n.split('.', 2)[2]}={value}" for n, value in run_settings.items() if n.startswith("model.neuron.")
+    ]:
         neuron = f"{neuron}({', '.join(arguments)})"  # CLIF(k=0.6)
     if run.structure is not None:
-        names = dict.fromkeys(neuron if one.name == "PLIF" else one.name for one in neurons_in(run.structure.layers))
+        names = dict.fromkeys(
+            neuron if neurons.name == "PLIF" else neurons.name for neurons in neurons_in(run.structure.layers)
+        )
         neuron = "+".join(names) or "no neurons"
-    tau = math.inf if neuron == "if" else real(given.get("model.init_tau", 2.0))
-    return Setting(data_set, neuron, tau, str(given.get("model.pooling", "max")))
+    tau = math.inf if neuron == "if" else real(run_settings.get("model.init_tau", 2.0))
+    return Setting(data_set, neuron, tau, str(run_settings.get("model.pooling", "max")))
 
 
-def has_own_taus(run: Run) -> bool:
-    """True if a layer of the structure has an initial tau of its own."""
+def has_tau_per_layer(run: Run) -> bool:
+    """True if a layer of the structure sets its initial tau."""
     layers = () if run.structure is None else run.structure.layers
     return any("init_tau" in dict(neurons.arguments) for neurons in neurons_in(layers))
 
@@ -81,8 +86,9 @@ class Group:
     """Runs that differ in nothing but their seed.
 
     Attributes:
-        setting: what the paper's tables tell apart.
-        runs: one for each seed.
+        setting: columns of the paper's tables.
+        runs: the latest of each seed.
+        replaced: finished runs of the same seeds that were begun earlier.
         accuracy: their mean [%].
         low: end of the 95 % interval [%].
         high: the other end.
@@ -90,6 +96,7 @@ class Group:
 
     setting: Setting
     runs: list[Run]
+    replaced: list[Run]
     accuracy: float
     low: float
     high: float
@@ -104,27 +111,29 @@ class Group:
         return numbers_in_words([run.epochs for run in self.runs])
 
     @property
-    def is_whole(self) -> bool:
+    def has_all_samples(self) -> bool:
         """True if the runs saw all of the paper's data set."""
         run = self.runs[0]
         return samples_of(run) == paper.SAMPLES.get(self.setting.data_set) and not is_limited(run)
 
     @property
-    def is_usual(self) -> bool:
-        """True if all settings but those that tables show are as shipped."""
-        return not unusual(self.runs[0])
+    def has_shipped_settings(self) -> bool:
+        """True if all settings without a column are as shipped."""
+        return not differs_from_shipped(self.runs[0])
 
 
 def groups(runs: Sequence[Run]) -> list[Group]:
-    """Finished runs, those with equal keys together; of one seed the latest."""
-    found = []
+    """Finished runs, grouped by key; the latest run of each seed."""
+    averaged = []
     for alike in by_key(run for run in runs if run.status == "finished" and run.accuracy is not None):
-        of_seeds = one_per_seed(alike)
+        of_seeds = latest_of_each_seed(alike)
         shares = [run.accuracy for run in of_seeds if run.accuracy is not None]
         low, high = interval(shares, None if is_limited(of_seeds[0]) else of_seeds[0].tested_samples)
         mean = 100 * statistics.fmean(shares)
-        found.append(Group(setting_of(of_seeds[0]), of_seeds, mean, 100 * max(low, 0.0), 100 * min(high, 1.0)))
-    return found
+        replaced = [run for run in alike if run not in of_seeds]
+        ends = 100 * max(low, 0.0), 100 * min(high, 1.0)
+        averaged.append(Group(setting_of(of_seeds[0]), of_seeds, replaced, mean, *ends))
+    return averaged
 
 
 def names_of(group: Group | None) -> list[str]:
@@ -132,48 +141,50 @@ def names_of(group: Group | None) -> list[str]:
     return [] if group is None else [run.name for run in group.runs]
 
 
-def surroundings_in_words(found: Iterable[Group]) -> list[str]:
-    """A note for the groups whose runs differ in commit, versions or machine, which do not keep them apart."""
+def notes_on_groups(found: Sequence[Group]) -> list[str]:
+    """Notes on groups whose runs differ in commit, versions or machine, or that leave out earlier runs of a seed."""
     alike: dict[tuple[str, tuple[str, ...]], list[tuple[Group, dict[str, str]]]] = defaultdict(list)
     for group in found:
-        for name, several in (("commit", "commits"), ("versions", "versions"), ("machine", "machines")):
-            run_of = {str(run.part("surroundings").get(name, "unknown")): run.name for run in group.runs}
+        for name, plural in (("commit", "commits"), ("versions", "versions"), ("machine", "machines")):
+            run_of = {str(run.section("surroundings").get(name, "unknown")): run.name for run in group.runs}
             if len(run_of) > 1:
-                alike[several, tuple(sorted(run_of))].append((group, run_of))
+                alike[plural, tuple(sorted(run_of))].append((group, run_of))
     notes = []
-    for (several, values), rows in alike.items():
+    for (plural, values), rows in alike.items():
         averaged, which = f"The runs of {len(rows)} rows", "; ".join(values)
         if len(rows) == 1:
             group, run_of = rows[0]
-            averaged, which = ", ".join(names_of(group)), "; ".join(f"{one} ({run})" for one, run in run_of.items())
-        notes.append(f"{averaged} are averaged over several {several}: {which}.")
+            averaged, which = ", ".join(names_of(group)), "; ".join(f"{value} ({run})" for value, run in run_of.items())
+        notes.append(f"{averaged} are averaged over several {plural}: {which}.")
+    if left_out := [run.name for group in found for run in group.replaced]:
+        notes.append(f"Left out, because a later run has the same settings and seed: {', '.join(left_out)}.")
     return notes
 
 
 def by_key(runs: Iterable[Run]) -> list[list[Run]]:
     """Runs with equal keys together."""
-    found: dict[str, list[Run]] = defaultdict(list)
+    by_hash: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        found[run.key].append(run)
-    return [*found.values()]
+        by_hash[run.key].append(run)
+    return [*by_hash.values()]
 
 
-def one_per_seed(runs: Sequence[Run]) -> list[Run]:
-    """The run of each seed that was begun last; runs without a seed of their own all count."""
-    found: dict[tuple[str, float], Run] = {}
+def latest_of_each_seed(runs: Sequence[Run]) -> list[Run]:
+    """The run of each seed that was begun last; runs without a seed all count."""
+    latest: dict[tuple[str, float], Run] = {}
     for i, run in enumerate(sorted(runs, key=lambda run: run.started)):
         seed = run.setting("seed_everything")
         number = math.nan if isinstance(seed, bool) else real(seed)
-        found[("run", i) if math.isnan(number) else ("seed", number)] = run
-    chosen = set(map(id, found.values()))
+        latest[("run", i) if math.isnan(number) else ("seed", number)] = run
+    chosen = set(map(id, latest.values()))
     return [run for run in runs if id(run) in chosen]
 
 
 def interval(accuracies: Sequence[float], tested: int | None) -> tuple[float, float]:
     """The 95 % interval of accuracies, as shares.
 
-    Of the mean over seeds by Student's t; of one run, and of seeds that all reached the same, by Wilson's binomial
-    interval, over the test samples of one. NaN where neither is known.
+    Student's t for the mean over seeds; for a single run, or equal accuracies, Wilson's binomial
+    interval over the test samples of a run. NaN if their number is unknown.
     """
     n = len(accuracies)
     if len(set(accuracies)) > 1:
@@ -189,13 +200,13 @@ def interval(accuracies: Sequence[float], tested: int | None) -> tuple[float, fl
 
 
 def numbers_in_words(numbers: Iterable[int]) -> str:
-    """`3`, or `3 to 5` for several different ones."""
-    found = sorted({*numbers})
-    return " to ".join(map(str, dict.fromkeys((found[0], found[-1]))))
+    """`3`, or `3 to 5` for different numbers."""
+    ordered = sorted({*numbers})
+    return " to ".join(map(str, dict.fromkeys((ordered[0], ordered[-1]))))
 
 
 def samples_of(run: Run) -> tuple[int, int] | None:
-    """Training samples, those held out included, and samples of the test set."""
+    """Training samples, held-out ones included, and samples of the test set."""
     counts, tested = run.samples, run.tested_samples
     if "training" not in counts or tested is None:
         return None
@@ -203,94 +214,98 @@ def samples_of(run: Run) -> tuple[int, int] | None:
 
 
 def source(run: Run) -> str:
-    """Origin of a run's data and number of samples; for a part of the data also the whole number."""
+    """Origin of a run's data and number of samples; for a subset also the full number."""
     samples = samples_of(run)
-    origin = run.part("data").get("origin")
+    origin = run.section("data").get("origin")
     parts = [str(origin)] if origin else []
     if samples is not None:
         parts.append(f"{samples[0]:,} / {samples[1]:,} samples")
-        whole = paper.SAMPLES.get(setting_of(run).data_set)
-        if whole is not None and samples != whole and "PART" not in "".join(parts):
-            parts.append(f"of {whole[0]:,} / {whole[1]:,}")
+        of_paper = paper.SAMPLES.get(setting_of(run).data_set)
+        if of_paper is not None and samples != of_paper and "PART" not in "".join(parts):
+            parts.append(f"of {of_paper[0]:,} / {of_paper[1]:,}")
     if is_limited(run):
         parts.append("a part of them by the trainer's limits")
     return ", ".join(parts)
 
 
-# --- what tells runs apart
+# --- distinguishing settings
 
 
 @cache
-def _usual() -> dict[str, dict[str, Any]]:
-    """The settings that the project ships for each data set, by its name; for others those of base.yaml."""
+def _shipped_settings() -> dict[str, dict[str, Any]]:
+    """The settings that the project ships for each data set, by its name; base.yaml's for other data sets."""
     base = yaml.safe_load((configs.folder() / "base.yaml").read_text("utf-8"))
-    found = {"": settings(base)}
-    for blocks in configs.shipped().values():
+    by_data_set = {"": settings(base)}
+    for blocks in configs.shipped_settings().values():
         of_data = settings({**blocks, "trainer": base["trainer"]})
-        found[of_data["data"]] = of_data
-    return found
+        by_data_set[of_data["data"]] = of_data
+    return by_data_set
 
 
 def paper_settings() -> dict[str, Any]:
     """Settings of network and training in base.yaml: the paper's."""
-    return _usual()[""]
+    return _shipped_settings()[""]
 
 
-def unusual(run: Run) -> list[str]:
-    """Settings that differ from the shipped configuration, without those that tables show in columns.
+def differs_from_shipped(run: Run) -> list[str]:
+    """Settings that differ from the shipped configuration, without settings that have a column.
 
-    Of a data set that has no shipped configuration, its own arguments and the size of its network do not count.
+    Of a data set that has no shipped configuration, data arguments and network size do not count.
     """
-    usual = _usual().get(run.data_set)
-    found = telling(run.settings, usual or _usual()[""])
-    if run.record.get("of_another_program"):  # what it does not say is unknown, not a default
-        found = [name for name in found if name in run.settings]
-    of_data = () if usual is not None else ("data.", "model.structure", *NUMBERS)
-    return [name for name in found if not name.startswith(tuple(of_data))]
+    shipped = _shipped_settings().get(run.data_set)
+    distinctions = run.distinctions
+    unchanged = {name: value for name, value in run.settings.items() if name in distinctions}
+    names = visible_differences(unchanged, shipped or _shipped_settings()[""])
+    names = [name for name in names if name in unchanged or name not in run.settings]
+    if run.record.get("of_another_program"):  # unstated settings are unknown, not defaults
+        names = [name for name in names if name in run.settings]
+    of_data = () if shipped is not None else ("data.", "model.structure", *NUMBERS)
+    return [name for name in names if not name.startswith(tuple(of_data))]
 
 
-def telling(own: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+def visible_differences(settings: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
     """Settings in which a run differs from another, as a person would name them.
 
     A structure stands for the numbers that it replaces, and a class for the arguments of another class.
     """
-    found = differences(own, usual)
-    if "model.structure" in found or "model.network" in own:
-        found = [name for name in found if name not in NUMBERS]
-    classes = {name for name in found if any(other.startswith(f"{name}.") for other in (*own, *usual))}
+    names = differences(settings, reference)
+    if "model.structure" in names or "model.network" in settings:
+        names = [name for name in names if name not in NUMBERS]
+    classes = {name for name in names if any(other.startswith(f"{name}.") for other in (*settings, *reference))}
     return [
         name
-        for name in found
+        for name in names
         if not role(name) & Role.COLUMN
         and not f"{name}.".startswith(("model.neuron.", "model.network."))
-        and (name in own or not any(name.startswith(f"{kind}.") for kind in classes))
+        and (name in settings or not any(name.startswith(f"{kind}.") for kind in classes))
     ]
 
 
-def labels_beyond(runs: Sequence[Run]) -> list[list[str]]:
-    """Settings of each run beyond its configuration, and those in which it differs from most others, in words.
+def distinguishing_settings(runs: Sequence[Run]) -> list[list[str]]:
+    """Settings of each run beyond its configuration, and settings in which it differs from most others, in words.
 
     Args:
         runs: of the same data set.
     """
-    every = dict.fromkeys(name for run in runs for name in telling(run.distinctions, {}))
-    most = {
+    every = dict.fromkeys(name for run in runs for name in visible_differences(run.distinctions, {}))
+    frequent = {
         name: Counter(repr(run.distinctions.get(name)) for run in runs).most_common()
         for name in every
-        if name not in (_usual().get(runs[0].data_set) or _usual()[""])
+        if name not in (_shipped_settings().get(runs[0].data_set) or _shipped_settings()[""])
     }
-    found = []
+    labels = []
     for run in runs:
-        own = run.distinctions
-        # Of what is no setting, code and changes on resuming, none is the usual one.
-        others = [
+        distinctions = run.distinctions
+        # Code and changes on resuming are no settings and have no usual value.
+        rare = [
             name
-            for name, known in most.items()
-            if len(known) > 1 and (repr(own.get(name)) != known[0][0] or name not in run.settings)
+            for name, counts in frequent.items()
+            if len(counts) > 1 and (repr(distinctions.get(name)) != counts[0][0] or name not in run.settings)
         ]
-        names = [*unusual(run), *(name for name in others if name in own)]
-        found.append([in_words(name, value_of(run, name)) for name in dict.fromkeys(names)])
-    return found
+        changes = [name for name in distinctions if _AFTER in name]
+        names = [*differs_from_shipped(run), *changes, *(name for name in rare if name in distinctions)]
+        labels.append([in_words(name, value_of(run, name)) for name in dict.fromkeys(names)])
+    return labels
 
 
 def value_of(run: Run, name: str) -> Any:
@@ -300,8 +315,9 @@ def value_of(run: Run, name: str) -> Any:
 
 def in_words(name: str, value: Any) -> str:
     """A setting as a user gives it, without the block that it belongs to."""
-    several = value if isinstance(value, list) else [value]
-    return f"{name.split('.', 1)[-1]} {' and '.join(map(_value_in_words, several))}"
+    values = value if isinstance(value, list) else [value]
+    setting, after, step = name.partition(_AFTER)
+    return f"{setting.split('.', 1)[-1]} {' and '.join(map(_value_in_words, values))}{after}{step}"
 
 
 def _value_in_words(value: Any) -> str:
@@ -328,27 +344,32 @@ class Labels(NamedTuple):
 
 
 def labels(runs: Sequence[Run]) -> Labels:
-    """Names for the curves of some runs of a data set, without what they share."""
-    told = labels_beyond(runs)
-    shared = [words for words in told[0] if all(words in others for others in told)] if len(runs) > 1 else []
-    found = []
-    for run, own in zip(runs, told, strict=True):
+    """Names for the curves of some runs of a data set, without shared settings."""
+    settings = distinguishing_settings(runs)
+    shared = (
+        [words for words in settings[0] if all(words in other_words for other_words in settings)]
+        if len(runs) > 1
+        else []
+    )
+    names = []
+    for run, own_words in zip(runs, settings, strict=True):
         setting = setting_of(run)
         pooling = "" if setting.pooling in ("max", "?") else f"{setting.pooling}-pooling"
-        parts = (neuron_in_words(setting), pooling, *(words for words in own if words not in shared))
-        found.append(", ".join(part for part in parts if part))
-    return Labels(found, ", ".join(shared))
+        parts = (neuron_in_words(setting), pooling, *(words for words in own_words if words not in shared))
+        names.append(", ".join(text for text in parts if text))
+    return Labels(names, ", ".join(shared))
 
 
-def labels_of(found: Sequence[Group]) -> tuple[list[str], list[str]]:
-    """A label for each group, and a note for each data set whose groups share settings, which labels leave out."""
+def labels_of(averaged: Sequence[Group]) -> tuple[list[str], list[str]]:
+    """A label for each group, and a note for each data set with the settings that its groups share and labels leave
+    out."""
     by_data: dict[str, list[Group]] = defaultdict(list)
-    for group in found:
+    for group in averaged:
         by_data[data_title(group.runs[0])].append(group)
-    named: dict[int, str] = {}
+    label_of: dict[int, str] = {}
     notes = []
     for title, of_data in by_data.items():
-        told = labels([group.runs[0] for group in of_data])
-        named |= {id(group): label for group, label in zip(of_data, told.each, strict=True)}
-        notes += [f"All of {title}: {told.shared}."] if told.shared else []
-    return [named[id(group)] for group in found], notes
+        named = labels([group.runs[0] for group in of_data])
+        label_of |= {id(group): label for group, label in zip(of_data, named.each, strict=True)}
+        notes += [f"All of {title}: {named.shared}."] if named.shared else []
+    return [label_of[id(group)] for group in averaged], notes

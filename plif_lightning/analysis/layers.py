@@ -1,35 +1,35 @@
-"""What is recorded of each layer, in a table: means over seeds in the best epoch."""
+"""Table of recorded layer values: means over seeds in the best epoch."""
 
 import math
 import statistics
 from collections.abc import Sequence
 
-from plif_lightning.analysis.grouping import Group, data_title, groups, labels_of, names_of, surroundings_in_words
-from plif_lightning.analysis.tables import Table
-from plif_lightning.runs.metrics import LAYER_TITLES, layer_kinds, layer_values
+from plif_lightning.analysis.grouping import Group, data_title, groups, labels_of, names_of, notes_on_groups
+from plif_lightning.analysis.tables import Table, left_out
+from plif_lightning.runs.metrics import LAYER_TITLES, layer_quantities, layer_values
 from plif_lightning.runs.run import Run
 
 
 def layer_table(runs: Sequence[Run]) -> Table:
     """Time constant, firing rate and whatever else is recorded of each layer, a row a layer and setting."""
-    found = groups(runs)
-    kinds = layer_kinds([run.best_metrics for group in found for run in group.runs])
+    averaged = groups(runs)
+    quantities = layer_quantities([run.best_metrics for group in averaged for run in group.runs])
     rows, names = [], []
-    each, shared = labels_of(found)
-    for group, label in zip(found, each, strict=True):
+    each, shared = labels_of(averaged)
+    for group, label in zip(averaged, each, strict=True):
         layers = dict.fromkeys(
-            layer for kind in kinds for run in group.runs for layer in layer_values(run.best_metrics, kind)
+            layer for quantity in quantities for run in group.runs for layer in layer_values(run.best_metrics, quantity)
         )
         title = data_title(group.runs[0])
-        rows += [[title, label, layer, *(_mean(group, kind, layer) for kind in kinds)] for layer in layers]
+        rows += [[title, label, layer, *(_mean(group, quantity, layer) for quantity in quantities)] for layer in layers]
         names += [names_of(group)] * len(layers)
-    columns = ["data set", "setting", "layer", *(LAYER_TITLES.get(kind, kind) for kind in kinds)]
+    columns = ["data set", "setting", "layer", *(LAYER_TITLES.get(quantity, quantity) for quantity in quantities)]
     means = "Means over seeds of the values in the best epoch."
-    notes = [*shared, means, *surroundings_in_words(found)] if rows else []
+    notes = [*left_out(runs), *shared, means, *notes_on_groups(averaged)] if rows else left_out(runs)
     return Table("layers", "Layers", columns, rows, notes, names)
 
 
-def _mean(group: Group, kind: str, layer: str) -> str:
-    values = [run.best_metrics.get(f"{kind}/{layer}", math.nan) for run in group.runs]
+def _mean(group: Group, quantity: str, layer: str) -> str:
+    values = [run.best_metrics.get(f"{quantity}/{layer}", math.nan) for run in group.runs]
     mean = statistics.fmean(values)
     return "" if math.isnan(mean) else f"{mean:.4g}"

@@ -1,4 +1,4 @@
-"""What a setting gains: runs of protocol B beside runs with the paper's setting, over the same seeds."""
+"""Gain of each setting: runs of protocol B beside runs with the paper's setting, over the same seeds."""
 
 import math
 import statistics
@@ -16,12 +16,12 @@ from plif_lightning.analysis.grouping import (
     interval,
     labels_of,
     names_of,
+    notes_on_groups,
     numbers_in_words,
     paper_settings,
-    surroundings_in_words,
     value_of,
 )
-from plif_lightning.analysis.tables import Table
+from plif_lightning.analysis.tables import Table, left_out
 from plif_lightning.runs.metrics import layer_values
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import Role, differences, role
@@ -40,7 +40,7 @@ class Standing:
 
     Attributes:
         data: name of the data set.
-        change: what it changes in the paper's setting, in words; empty for that setting itself.
+        change: its difference from the paper's setting, in words; empty for that setting itself.
         cell: its runs, accuracy on the test set and interval.
         validation: mean validation accuracy of the best epochs [%], by which rows are ranked.
         gain: mean difference of the test accuracy to the paper's setting over the seeds of both [points].
@@ -71,9 +71,9 @@ class Standing:
         """`better` or `worse` where the interval of the difference does not contain 0, otherwise empty."""
         return "better" if self.low > 0 else "worse" if self.high < 0 else ""
 
-    def mean(self, what: str) -> float:
+    def mean(self, attribute: str) -> float:
         """Mean over the runs of a property of `Run`, such as `spikes`; NaN if a run does not know it."""
-        values = [getattr(run, what) for run in self.cell.runs]
+        values = [getattr(run, attribute) for run in self.cell.runs]
         return math.nan if None in values else statistics.fmean(values)
 
 
@@ -81,85 +81,88 @@ def standings(runs: Sequence[Run], baseline: Baseline | None = None) -> list[lis
     """Leaderboards: settings that share data, epochs and all else but `model`, best validation accuracy first.
 
     Runs belong together with a run of the paper's setting (neuron, loss, pooling and all else that base.yaml fixes,
-    except dropout, optimiser and schedule). Of several such settings, the one from which the others differ least is
-    the one compared with. Settings without one have no leaderboard. `baseline`: settings of those that take the place
+    except dropout, optimiser and schedule). If there are more, the setting from which the others differ least is
+    the baseline. Settings without a baseline have no leaderboard. `baseline`: settings of the runs that take the place
     of the paper's.
     """
-    found = [_leaderboard(group, baseline) for group in _setups(runs) if len(group) > 1]
-    return sorted(filter(None, found), key=lambda rows: rows[0].data)
+    boards = [_leaderboard(group, baseline) for group in _setups(runs) if len(group) > 1]
+    return sorted(filter(None, boards), key=lambda rows: rows[0].data)
 
 
 def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
-    """Every setting: the mean over its seeds, and its gain beside another one of the same data.
+    """Every setting: the mean over its seeds, and its gain beside the baseline of the same data.
 
-    That is the one with the settings of `baseline`, by default the paper's, or else the one from which the others
+    The baseline has the settings of `baseline`, by default the paper's; otherwise it is the setting from which others
     differ least.
     """
     setups = sorted(_setups(runs, "AB"), key=lambda of: (data_title(of[0].runs[0]), -max(o.accuracy for o in of)))
-    each, shared = labels_of([one for setup in setups for one in setup])
-    rows, shown, words = [], list[Group](), iter(each)
+    each, shared = labels_of([cell for setup in setups for cell in setup])
+    rows, cells, words = [], list[Group](), iter(each)
     for setup in setups:
-        labelled = [(one, next(words)) for one in setup]
-        shown += sorted(setup, key=lambda one: -one.accuracy)
-        rows += _compared(labelled, baseline)
+        labelled = [(cell, next(words)) for cell in setup]
+        cells += sorted(setup, key=lambda cell: -cell.accuracy)
+        rows += _comparison_rows(labelled, baseline)
     gain_head = "gain" if baseline is None else f"gain beside {baseline_in_words(baseline)}"
     columns = ["data set", "setting", "protocol", "T", "epochs", "accuracy [%]", "95 % interval", gain_head, "seeds"]
     note = (
         "Accuracy on the test set: of the best epoch there (A), or of the epoch chosen on a held-out part (B). Means "
         "over seeds, with Student's 95 % interval, or Wilson's of one run. Gain: beside the baseline, over "
-        "the seeds of both, with the interval of the differences."
+        "the seeds of both, with the interval of the differences; empty where no run with the baseline's settings "
+        "shares data, epochs and all settings but the network's."
     )
-    notes = [*shared, note]
+    notes = [*shared, note, *left_out(runs)] if rows else left_out(runs)
+    if baseline is not None and not any(_candidates([cell.runs[0] for cell in setup], baseline) for setup in setups):
+        notes.append(f"No gains: no run has {baseline_in_words(baseline)}.")
     if any(row[-1] for row in rows):
         notes.append("Silent: layers that never fire in the best epoch, and in how many runs.")
-    notes += surroundings_in_words(shown)
-    return Table("runs", "Settings", [*columns, "silent"], rows, notes if rows else [], [*map(names_of, shown)])
+    notes += notes_on_groups(cells)
+    return Table("runs", "Settings", [*columns, "silent"], rows, notes, [*map(names_of, cells)])
 
 
-def _compared(setup: Sequence[tuple[Group, str]], baseline: Baseline | None) -> list[list[str]]:
+def _comparison_rows(setup: Sequence[tuple[Group, str]], baseline: Baseline | None) -> list[list[str]]:
     """Rows of `comparison_table`, best first, for settings that share data, epochs and all else but `model`."""
-    firsts = [one.runs[0] for one, _ in setup]
-    among = _candidates(firsts, baseline) or ([] if baseline else [*range(len(firsts))])
-    base = setup[_base(firsts, among)][0] if among else None
+    first_runs = [cell.runs[0] for cell, _ in setup]
+    among = _candidates(first_runs, baseline) or ([] if baseline else [*range(len(first_runs))])
+    base = setup[_base(first_runs, among)][0] if among else None
     rows = []
-    for one, label in sorted(setup, key=lambda of: -of[0].accuracy):
-        run = one.runs[0]
-        gain = (math.nan,) * 3 if base is None else _gain(one, base)
-        silent = Counter(layer for of in one.runs for layer in _silent(of))
+    for cell, label in sorted(setup, key=lambda of: -of[0].accuracy):
+        run = cell.runs[0]
+        gain = (math.nan,) * 3 if base is None else _gain(cell, base)
+        silent = Counter(layer for of in cell.runs for layer in _silent_layers(of))
         rows.append(
             [
-                *(data_title(run), label, one.protocol, str(run.setting("data.time_steps", "")), one.epochs),
-                *(f"{one.accuracy:.2f}", _ends(one.low, one.high).strip()),
-                _gain_in_words(*gain) if one is not base else _BASELINE if len(setup) > 1 else "",
-                str(len(one.runs)),
-                "; ".join(f"{layer} ({n} of {len(one.runs)})" for layer, n in silent.items()),
+                *(data_title(run), label, cell.protocol, str(run.setting("data.time_steps", "")), cell.epochs),
+                *(f"{cell.accuracy:.2f}", _interval_in_words(cell.low, cell.high).strip()),
+                _gain_in_words(*gain) if cell is not base else _BASELINE if len(setup) > 1 else "",
+                str(len(cell.runs)),
+                "; ".join(f"{layer} ({n} of {len(cell.runs)})" for layer, n in silent.items()),
             ]
         )
     return rows
 
 
 def _gain_in_words(gain: float, low: float, high: float) -> str:
-    return "" if math.isnan(gain) else f"{gain:+z.2f}{_ends(low, high, '+')}"
+    return "" if math.isnan(gain) else f"{gain:+z.2f}{_interval_in_words(low, high, '+')}"
 
 
-def _silent(run: Run) -> list[str]:
+def _silent_layers(run: Run) -> list[str]:
     """Layers that do not fire at all in the best epoch."""
     return [layer for layer, rate in layer_values(run.best_metrics, "rate").items() if rate == 0]
 
 
-def _ends(low: float, high: float, sign: str = "") -> str:
+def _interval_in_words(low: float, high: float, sign: str = "") -> str:
     return "" if math.isnan(low) else f" [{low:{sign}z.2f}, {high:{sign}z.2f}]"
 
 
 def _setups(runs: Sequence[Run], protocols: str = "B") -> list[list[Group]]:
     """Settings that share data, epochs and all else but `model`."""
-    found: dict[str, list[Group]] = defaultdict(list)
+    by_setup: dict[str, list[Group]] = defaultdict(list)
     for group in groups([run for run in runs if run.protocol in protocols]):
         run = group.runs[0]
-        others = {name: value for name, value in run.settings.items() if not name.startswith("model.")}
-        content = [run.part("data").get(name) for name in ("content", "test_content")]
-        found[repr([data_title(run), sorted(others.items()), run.changes, content])].append(group)
-    return [*found.values()]
+        beside_model = {name: value for name, value in run.settings.items() if not name.startswith("model.")}
+        content = [run.section("data").get(name) for name in ("content", "test_content")]
+        by_setup[repr([data_title(run), sorted(beside_model.items()), run.changes, content])].append(group)
+    return [*by_setup.values()]
 
 
 def _is_paper(run: Run) -> bool:
@@ -171,23 +174,23 @@ def _is_paper(run: Run) -> bool:
         return False
     layers = run.structure.layers
     weighted = [layer for layer in layers if isinstance(layer, (Conv, FC))]
-    usual = all(layer.neurons == Neurons("PLIF") and getattr(layer, "norm", True) for layer in weighted)
-    return usual and all(isinstance(layer, (Conv, FC, Pool, Votes)) for layer in layers)
+    is_plain = all(layer.neurons == Neurons("PLIF") and getattr(layer, "norm", True) for layer in weighted)
+    return is_plain and all(isinstance(layer, (Conv, FC, Pool, Votes)) for layer in layers)
 
 
-def _changed(base: Run, run: Run) -> list[str]:
+def _changed_settings(base: Run, run: Run) -> list[str]:
     """Settings in which two networks differ; a structure stands for the numbers it replaces, a class for its name."""
-    found = [n for n in differences(run.distinctions, base.distinctions) if n.startswith("model.") or n == "code"]
-    if "model.structure" in found:
-        found = [name for name in found if name not in NUMBERS]
-    return [name for name in found if name in run.settings or name.rpartition(".")[0] not in found]
+    names = [n for n in differences(run.distinctions, base.distinctions) if n.startswith("model.") or n == "code"]
+    if "model.structure" in names:
+        names = [name for name in names if name not in NUMBERS]
+    return [name for name in names if name in run.settings or name.rpartition(".")[0] not in names]
 
 
-def _candidates(firsts: Sequence[Run], baseline: Baseline | None) -> list[int]:
-    """Those of some runs that others may be compared with: with the settings of `baseline`, or the paper's."""
+def _candidates(first_runs: Sequence[Run], baseline: Baseline | None) -> list[int]:
+    """Indices of possible baselines: runs with the settings of `baseline`, or the paper's."""
     if baseline is None:
-        return [i for i, run in enumerate(firsts) if _is_paper(run)]
-    return [i for i, run in enumerate(firsts) if all(value_of(run, name) == v for name, v in baseline.items())]
+        return [i for i, run in enumerate(first_runs) if _is_paper(run)]
+    return [i for i, run in enumerate(first_runs) if all(value_of(run, name) == v for name, v in baseline.items())]
 
 
 def _with_setting(baseline: Baseline | None) -> str:
@@ -200,54 +203,57 @@ def baseline_in_words(baseline: Baseline | None) -> str:
 
 
 def _leaderboard(group: Sequence[Group], baseline: Baseline | None) -> list[Standing]:
-    firsts = [one.runs[0] for one in group]
-    among = _candidates(firsts, baseline)
+    first_runs = [cell.runs[0] for cell in group]
+    among = _candidates(first_runs, baseline)
     if not among:
         return []
-    chosen, name = _base(firsts, among), baseline_in_words(baseline)
-    changes = [_changed(firsts[chosen], run) for run in firsts]
+    chosen, name = _base(first_runs, among), baseline_in_words(baseline)
+    changes = [_changed_settings(first_runs[chosen], run) for run in first_runs]
     words = [
-        ", ".join(_in_words(name, run, firsts[chosen]) for name in names)
-        for run, names in zip(firsts, changes, strict=True)
+        ", ".join(_in_words(name, run, first_runs[chosen]) for name in names)
+        for run, names in zip(first_runs, changes, strict=True)
     ]
-    alike, found = Counter(words), []
-    for i, one in enumerate(group):
-        if alike[words[i]] > 1:  # classes of one name, or numbers that differ after six digits
-            words[i] = ", ".join(f"{name} {value_of(firsts[i], name)!r}" for name in changes[i])
-        validation = 100 * statistics.fmean(run.best[1] if run.best else math.nan for run in one.runs)
-        gain = _gain(one, group[chosen])
-        found.append(Standing(data_title(firsts[i]), words[i], one, validation, *gain, baseline=name))
+    alike, rows = Counter(words), []
+    for i, cell in enumerate(group):
+        if alike[words[i]] > 1:  # classes of equal name, or numbers that differ after six digits
+            words[i] = ", ".join(f"{name} {value_of(first_runs[i], name)!r}" for name in changes[i])
+        validation = 100 * statistics.fmean(run.best[1] if run.best else math.nan for run in cell.runs)
+        gain = _gain(cell, group[chosen])
+        rows.append(Standing(data_title(first_runs[i]), words[i], cell, validation, *gain, baseline=name))
     # NaN, an unknown validation accuracy, comes last: sorting by NaN itself would give an arbitrary order.
-    return sorted(found, key=lambda row: (math.isnan(row.validation), -row.validation, row.change))
+    return sorted(rows, key=lambda row: (math.isnan(row.validation), -row.validation, row.change))
 
 
-def _base(firsts: Sequence[Run], among: Sequence[int]) -> int:
-    """The one of some runs from which all of them differ least."""
-    return min(among, key=lambda i: sum(len(_changed(firsts[i], run)) for run in firsts))
+def _base(first_runs: Sequence[Run], among: Sequence[int]) -> int:
+    """Index of the run from which all others differ least."""
+    return min(among, key=lambda i: sum(len(_changed_settings(first_runs[i], run)) for run in first_runs))
 
 
 def _in_words(name: str, run: Run, base: Run) -> str:
     """A setting in words; of a structure, only its end from where it differs."""
     if name != "model.structure":
         return in_words(name, value_of(run, name))
-    own, other = (str(one.structure or "").split("-") for one in (run, base))
-    same = next((i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), 0)
-    return f"structure {'...-' if same else ''}{'-'.join(own[same:])}"
+    layers, base_layers = (str(of_run.structure or "").split("-") for of_run in (run, base))
+    same = next((i for i, (a, b) in enumerate(zip(layers, base_layers, strict=False)) if a != b), 0)
+    return f"structure {'...-' if same else ''}{'-'.join(layers[same:])}"
 
 
 def _gain(cell: Group, base: Group) -> tuple[float, float, float]:
     """Mean and 95 % interval of the differences of accuracy [points] over the seeds that both have."""
     of_seed = {_seed(run): run.accuracy for run in base.runs}
     pairs = [(run.accuracy, None if _seed(run) is None else of_seed.get(_seed(run))) for run in cell.runs]
-    # Rounded: equal differences of float fractions differ in their last digits, and would have an interval.
-    apart = [round(100 * (own - other), 6) for own, other in pairs if own is not None and other is not None]
-    if cell is base or not apart:
+    differences = [
+        100 * (share - base_share) for share, base_share in pairs if share is not None and base_share is not None
+    ]
+    if cell is base or not differences:
         return (0.0 if cell is base else math.nan), math.nan, math.nan
-    return (statistics.fmean(apart), *interval(apart, None))
+    # Equal differences of accuracies in float32 differ in their last digits, and would have an interval.
+    ends = interval(differences, None) if max(differences) - min(differences) > 1e-4 else (math.nan, math.nan)
+    return (statistics.fmean(differences), *ends)
 
 
 def _seed(run: Run) -> int | None:
-    """A run's own seed; None if it has none that another run can share."""
+    """A run's seed; None if no other run can share it."""
     seed = run.setting("seed_everything")
     return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
@@ -264,9 +270,9 @@ _EMPTY = (
 
 
 def leaderboard_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
-    """All leaderboards as one table."""
-    found = standings(runs, baseline)
-    rows = [_row(standing) for rows in found for standing in rows]
+    """All leaderboards in a table."""
+    boards = standings(runs, baseline)
+    rows = [_row(standing) for rows in boards for standing in rows]
     if not rows:
         return Table("leaderboard", "Leaderboard", list(_COLUMNS), [], [_EMPTY])
     note = (
@@ -278,9 +284,9 @@ def leaderboard_table(runs: Sequence[Run], baseline: Baseline | None = None) -> 
         "8 bits, memory included, weights reused (see `cost`). Training: milliseconds for a sample, median of the "
         "epochs, while the machine did what it did."
     )
-    shown = [standing.cell for board in found for standing in board]
-    notes = [note, *surroundings_in_words(shown)]
-    return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, notes, [*map(names_of, shown)])
+    cells = [standing.cell for board in boards for standing in board]
+    notes = [note, *notes_on_groups(cells)]
+    return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, notes, [*map(names_of, cells)])
 
 
 def gains_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
@@ -288,16 +294,16 @@ def gains_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
 
     An order by gain would invite a choice on the test set.
     """
-    found, name = standings(runs, baseline), baseline_in_words(baseline)
+    boards, name = standings(runs, baseline), baseline_in_words(baseline)
     rows: dict[str, dict[int, Standing]] = defaultdict(dict)
-    for i, board in enumerate(found):
+    for i, board in enumerate(boards):
         for row in board:
             rows[row.change][i] = row
     changes = sorted(rows)  # the paper's changes nothing, and is first
-    cells = [[change or name, *(_gain_cell(rows[change].get(i)) for i in range(len(found)))] for change in changes]
+    cells = [[change or name, *(_gain_cell(rows[change].get(i)) for i in range(len(boards)))] for change in changes]
     heads = [
         "setting",
-        *(f"{board[0].data}, {board[0].cell.epochs} epochs, {seeds_in_words(board)}" for board in found),
+        *(f"{board[0].data}, {board[0].cell.epochs} epochs, {seeds_in_words(board)}" for board in boards),
     ]
     note = (
         f"Test accuracy B of {_with_setting(baseline)} [%], and what other settings gain [points], with the 95 % "
@@ -321,25 +327,25 @@ def _gain_cell(row: Standing | None) -> str:
     return f"**{text}**" if row.verdict else text
 
 
-def _row(one: Standing) -> list[str]:
+def _row(standing: Standing) -> list[str]:
     def number(value: float, digits: int) -> str:
         return "" if math.isnan(value) else f"{value:,.{digits}f}"
 
-    several = len(one.cell.runs) > 1
+    has_seeds = len(standing.cell.runs) > 1
     return [
-        one.data,
-        one.name,
-        number(one.validation, 2),
-        number(one.cell.accuracy, 2),
-        _ends(one.cell.low, one.cell.high).strip() if several else "",
-        _BASELINE if one.is_baseline else "" if math.isnan(one.gain) else f"{one.gain:+z.2f}",
-        _ends(one.low, one.high, "+").strip(),
-        one.verdict,
-        str(len(one.cell.runs)),
-        number(100 * one.mean("firing_rate"), 1),
-        number(one.mean("spikes"), 0),
-        number(one.mean("energy"), 2),
-        number(_milliseconds(one.cell.runs), 2),
+        standing.data,
+        standing.name,
+        number(standing.validation, 2),
+        number(standing.cell.accuracy, 2),
+        _interval_in_words(standing.cell.low, standing.cell.high).strip() if has_seeds else "",
+        _BASELINE if standing.is_baseline else "" if math.isnan(standing.gain) else f"{standing.gain:+z.2f}",
+        _interval_in_words(standing.low, standing.high, "+").strip(),
+        standing.verdict,
+        str(len(standing.cell.runs)),
+        number(100 * standing.mean("firing_rate"), 1),
+        number(standing.mean("spikes"), 0),
+        number(standing.mean("energy"), 2),
+        number(_milliseconds(standing.cell.runs), 2),
     ]
 
 

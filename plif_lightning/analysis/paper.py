@@ -73,7 +73,7 @@ TABLE_S2 = {
     "CIFAR10DVS": 69.00,
     "DVSGesture": 96.53,
 }
-# Table 3: best earlier work by its number in the paper's references, its time-steps, and those of the paper
+# Table 3: best earlier work by its number in the paper's references, its time-steps, and the paper's
 TABLE_3 = {
     "MNIST": ("[64]", "400", 8),
     "FashionMNIST": ("[8]", "20", 8),

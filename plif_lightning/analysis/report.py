@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from matplotlib.figure import Figure
 
-from plif_lightning.analysis.figures import FIGURES, NothingToShowError, drawn
+from plif_lightning.analysis.figures import FIGURES, NoDataError, drawn
 from plif_lightning.analysis.grouping import data_title, labels
 from plif_lightning.analysis.layers import layer_table
 from plif_lightning.analysis.leaderboard import comparison_table
@@ -20,7 +20,7 @@ from plif_lightning.analysis.tables import Table, heading, problems_of
 from plif_lightning.runs.command import commands
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime import program
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.files import atomic_write
 
 _COLUMNS = ["data set", "setting", "seed", "accuracy [%]", "best epoch", "epochs", "status"]
 # Of single neurons, without runs.
@@ -33,7 +33,9 @@ def _runs_table(runs: Sequence[Run]) -> Table:
     for title in sorted({data_title(run) for run in runs}):
         of_data = [run for run in runs if data_title(run) == title]
         named = labels(of_data)
-        for label, run in sorted(zip(named.each, of_data, strict=True), key=lambda one: -(one[1].accuracy or 0.0)):
+        for label, run in sorted(
+            zip(named.each, of_data, strict=True), key=lambda labelled: -(labelled[1].accuracy or 0.0)
+        ):
             accuracy = "" if run.accuracy is None else f"{100 * run.accuracy:.2f}"
             best, seed = "" if run.best is None else str(run.best[0]), str(run.setting("seed_everything", ""))
             setting = ", ".join(filter(None, (label, named.shared)))
@@ -50,7 +52,7 @@ def _table(table: Table, anchors: Mapping[str, str], title: str = "") -> str:
         anchors: of the runs' details, by the runs' names.
         title: above it; empty for none.
     """
-    frame = table.trimmed.frame.map(html.escape)
+    frame = table.without_empty_columns.frame.map(html.escape)
     for name in {"ours", "accuracy [%]"} & {*frame.columns}:
         frame[name] = "<b>" + frame[name] + "</b>"
     if table.runs:
@@ -64,24 +66,24 @@ def _table(table: Table, anchors: Mapping[str, str], title: str = "") -> str:
 
 
 def _links(names: Sequence[str], anchors: Mapping[str, str]) -> Iterator[str]:
-    """Links to the details of runs: one by its name, several by their numbers."""
+    """Links to the details of runs: a single run by its name, more by their numbers."""
     for number, name in enumerate(names, start=1):
         text = name if len(names) == 1 else str(number)
         yield f'<a href="#{anchors[name]}" title="{html.escape(name)}">{html.escape(text)}</a>'
 
 
 def _figures(runs: Sequence[Run], problems: list[str]) -> str:
-    found = []
+    figures = []
     for name in FIGURES:
         if name in _WITHOUT_RUNS:
             continue
         try:
             figure, caption = drawn(name, runs)
-        except NothingToShowError as error:
+        except NoDataError as error:
             problems.append(f"figure {name} is left out: {error}")
             continue
-        found.append(_figure(figure, f"Figure {name}. {caption}"))
-    return "".join(found)
+        figures.append(_figure(figure, f"Figure {name}. {caption}"))
+    return "".join(figures)
 
 
 def _figure(figure: Figure, caption: str) -> str:
@@ -99,8 +101,9 @@ def _figure(figure: Figure, caption: str) -> str:
 def _details(run: Run, anchor: str) -> str:
     """Command and configuration of a run, to unfold."""
     config = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
-    calls = "\n".join(f"{program.shown()} {shlex.join(call)}" for call in commands(run))
-    text = html.escape(f"{calls}\n\n{config}")
+    calls = "\n".join(f"{program.program_name()} {shlex.join(call)}" for call in commands(run))
+    changes = "".join(f"# after step {step}: {name} {value}\n" for step, name, value in run.changes)
+    text = html.escape(f"{calls}\n{changes}\n{config}")
     # A link opens the details that its target lies in.
     return f'<details><summary>{html.escape(run.name)}</summary><pre id="{anchor}">{text}</pre></details>'
 
@@ -110,26 +113,27 @@ def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> No
 
     Args:
         runs: to show.
-        tables: the paper's tables, of which those with a run are shown.
+        tables: the paper's tables; tables without a run are left out.
         path: of the HTML file.
     """
     problems = problems_of(runs)
     anchors = {run.name: f"run-{number}" for number, run in enumerate(runs, 1)}
-    with_runs = [table for table in tables if "ours" in table.trimmed.columns or table.name == "tau"]
+    with_runs = [table for table in tables if "ours" in table.without_empty_columns.columns or table.name == "tau"]
     layers = _table(layer_table(runs), anchors)
     parts = {
         "SETTINGS": _table(comparison_table(runs), anchors),
         "LAYERS": f"<details><summary>Each layer in the best epoch</summary>{layers}</details>",
         "RUNS": _table(_runs_table(runs), anchors),
-        "TABLES": "".join(_table(table, anchors, heading(table)) for table in with_runs if table.rows),
+        "TABLES": "".join(_table(table, anchors, heading(table)) for table in with_runs if table.rows)
+        or '<p class="soft">No run has a setting of these tables.</p>',
         "FIGURES": _figures(runs, problems),
         "DETAILS": "".join(_details(run, anchors[run.name]) for run in runs),
         "PROBLEMS": "".join(f'<p class="soft">{html.escape(problem)}</p>' for problem in problems),
     }
     page = (resources.files("plif_lightning.analysis") / "report.html").read_text(encoding="utf-8")
     head, *rest = page.split("<!--")
-    page = head + "".join(parts[part.split("-->", 1)[0]] + part.split("-->", 1)[1] for part in rest)
-    with written_whole(path, "wb") as file:
+    page = head + "".join(parts[section.split("-->", 1)[0]] + section.split("-->", 1)[1] for section in rest)
+    with atomic_write(path, "wb") as file:
         file.write(page.encode("utf-8", "backslashreplace"))
     print(f"{path}: {len(runs)} run{'s' if len(runs) != 1 else ''}, {len(page) / 2**20:.1f} MiB")
     for problem in problems:

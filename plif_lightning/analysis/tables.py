@@ -1,4 +1,4 @@
-"""The paper's tables, with this project's runs beside the paper's numbers. What was not run stays empty."""
+"""The paper's tables, with this project's runs beside the paper's numbers. Cells without a run stay empty."""
 
 import math
 import statistics
@@ -16,19 +16,19 @@ from plif_lightning import configs
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.grouping import (
     Group,
+    distinguishing_settings,
     groups,
-    labels_beyond,
     names_of,
     neuron_in_words,
+    notes_on_groups,
     real,
     setting_of,
     source,
-    surroundings_in_words,
 )
 from plif_lightning.analysis.paper import Setting
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import by_numbers
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.files import atomic_write
 from plif_lightning.runtime.program import needed_by
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class Table:
     """A table as text.
 
     Attributes:
-        name: its number in the paper; empty for one that is not of the paper.
-        title: what it shows.
+        name: its number in the paper; empty for other tables.
+        title: its heading.
         columns: heads.
         rows: cells; empty where there is nothing to say.
         notes: sentences below it.
@@ -57,7 +57,7 @@ class Table:
 
     @property
     def frame(self) -> "pd.DataFrame":
-        """The cells as a data frame, whose writers make files of them."""
+        """The cells as a data frame, which can write them to files."""
         with needed_by("a table in a file"):
             import pandas as pd
 
@@ -65,22 +65,22 @@ class Table:
 
     @property
     def with_its_runs(self) -> "Table":
-        """The table with a last column, `runs`: those that each row averages."""
+        """The table with a last column, `runs`: the runs that each row averages."""
         if not self.runs:
             return self
         rows = [[*row, " ".join(names)] for row, names in zip(self.rows, self.runs, strict=True)]
         return replace(self, columns=[*self.columns, "runs"], rows=rows)
 
     @property
-    def trimmed(self) -> "Table":
+    def without_empty_columns(self) -> "Table":
         """The table without the columns that are empty in all rows; the first two always stay."""
-        kept = [i for i in range(len(self.columns)) if i < 2 or any(row[i] for row in self.rows)]
-        columns, *rows = ([cells[i] for i in kept] for cells in (self.columns, *self.rows))
+        columns_with_text = [i for i in range(len(self.columns)) if i < 2 or any(row[i] for row in self.rows)]
+        columns, *rows = ([cells[i] for i in columns_with_text] for cells in (self.columns, *self.rows))
         return replace(self, columns=columns, rows=rows)
 
 
 def runs_without_a_test(runs: Sequence[Run]) -> list[Run]:
-    """Finished runs of protocol B whose best checkpoint nobody tested, so that they have no accuracy."""
+    """Finished runs of protocol B without a test of the best checkpoint, so without an accuracy."""
     return [run for run in runs if run.status == "finished" and run.protocol == "B" and run.test is None]
 
 
@@ -93,34 +93,34 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _result(cell: Group | None, known: float | None, protocol: str, others: str = "") -> list[str]:
+def _accuracy_cells(cell: Group | None, of_paper: float | None, protocol: str, other_settings: str = "") -> list[str]:
     """Return the cells below _RESULT_COLUMNS."""
     if cell is None:
-        return [_number(known), *[""] * (len(_RESULT_COLUMNS) - 1)]
-    comparable = cell.protocol == protocol and cell.is_whole and cell.is_usual
+        return [_number(of_paper), *[""] * (len(_RESULT_COLUMNS) - 1)]
+    comparable = cell.protocol == protocol and cell.has_all_samples and cell.has_shipped_settings
     return [
-        _number(known),
+        _number(of_paper),
         f"{cell.accuracy:.2f}",
-        f"{cell.accuracy - known:+.2f}" if known is not None and comparable else "",
+        f"{cell.accuracy - of_paper:+.2f}" if of_paper is not None and comparable else "",
         "" if math.isnan(cell.low) else f"{cell.low:.2f} - {cell.high:.2f}",
         str(len(cell.runs)),
         cell.epochs,
         str(cell.runs[0].setting("data.time_steps", "")),
         cell.protocol,
         source(cell.runs[0]),
-        others,
+        other_settings,
     ]
 
 
-def _told(found: Sequence[Group]) -> list[tuple[Group, str]]:
-    """Groups, those of a data set together, and settings of each that the others of its data set have not."""
+def _with_settings_in_words(averaged: Sequence[Group]) -> list[tuple[Group, str]]:
+    """Groups sorted by data set, each with the settings that distinguish it there."""
     by_data: dict[str, list[Group]] = defaultdict(list)
-    for group in found:
+    for group in averaged:
         by_data[group.setting.data_set].append(group)
     return [
         (group, ", ".join(words))
         for alike in by_data.values()
-        for group, words in zip(alike, labels_beyond([group.runs[0] for group in alike]), strict=True)
+        for group, words in zip(alike, distinguishing_settings([group.runs[0] for group in alike]), strict=True)
     ]
 
 
@@ -129,7 +129,7 @@ class _Comparison(NamedTuple):
 
     Attributes:
         name: its number in the paper.
-        title: what it shows.
+        title: its heading.
         protocol: protocol of the paper's accuracies.
         label: head of the column that `describe` fills.
         known: the paper's accuracies [%].
@@ -143,7 +143,7 @@ class _Comparison(NamedTuple):
     title: str
     protocol: str
     label: str
-    known: Mapping[Setting, float]
+    of_paper: Mapping[Setting, float]
     wanted: Callable[[Setting], bool]
     describe: Callable[[Setting], str]
     only_protocol: bool = False
@@ -152,16 +152,16 @@ class _Comparison(NamedTuple):
     def with_runs(self, runs: Sequence[Run]) -> Table:
         """Return the table: each setting of the paper with its runs, if any, then runs of other settings."""
         by_setting: dict[Setting, list[tuple[Group | None, str]]] = defaultdict(list)
-        for cell, told in _told([cell for cell in groups(runs) if self.shows(cell)]):
-            by_setting[cell.setting].append((cell, told))
+        for cell, words in _with_settings_in_words([cell for cell in groups(runs) if self.shows(cell)]):
+            by_setting[cell.setting].append((cell, words))
         cells = [
-            (setting, cell, told)
-            for setting in [*self.known, *sorted((s for s in by_setting if s not in self.known), key=_order)]
-            for cell, told in by_setting.get(setting, [(None, "")])
+            (setting, cell, words)
+            for setting in [*self.of_paper, *sorted((s for s in by_setting if s not in self.of_paper), key=_order)]
+            for cell, words in by_setting.get(setting, [(None, "")])
         ]
-        shown = [cell for _, cell, _ in cells]
-        notes = _left_out([run for run in runs if self.wanted(setting_of(run))])
-        notes += surroundings_in_words(cell for cell in shown if cell is not None)
+        averaged = [cell for _, cell, _ in cells]
+        notes = left_out([run for run in runs if self.wanted(setting_of(run))])
+        notes += notes_on_groups([cell for cell in averaged if cell is not None])
         notes.append(
             f"Accuracy {self.protocol} [%] in the paper; the authors' logs have {paper.EPOCHS} epochs. "
             "Ours: the mean over seeds with Student's 95 % interval, or Wilson's of one run and of seeds that all "
@@ -170,20 +170,20 @@ class _Comparison(NamedTuple):
         heads = [head for head, _ in self.beside]
         columns = ["data set", self.label, *heads, *_RESULT_COLUMNS]
         rows = [self._row(*of_cell) for of_cell in cells]
-        return Table(self.name, self.title, columns, rows, notes, [names_of(cell) for cell in shown])
+        return Table(self.name, self.title, columns, rows, notes, [names_of(cell) for cell in averaged])
 
     def shows(self, cell: Group) -> bool:
         """True if the table has a row of these runs."""
         is_comparable = not self.only_protocol or cell.protocol == self.protocol
         return is_comparable and self.wanted(cell.setting) and cell.setting.data_set in paper.TITLES
 
-    def _row(self, setting: Setting, cell: Group | None, told: str) -> list[str]:
-        others = [_number(values.get(setting)) for _, values in self.beside]
-        result = _result(cell, self.known.get(setting), self.protocol, told)
-        return [paper.TITLES[setting.data_set], self.describe(setting), *others, *result]
+    def _row(self, setting: Setting, cell: Group | None, words: str) -> list[str]:
+        beside_paper = [_number(values.get(setting)) for _, values in self.beside]
+        result = _accuracy_cells(cell, self.of_paper.get(setting), self.protocol, words)
+        return [paper.TITLES[setting.data_set], self.describe(setting), *beside_paper, *result]
 
 
-def _left_out(runs: Sequence[Run]) -> list[str]:
+def left_out(runs: Sequence[Run]) -> list[str]:
     """Name the runs that have no accuracy, and why."""
     notes = []
     if unended := [run for run in runs if run.status in ("running", "unfinished") and run.metrics]:
@@ -212,41 +212,41 @@ def earlier_work() -> Table:
 
 def tau_table(runs: Sequence[Run]) -> Table:
     """Accuracy and tau of each layer (Figure 7) beside the authors' after the same epochs, where there are any."""
-    found = [c for c in groups(runs) if c.protocol == "A" and c.setting in paper.TAU]
-    found = [c for c in found if len(c.runs[0].layers("tau")) == len(paper.TAU[c.setting][0])]  # the paper's network
-    layers = max((len(paper.TAU[cell.setting][0]) for cell in found), default=0)
+    cells = [c for c in groups(runs) if c.protocol == "A" and c.setting in paper.TAU]
+    cells = [c for c in cells if len(c.runs[0].layers("tau")) == len(paper.TAU[c.setting][0])]  # the paper's network
+    layers = max((len(paper.TAU[cell.setting][0]) for cell in cells), default=0)
     heads = [f"tau({i}), ours / authors'" for i in range(layers)]
     columns = ["data set", "network", "T", "data", "seeds", "epoch", "accuracy", "authors'", *heads]
-    of_cells = [(cell, row) for cell, told in _told(found) for row in _tau_rows(cell, told)]
+    of_cells = [(cell, row) for cell, words in _with_settings_in_words(cells) for row in _tau_rows(cell, words)]
     rows = [[*row, *[""] * (len(columns) - len(row))] for _, row in of_cells]
     notes = ["Layers counted from 0 at the input. The authors' are of one run each; Fashion-MNIST and CIFAR-10 only."]
     title = "Time constants beside the authors' (Figure 7)"
     return Table("tau", title, columns, rows, notes, [names_of(cell) for cell, _ in of_cells])
 
 
-def _tau_rows(cell: Group, told: str) -> Iterator[list[str]]:
+def _tau_rows(cell: Group, words: str) -> Iterator[list[str]]:
     """Yield a row of `tau_table` for each of the authors' epochs that all runs of a cell have reached."""
     first = cell.runs[0]
     accuracies = dict(zip(paper.CURVE_EPOCHS, paper.CURVES.get(cell.setting, ()), strict=False))
-    network = ", ".join(filter(None, (_network(cell.setting), told)))
-    for epoch, known in zip(paper.TAU_EPOCHS, paper.TAU[cell.setting], strict=True):
+    network = ", ".join(filter(None, (_network(cell.setting), words)))
+    for epoch, taus in zip(paper.TAU_EPOCHS, paper.TAU[cell.setting], strict=True):
         at = [row for run in cell.runs for row in run.metrics if row["epoch"] + 1 == epoch]
         if len(at) != len(cell.runs):
             continue
-        ours = [row[first.val_key] for row in at if first.val_key in row]
+        shares = [row[first.val_key] for row in at if first.val_key in row]
         yield [
             *(paper.TITLES[cell.setting.data_set], network, str(first.setting("data.time_steps", "")), source(first)),
             *(str(len(at)), f"{epoch} of {cell.epochs}"),
-            *(_number(100 * statistics.fmean(ours) if ours else None), _number(accuracies.get(epoch))),
-            *(_tau_beside(cell, name, tau, at) for name, tau in zip(first.layers("tau"), known, strict=True)),
+            *(_number(100 * statistics.fmean(shares) if shares else None), _number(accuracies.get(epoch))),
+            *(_tau_beside(cell, name, tau, at) for name, tau in zip(first.layers("tau"), taus, strict=True)),
         ]
 
 
 def _tau_beside(cell: Group, layer: str, theirs: float, at: Sequence[Mapping[str, float]]) -> str:
     """Return the mean tau of a layer and the authors', with the difference if the runs saw all of the data."""
     mean = statistics.fmean(row.get(f"tau/{layer}", math.nan) for row in at)
-    apart = f" ({100 * (mean / theirs - 1):+.1f} %)" if cell.is_whole else ""
-    return f"{mean:.3f} / {theirs:.3f}{apart}"
+    difference = f" ({100 * (mean / theirs - 1):+.1f} %)" if cell.has_all_samples else ""
+    return f"{mean:.3f} / {theirs:.3f}{difference}"
 
 
 def _pooling(setting: Setting) -> str:
@@ -257,27 +257,27 @@ def _network(setting: Setting) -> str:
     return f"{neuron_in_words(setting)}, {_pooling(setting)}-pooling"
 
 
-def result_tables(runs: Sequence[Run]) -> list[Table]:
+def accuracy_tables(runs: Sequence[Run]) -> list[Table]:
     """Tables 2, 4, 5 and S2, and the time constants."""
-    usual = Setting("")
+    default = Setting("")
     table_2 = {Setting(d): accuracy for d, accuracy in paper.TABLE_2.items()}
     table_s2 = {Setting(d): accuracy for d, accuracy in paper.TABLE_S2.items()}
 
-    def has_usual_neuron(s: Setting) -> bool:
-        return (s.neuron, s.init_tau) == (usual.neuron, usual.init_tau)
+    def has_default_neuron(s: Setting) -> bool:
+        return (s.neuron, s.init_tau) == (default.neuron, default.init_tau)
 
-    def has_usual_pooling(s: Setting) -> bool:
-        return s.pooling == usual.pooling
+    def has_default_pooling(s: Setting) -> bool:
+        return s.pooling == default.pooling
 
-    def is_usual(s: Setting) -> bool:
-        return has_usual_neuron(s) and has_usual_pooling(s)
+    def is_default(s: Setting) -> bool:
+        return has_default_neuron(s) and has_default_pooling(s)
 
     comparisons = (
-        _Comparison("2", "Accuracy of the six data sets", "A", "network", table_2, is_usual, _network, True),
-        _Comparison("4", "PLIF and LIF neurons", "A", "neuron", paper.TABLE_4, has_usual_pooling, neuron_in_words),
-        _Comparison("5", "Average and max-pooling", "A", "pooling", paper.TABLE_5, has_usual_neuron, _pooling),
+        _Comparison("2", "Accuracy of the six data sets", "A", "network", table_2, is_default, _network, True),
+        _Comparison("4", "PLIF and LIF neurons", "A", "neuron", paper.TABLE_4, has_default_pooling, neuron_in_words),
+        _Comparison("5", "Average and max-pooling", "A", "pooling", paper.TABLE_5, has_default_neuron, _pooling),
         _Comparison(
-            *("S2", "Accuracy with a validation part held out", "B", "network", table_s2, is_usual, _network, True),
+            *("S2", "Accuracy with a validation part held out", "B", "network", table_s2, is_default, _network, True),
             beside=(("paper, A", table_2),),
         ),
     )
@@ -292,15 +292,15 @@ def network_tables(runs: Sequence[Run]) -> list[Table]:
     for name, (shape, _) in configs.INPUTS.items():
         with torch.device("meta"):
             net = configs.network_of(name)
-        blocks = configs.shipped()[name]
+        blocks = configs.shipped_settings()[name]
         data_set = blocks["data"]["class_path"].rsplit(".", 1)[-1]
         title = paper.TITLES[data_set]
         numbers = [by_numbers(blocks["model"])[key] for key in ("n_conv", "n_down", "n_fc", "channels")]
         first.append([title, *map(str, numbers), "x".join(map(str, shape)), str(net.time_steps)])
         structures.append([title, str(net.structure), f"{sum(p.numel() for p in net.parameters()):,}"])
-        work, theirs, ours = paper.TABLE_3[data_set]
+        work, theirs, steps_of_paper = paper.TABLE_3[data_set]
         seen = {str(run.setting("data.time_steps", "?")) for run in runs if run.data_set == data_set}
-        steps.append([title, work, theirs, str(ours), str(net.time_steps), ", ".join(sorted(seen, key=real))])
+        steps.append([title, work, theirs, str(steps_of_paper), str(net.time_steps), ", ".join(sorted(seen, key=real))])
     head = ["data set", "N_conv", "N_down", "N_fc", "channels", "input", "T"]
     steps_head = ["data set", "best earlier work", "its T", "paper's T", "T of the configuration", "T of the runs"]
     return [
@@ -311,7 +311,7 @@ def network_tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def problems_of(runs: Sequence[Run]) -> list[str]:
-    """Every problem of the runs, with the names of those that have it."""
+    """Every problem of the runs, with the names of its runs."""
     names: dict[str, list[str]] = defaultdict(list)
     for run in runs:
         for problem in run.problems:
@@ -326,7 +326,7 @@ _UNNUMBERED = ("", "runs", "layers", "tau", "leaderboard", "gains")
 
 
 def heading(table: Table) -> str:
-    """Its number in the paper, where it has one, and its title."""
+    """Its number in the paper, if any, and its title."""
     return f"Table {table.name}. {table.title}" if table.name not in _UNNUMBERED else table.title
 
 
@@ -337,18 +337,18 @@ def print_tables(tables: Sequence[Table], runs: Sequence[Run]) -> None:
         console = Console(width=200)
     for table in tables:
         if table.rows:
-            _print_table(table.trimmed, console)
+            _print_table(table.without_empty_columns, console)
     for problem in problems_of(runs):
         console.print(f"[yellow]note[/]: {escape(problem)}")
 
 
 def _print_table(table: Table, console: Console) -> None:
-    shown = RichTable(title=escape(heading(table)), title_justify="left")
+    printed = RichTable(title=escape(heading(table)), title_justify="left")
     for name in table.columns:
-        shown.add_column(escape(name), justify="right" if name in _NUMERIC else "left", overflow="fold")
+        printed.add_column(escape(name), justify="right" if name in _NUMERIC else "left", overflow="fold")
     for row in table.rows:
-        shown.add_row(*map(escape, row))
-    console.print(shown)
+        printed.add_row(*map(escape, row))
+    console.print(printed)
     for note in table.notes:
         console.print(escape(note), style="dim")
     console.print()
@@ -356,13 +356,13 @@ def _print_table(table: Table, console: Console) -> None:
 
 def markdown(table: Table) -> str:
     """Columns and rows as Markdown; columns that are empty in all rows are left out."""
-    frame = table.trimmed.frame.replace(r"\|", r"\\|", regex=True)
+    frame = table.without_empty_columns.frame.replace(r"\|", r"\\|", regex=True)
     return frame.to_markdown(index=False, disable_numparse=True)
 
 
 def _latex(table: Table) -> str:
     """The table for a paper; needs the package booktabs."""
-    frame = table.trimmed.frame
+    frame = table.without_empty_columns.frame
     aligned = "".join("r" if name in _NUMERIC else "l" for name in frame.columns)
     style = frame.style.hide(axis="index").format(escape="latex").format_index(axis=1, escape="latex")
     text = style.to_latex(column_format=aligned, hrules=True)
@@ -373,13 +373,13 @@ def _latex(table: Table) -> str:
 def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
     """Writes `tables.md`, and for each table a csv and a LaTeX file."""
     paths = [folder / "tables.md"]
-    with written_whole(paths[0]) as file:
+    with atomic_write(paths[0]) as file:
         file.write("\n".join(f"## {heading(t)}\n\n{markdown(t)}\n" + "\n".join(["", *t.notes, ""]) for t in tables))
     for table in tables:
         path = folder / (f"table{table.name}.csv" if table.name else "results.csv")
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(table.with_its_runs.frame.to_csv(index=False))
-        with written_whole(path.with_suffix(".tex")) as file:
+        with atomic_write(path.with_suffix(".tex")) as file:
             file.write(_latex(table))
         paths += [path, path.with_suffix(".tex")]
     return paths

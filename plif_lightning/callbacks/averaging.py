@@ -33,5 +33,5 @@ class EMA(WeightAveraging):
 
 
 def averaging(trainer: L.Trainer) -> str:
-    """Name of the callback that averages weights, which evaluations take instead of those in training; else empty."""
+    """Name of the callback that averages weights for evaluations; empty without one."""
     return next((type(c).__name__ for c in trainer.callbacks if isinstance(c, WeightAveraging)), "")  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Write a run's last checkpoint, and link its best one."""
+"""Write a run's last checkpoint, and link its best."""
 
 import logging
 import math
@@ -13,12 +13,12 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from plif_lightning.callbacks.logger import is_trial, run_folder
+from plif_lightning.callbacks.logger import is_fast_dev_run, run_folder
 from plif_lightning.data.loading import ResumableLoader
 from plif_lightning.errors import CheckpointError, require_count
 from plif_lightning.network.checkpoint import load_checkpoint
-from plif_lightning.runs.settings import usual_ties
-from plif_lightning.runtime.files import is_address, written_whole
+from plif_lightning.runs.settings import default_ties
+from plif_lightning.runtime.files import atomic_write, is_address
 
 _log = logging.getLogger(__name__)
 Ties = Literal["first", "last"]
@@ -27,18 +27,18 @@ Ties = Literal["first", "last"]
 class CheckpointFiles(TorchCheckpointIO):
     """Writes checkpoints atomically and refuses damaged ones.
 
-    Lightning's own plugin writes to a temporary folder and moves the file. Across file systems that copies over the
+    Lightning's plugin writes to a temporary folder and moves the file. Across file systems that copies over the
     previous checkpoint, so a failed write may silently leave no checkpoint at all.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        if is_address(str(path)):  # from a user's own ModelCheckpoint
+        if is_address(str(path)):  # from a user's ModelCheckpoint
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
         for left in path.parent.glob(f"{path.name}.*.tmp"):  # left by a process killed while writing
             left.unlink(missing_ok=True)
-        with written_whole(path, "wb") as file:
+        with atomic_write(path, "wb") as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(
@@ -48,13 +48,13 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def link_or_copy(path: Path, name: Path) -> None:
-    """Give a file a second name, in place of what has it; both name one content until one of them is replaced."""
+    """Give a file a second name, replacing any file there; both share content until either is replaced."""
     beside = name.with_name(f"{name.name}.link")
     try:
         beside.unlink(missing_ok=True)  # left by a process killed here
         os.link(path, beside)
     except OSError:  # a file system without links
-        with written_whole(name, "wb") as file, path.open("rb") as content:
+        with atomic_write(name, "wb") as file, path.open("rb") as content:
             shutil.copyfileobj(content, file)
     else:
         beside.replace(name)
@@ -90,7 +90,7 @@ class RunCheckpoints(Checkpoint):
 
     Attributes:
         due: write last.ckpt after the next possible batch; other callbacks may set this.
-        ties: which of several epochs with equal accuracy to keep; None: the last on a held-out validation set, as in
+        ties: which of equally accurate epochs to keep; None: the last on a held-out validation set, as in
             the authors' code behind Table S2, and the first on the test set.
         best_epoch: counted from 0; None before the first validation.
         best_accuracy: of that epoch.
@@ -109,13 +109,13 @@ class RunCheckpoints(Checkpoint):
         self._measured = math.nan  # by a validation that no training has followed
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.ties = self.ties or usual_ties("B" if pl_module.val_name == "val" else "A")  # type: ignore[assignment]
+        self.ties = self.ties or default_ties("B" if pl_module.val_name == "val" else "A")  # type: ignore[assignment]
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_epoch": self.best_epoch, "best_accuracy": self.best_accuracy}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the best epoch of a run that is resumed in place; another run has its own."""
+        """Take over the best epoch of a run that is resumed in place; other runs start without a best epoch."""
         state, folder = checkpoint["callbacks"].get(self.state_key), run_folder(trainer)
         best = state and state["best_epoch"]
         if best is None or not folder.last.is_file():
@@ -136,7 +136,7 @@ class RunCheckpoints(Checkpoint):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler):
                 callback.on_train_epoch_start(trainer)
-        self._place_within_epoch(trainer)
+        self._set_position_in_epoch(trainer)
         every, batches = trainer.val_check_batch or math.inf, trainer.num_training_batches
         if every < batches < math.inf and batches % every:
             _log.warning(
@@ -146,8 +146,9 @@ class RunCheckpoints(Checkpoint):
             )
 
     @staticmethod
-    def _place_within_epoch(trainer: L.Trainer) -> None:
-        """Count a resumed epoch's batches as those of now: another size or number of processes may have begun it."""
+    def _set_position_in_epoch(trainer: L.Trainer) -> None:
+        """Count a resumed epoch's batches in the current batch size: another size or number of processes may have begun
+        it."""
         loader = trainer.train_dataloader
         if isinstance(loader, ResumableLoader) and loader.plan.done(trainer.current_epoch):
             current: Any = trainer.fit_loop.epoch_loop.batch_progress.current
@@ -181,12 +182,12 @@ class RunCheckpoints(Checkpoint):
         if is_best:
             self.best_epoch, self.best_accuracy = trainer.current_epoch, self._measured
         self._save(trainer)
-        if is_best and trainer.is_global_zero and not is_trial(trainer):
+        if is_best and trainer.is_global_zero and not is_fast_dev_run(trainer):
             link_or_copy(run_folder(trainer).last, run_folder(trainer).best)
 
     def _save(self, trainer: L.Trainer) -> None:
         self.due = False
-        if not is_trial(trainer):
+        if not is_fast_dev_run(trainer):
             trainer.save_checkpoint(run_folder(trainer).last, weights_only=False)
             self.last_model_path = str(run_folder(trainer).last)
 

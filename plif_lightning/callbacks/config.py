@@ -9,13 +9,13 @@ import yaml
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import SaveConfigCallback
 
-from plif_lightning.callbacks.logger import RunLogger, is_trial, run_folder, writes_files
+from plif_lightning.callbacks.logger import RunLogger, is_fast_dev_run, run_folder, writes_files
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.settings import settings
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.files import atomic_write
 
-# For StochasticWeightAveraging, whose device would otherwise be dumped as an error text.
+# For StochasticWeightAveraging, as its device would otherwise be dumped as an error text.
 register_type(torch.device, str)
 # Of torchvision's arguments, such as degrees: jsonargparse has no form for a number of either kind.
 register_type(Number, lambda value: value, float)
@@ -40,7 +40,7 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = run_folder(trainer)
-        if not folder.config.is_file() and not is_trial(trainer):
+        if not folder.config.is_file() and not is_fast_dev_run(trainer):
             self._write(folder)
         for logger in trainer.loggers:
             if not isinstance(logger, RunLogger):
@@ -51,7 +51,7 @@ class SaveConfig(SaveConfigCallback):
             self._write(run_folder(trainer))
 
     def _write(self, folder: RunFolder) -> None:
-        with written_whole(folder.config) as file:
+        with atomic_write(folder.config) as file:
             file.write(self.text)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -27,9 +27,9 @@ class DeployedForm(Callback):
                 "--trainer.precision 32-true."
             )
         network: SpikingNetwork = pl_module.network  # type: ignore[assignment]
-        made = deployed(network, self.engine)
-        self.forms = ", ".join(f"{name} {form}" for name, form in made.forms.items())
-        self._network, pl_module.network = network, made
+        deployed_network = deployed(network, self.engine)
+        self.forms = ", ".join(f"{name} {form}" for name, form in deployed_network.forms.items())
+        self._network, pl_module.network = network, deployed_network
 
     def _end(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException | None = None) -> None:
         if self._network is not None:

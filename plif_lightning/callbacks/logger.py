@@ -20,14 +20,14 @@ from plif_lightning.runs.metrics import MetricsTable
 RUNS = "runs"  # default folder of all runs
 
 
-def is_trial(trainer: L.Trainer) -> bool:
+def is_fast_dev_run(trainer: L.Trainer) -> bool:
     """True for a `fast_dev_run`, which writes no files."""
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def writes_files(trainer: L.Trainer) -> bool:
     """True in the process that writes the run's files, unless it is a trial."""
-    return trainer.is_global_zero and not is_trial(trainer)
+    return trainer.is_global_zero and not is_fast_dev_run(trainer)
 
 
 _folders: WeakKeyDictionary[L.Trainer, RunFolder] = WeakKeyDictionary()
@@ -45,7 +45,7 @@ def run_folder(trainer: L.Trainer) -> RunFolder:
 
 def new_folder(root: Path) -> Path:
     """Create the next free `version_N` in a folder; no other process gets the same."""
-    taken = [int(found[1]) for path in root.glob("version_*") if (found := re.fullmatch(r"version_(\d+)", path.name))]
+    taken = [int(match[1]) for path in root.glob("version_*") if (match := re.fullmatch(r"version_(\d+)", path.name))]
     for number in itertools.count(max(taken, default=-1) + 1):
         folder = root / f"version_{number}"
         try:
@@ -61,7 +61,7 @@ class RunLogger(Logger):
     """Writes `metrics.csv` into the run's folder.
 
     Args:
-        folder: of the run, which Lightning takes for that of its own files, too.
+        folder: of the run, where Lightning writes its files, too.
         keep_before_step: keep the rows of a resumed run before this step.
     """
 
@@ -95,7 +95,7 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        # After an error, report that one rather than a failure to write the table.
+        # After an error, report it rather than a failure to write the table.
         with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
             self.save()
 

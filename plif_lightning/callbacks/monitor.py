@@ -14,7 +14,7 @@ from torch import Tensor
 from plif_lightning.callbacks.averaging import averaging
 from plif_lightning.callbacks.logger import run_folder
 from plif_lightning.data.loading import as_batch
-from plif_lightning.network.own import listening, neurons_of
+from plif_lightning.network.own import neurons_of, record_spikes
 from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ class LayerMonitor(Callback):
     Firing rates (spikes per neuron and time-step) are measured in validation and test on about 8 evenly spaced
     batches, because counting spikes prevents fusing a neuron with BN and pooling. With one tau per channel, the mean
     of the layer is logged; a layer without leak has no tau. If averaged weights are validated, their tau is logged.
-    The first time that a layer never fires or fires at every step, and if its weight gets no gradient within the first
-    hundred steps, a warning names it. Seconds include validation and accumulate when a run is resumed.
+    The first time that a layer never fires or fires at every step, a warning names it. Seconds include validation and
+    accumulate when a run is resumed.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class LayerMonitor(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Read it before each batch: after the last one the scheduler has already set the next epoch's rate.
+        # Read it before each batch: after the last batch the scheduler has already set the next epoch's rate.
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]
         if self._since is None:
             self._since = time.perf_counter()
@@ -102,15 +102,15 @@ class LayerMonitor(Callback):
         values = {"seconds": self._fitted_for()} | ({} if self._lr is None else {"lr": self._lr})
         if self._samples:
             values["train/samples_per_second"] = self._samples / self._seconds
-        # Averaged weights are at hand in a validation only. An epoch without one then has no values: those of the
-        # weights in training would stand in one curve with those of the average.
+        # Averaged weights are at hand in a validation only. An epoch without validation then has no values: values of
+        # the weights in training would share a curve with values of the average.
         averages = averaging(trainer) and any(trainer.num_val_batches)
-        values |= self._validated if averages else self._learned(pl_module)
+        values |= self._validated if averages else self._learned_values(pl_module)
         for key, value in values.items():
             pl_module.log(key, value, sync_dist=True)
 
     @staticmethod
-    def _learned(pl_module: SpikingClassifier) -> dict[str, float]:
+    def _learned_values(pl_module: SpikingClassifier) -> dict[str, float]:
         return {
             f"{kind}/{name}": value.mean().item()
             for name, neuron in neurons_of(pl_module.network)
@@ -126,10 +126,10 @@ class LayerMonitor(Callback):
             update = torch.stack([spikes.mean(dtype=torch.float32) * n, torch.tensor(n, device=spikes.device)])
             self._sums[name] = self._sums[name] + update if name in self._sums else update
 
-        self._listening.enter_context(listening(pl_module.network, count))
+        self._listening.enter_context(record_spikes(pl_module.network, count))
 
     def _listen(self, pl_module: L.LightningModule, batch_idx: int, batches: Any) -> None:
-        """Count spikes in this batch if it is one of the evenly spaced ones."""
+        """Count spikes in this batch if it is among the evenly spaced batches."""
         count = batches[0] if isinstance(batches, list) else batches
         every = max(1, int(count) // _COUNTED_BATCHES) if math.isfinite(count) else 1
         self._listening.close()
@@ -149,7 +149,7 @@ class LayerMonitor(Callback):
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
         self._sums = {}
-        self._validated = self._learned(pl_module)  # those of the averaged weights, if weights are averaged
+        self._validated = self._learned_values(pl_module)  # of the averaged weights, if weights are averaged
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

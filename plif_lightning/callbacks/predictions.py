@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plif_lightning.callbacks.logger import run_folder, writes_files
 from plif_lightning.data import SpikingDataModule
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.files import atomic_write
 from plif_lightning.training.task import SpikingClassifier
 
 Batch = dict[str, Tensor]
@@ -34,7 +34,7 @@ class ConfusionMatrix(Callback):
             return
         counts = pl_module.confusion_matrix.tolist()
         names = class_names_of(trainer, len(counts))
-        with written_whole(run_folder(trainer).confusion_matrix) as file:
+        with atomic_write(run_folder(trainer).confusion_matrix) as file:
             writer = csv.writer(file)
             writer.writerow(["true \\ predicted", *names])
             writer.writerows([name, *row] for name, row in zip(names, counts, strict=True))
@@ -73,7 +73,7 @@ class PredictionWriter(Callback):
         data = getattr(trainer, "datamodule", None)
         provenance = data.provenance(train=False) if isinstance(data, SpikingDataModule) else {}
         self.path = folder.predictions
-        with written_whole(self.path) as file:
+        with atomic_write(self.path) as file:
             writer = csv.writer(file)
             # Names may look like other numbers: the folders 0, 1, 10, 2 are the classes 0 to 3.
             votes = [f"votes {name}" for name in names]
@@ -81,7 +81,7 @@ class PredictionWriter(Callback):
             for i in columns["sample"].argsort().tolist():
                 sample = int(columns["sample"][i])
                 classes = [int(columns[key][i]) for key in ("label", "prediction")]
-                named = [names[one] if 0 <= one < len(names) else "" for one in classes]
+                named = [names[label] if 0 <= label < len(names) else "" for label in classes]
                 row = [f"{vote:.6g}" for vote in columns["votes"][i].tolist()]
                 origin = [column[sample] for column in provenance.values()]
                 writer.writerow([sample, *origin, *classes, *named, *row])

@@ -1,4 +1,4 @@
-"""Record what a run is, histograms of W_fc / tau, and a few samples."""
+"""Record a run's identity, histograms of W_fc / tau, and a few samples."""
 
 import hashlib
 import logging
@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from plif_lightning.callbacks.logger import is_trial, run_folder, writes_files
+from plif_lightning.callbacks.logger import is_fast_dev_run, run_folder, writes_files
 from plif_lightning.callbacks.wandb import WandbRunLogger
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.data.loading import BatchedDataset, BatchRequest, time_first
@@ -21,16 +21,16 @@ from plif_lightning.deploy.costs import Cost, cost, mean_cost
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import FCBlock
-from plif_lightning.network.own import listening, neurons_of
+from plif_lightning.network.own import neurons_of, record_spikes
 from plif_lightning.runs.code import sources_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import Histogram, append_histograms
-from plif_lightning.runs.loading import loaded
+from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.record import begin, update
-from plif_lightning.runs.samples import Samples, write_samples
+from plif_lightning.runs.samples import RecordedSamples, write_samples
 from plif_lightning.runs.settings import Role, defaults_of, differences, role, settings
 from plif_lightning.runtime.process import surroundings
-from plif_lightning.structure import Numbers, resolved
+from plif_lightning.structure import Numbers, resolve_structure
 from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ _VISIBILITY_TIMEOUT = 60.0
 
 
 def _require_seen(trainer: L.Trainer, folder: Path) -> None:
-    """Raise on all processes if one of them cannot see the run's folder, which rank 0 has created."""
+    """Raise on all processes if any cannot see the run's folder, which rank 0 has created."""
     until = time.monotonic() + _VISIBILITY_TIMEOUT
     while not (seen := folder.is_dir()) and time.monotonic() < until:
         time.sleep(0.5)
@@ -55,17 +55,17 @@ def _require_seen(trainer: L.Trainer, folder: Path) -> None:
 
 
 def content_of(data: SpikingDataModule, train: bool = True) -> str:
-    """A hash that tells training sets, or test sets, apart."""
+    """A hash that identifies a training set or test set."""
     return hashlib.blake2b(data.identity(train).encode(), digest_size=8).hexdigest()
 
 
 class RunRecord(Callback):
-    """Writes what a run is, where and on which data when it starts, and the form of each layer, into `run.json`.
+    """Writes settings, machine and data of a run at its start, and the form of each layer, into `run.json`.
 
     Args:
         arguments: arguments of main.py.
         config: configuration of the run, as plain values.
-        begun_from: checkpoint of another run that this one begins from.
+        begun_from: checkpoint of another run from which training begins.
 
     Attributes:
         forms: `SpikingNetwork.forms` of training, once its first validation has begun.
@@ -77,7 +77,7 @@ class RunRecord(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
-        if is_trial(trainer):
+        if is_fast_dev_run(trainer):
             return
         _require_seen(trainer, folder.path)
         if trainer.is_global_zero and not folder.last.is_file():
@@ -85,8 +85,8 @@ class RunRecord(Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over weights alone where a new run has another optimiser or schedule: their states hold old values."""
-        others = differences(checkpoint.get("settings") or {}, settings(self.config))
-        optimisation = [name for name in others if name.startswith("model.") and role(name) & Role.TRAINING]
+        changed = differences(checkpoint.get("settings") or {}, settings(self.config))
+        optimisation = [name for name in changed if name.startswith("model.") and role(name) & Role.TRAINING]
         if self.begun_from is not None and optimisation:
             checkpoint |= {"optimizer_states": [], "lr_schedulers": []}
             _log.info("Optimiser and schedule differ from those of %s and are reinitialised.", self.begun_from)
@@ -104,21 +104,21 @@ class RunRecord(Callback):
         used = f"{trainer.world_size} x {torch.cuda.get_device_name(device)}" if device.type == "cuda" else None
         network: SpikingNetwork = pl_module.network  # type: ignore[assignment]
         form = network.backend.chosen(device) if isinstance(network, SpikingNetwork) else "its own"
-        around = surroundings(used) | {"threads": str(torch.get_num_threads()), "form": form}
+        environment = surroundings(used) | {"threads": str(torch.get_num_threads()), "form": form}
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        facts = {"title": data.title, "origin": data.origin_note, "samples": data.sizes()}
-        facts |= {"content": content_of(data), "test_content": content_of(data, train=False)}
-        known = settings(self.config, trainer.world_size)
+        data_facts = {"title": data.title, "origin": data.origin_note, "samples": data.sizes()}
+        data_facts |= {"content": content_of(data), "test_content": content_of(data, train=False)}
+        run_settings = settings(self.config, trainer.world_size)
         if self.begun_from is not None:
-            known["ckpt_path"] = self.begun_from
+            run_settings["ckpt_path"] = self.begun_from
         if step is not None:
-            before = loaded(folder.record, [], optional=True).get("settings", known)
-            usual = defaults_of(type(data)).get("batch_size")
-            now, then = (of.get("data.batch_size", usual) for of in (known, before))
+            before = load_mapping(folder.record, [], optional=True).get("settings", run_settings)
+            default = defaults_of(type(data)).get("batch_size")
+            now, then = (of.get("data.batch_size", default) for of in (run_settings, before))
             if now != then:
                 message = "Batches of all processes together have %s samples now, %s before; the learning rate stays."
                 _log.warning(message, now, then)
-        changed = begin(folder, self.arguments, known, facts, around, step, sources_of(self.config))
+        changed = begin(folder, self.arguments, run_settings, data_facts, environment, step, sources_of(self.config))
         update(folder, structure=_structure_of(network))
         for logger in trainer.loggers:
             if isinstance(logger, WandbRunLogger):
@@ -131,7 +131,7 @@ class RunRecord(Callback):
             )
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # The forms of the last training step: those of the validation, where spikes are counted, are not.
+        # The forms of the last training step: in validation, where spikes are counted, forms differ.
         network = pl_module.network
         if not self.forms and not trainer.sanity_checking and isinstance(network, SpikingNetwork):
             self.forms = network.forms()
@@ -140,11 +140,11 @@ class RunRecord(Callback):
 
 
 def _structure_of(network: nn.Module) -> str | None:
-    """The structure that a network was made of, in which PLIF stands for `model.neuron`; None of a user-defined one."""
+    """Structure from which a network was built, PLIF standing for `model.neuron`; None for a user-defined network."""
     if not isinstance(network, SpikingNetwork):
         return None
     numbers = {name: network.arguments[name] for name in Numbers._fields}
-    return str(resolved(network.arguments["structure"], numbers, network.num_classes))
+    return str(resolve_structure(network.arguments["structure"], numbers, network.num_classes))
 
 
 def weight_histogram(layer: str, epoch: int, weight: Tensor, k: Tensor) -> Histogram:
@@ -183,22 +183,22 @@ class WeightRecord(Callback):
         append_histograms(folder, self.latest)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.ckpt_path is None:  # a resumed run has its line of epoch 0, which this one would override
+        if trainer.ckpt_path is None:  # a resumed run has its line of epoch 0, which a new line would override
             self._write(trainer, pl_module, 0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer, pl_module, trainer.current_epoch + 1)
 
 
-def _one_of_each_class(labels: list[int], most: int) -> list[int]:
+def _first_of_each_class(labels: list[int], max_samples: int) -> list[int]:
     first: dict[int, int] = {}
     for i, label in enumerate(labels):
         first.setdefault(label, i)
-    return [first[label] for label in sorted(first)][:most]
+    return [first[label] for label in sorted(first)][:max_samples]
 
 
 class SampleRecord(Callback):
-    """Writes what the best network does with one validation sample per class when a fit ends.
+    """Writes spikes and votes of the best network for a validation sample per class when a fit ends.
 
     Spikes and votes go to `samples.npz`, the mean cost of a sample (see `deploy.costs`) to `run.json`.
 
@@ -206,24 +206,24 @@ class SampleRecord(Callback):
         most: maximum number of samples; 0 records nothing.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_samples: int) -> None:
+        self.max_samples = max_samples
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
         folder = run_folder(trainer)
-        if self.most == 0 or not writes_files(trainer) or data.val_set is None:
+        if self.max_samples == 0 or not writes_files(trainer) or data.val_set is None:
             return
         assert isinstance(pl_module, SpikingClassifier)
         if next(neurons_of(pl_module.network), None) is None:
             return  # a user-defined network, without spikes that are known
         network = _with_weights_of(pl_module.network, folder.best)  # which the fit leaves
-        samples = record_samples(network, data, self.most, pl_module.device)
-        found = _cost_of(network, data, self.most, pl_module.device)
+        samples = record_samples(network, data, self.max_samples, pl_module.device)
+        mean_cost_of_samples = _cost_of(network, data, self.max_samples, pl_module.device)
         if samples is not None:
             write_samples(folder, samples)
-        if found is not None:
-            update(folder, cost=found.summary())
+        if mean_cost_of_samples is not None:
+            update(folder, cost=mean_cost_of_samples.summary())
 
 
 def _with_weights_of(network: nn.Module, checkpoint: Path) -> nn.Module:
@@ -236,10 +236,12 @@ def _with_weights_of(network: nn.Module, checkpoint: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def record_samples(network: nn.Module, data: SpikingDataModule, most: int, device: torch.device) -> Samples | None:
-    """Record one validation sample per class, up to `most`, with the spikes of the first layer and the votes.
+def record_samples(
+    network: nn.Module, data: SpikingDataModule, max_samples: int, device: torch.device
+) -> RecordedSamples | None:
+    """Record a validation sample per class, up to `max_samples`, with the spikes of the first layer and the votes.
 
-    None if the spikes of a single one are too many.
+    None if a single sample has too many spikes.
     """
     dataset = data.val_set
     assert dataset is not None
@@ -248,8 +250,8 @@ def record_samples(network: nn.Module, data: SpikingDataModule, most: int, devic
     spikes: list[Tensor] = []
     heard: dict[str, Tensor] = {}
     first = next(name for name, _ in neurons_of(network))
-    chosen = _one_of_each_class(labels, most)
-    with listening(network, heard.__setitem__):
+    chosen = _first_of_each_class(labels, max_samples)
+    with record_spikes(network, heard.__setitem__):
         for x in _inputs(network, dataset, chosen, device):
             votes.append(network(x).cpu())
             fired = heard[first][:, 0].cpu()
@@ -261,7 +263,7 @@ def record_samples(network: nn.Module, data: SpikingDataModule, most: int, devic
         _log.info("No samples are recorded: one has more than %s neurons and steps in %s.", f"{_MAX_SPIKES:,}", first)
         return None
     stacked = torch.cat(frames, 1)
-    return Samples(
+    return RecordedSamples(
         np.asarray([labels[i] for i in chosen]),
         list(data.class_names),
         (stacked if not stacked.is_floating_point() else stacked.half()).numpy(),
@@ -272,7 +274,7 @@ def record_samples(network: nn.Module, data: SpikingDataModule, most: int, devic
 
 
 def _inputs(network: nn.Module, dataset: BatchedDataset, chosen: list[int], device: torch.device) -> Iterator[Tensor]:
-    """The chosen samples, one by one, as the network takes them."""
+    """The chosen samples, one by one, as network inputs."""
     dtype = next(network.parameters()).dtype
     counts = isinstance(network, SpikingNetwork)  # which takes events as they are stored, one byte for each pixel
     for i in chosen:
@@ -280,10 +282,10 @@ def _inputs(network: nn.Module, dataset: BatchedDataset, chosen: list[int], devi
         yield time_first(x.to(dtype) if x.is_floating_point() or not counts else x)
 
 
-def _cost_of(network: nn.Module, data: SpikingDataModule, most: int, device: torch.device) -> Cost | None:
-    """The mean cost of these samples; None for a user-defined network whose operations cannot be counted."""
+def _cost_of(network: nn.Module, data: SpikingDataModule, max_samples: int, device: torch.device) -> Cost | None:
+    """The mean cost of these samples; None for a user-defined network with operations that cannot be counted."""
     assert data.val_set is not None
-    chosen = _one_of_each_class(data.val_set.labels().tolist(), most)
+    chosen = _first_of_each_class(data.val_set.labels().tolist(), max_samples)
     try:
         return mean_cost([cost(network, x) for x in _inputs(network, data.val_set, chosen, device)])
     except UserError as error:

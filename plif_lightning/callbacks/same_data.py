@@ -12,7 +12,7 @@ from plif_lightning.errors import CheckpointError
 class SameData(Callback):
     """Refuses to use a checkpoint with data that does not match it.
 
-    Resuming a run, or validating it on its held-out part, requires the same training set: a different one is split
+    Resuming a run, or validating it on its held-out part, requires the same training set: different data are split
     differently, so held-out samples could have been trained on. Every evaluation requires the same classes and scale.
 
     Args:

@@ -1,4 +1,4 @@
-"""What SLURM needs of a fit: no requeueing by Lightning, the signal before the time limit, and the job's requeueing."""
+"""SLURM: disable Lightning's requeueing, find the signal before the time limit, requeue the job."""
 
 import os
 import shutil
@@ -18,8 +18,8 @@ def environment() -> SLURMEnvironment | None:
 
 def requeue_signal(trainer: L.Trainer) -> signal.Signals | None:
     """The signal that SLURM sends shortly before the time limit; None outside SLURM."""
-    found = trainer._accelerator_connector.cluster_environment
-    return found.requeue_signal if isinstance(found, SLURMEnvironment) else None
+    cluster = trainer._accelerator_connector.cluster_environment
+    return cluster.requeue_signal if isinstance(cluster, SLURMEnvironment) else None
 
 
 def requeue() -> str:

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from plif_lightning.callbacks import slurm
 from plif_lightning.callbacks.checkpoints import run_checkpoints
-from plif_lightning.callbacks.logger import is_trial, run_folder
+from plif_lightning.callbacks.logger import is_fast_dev_run, run_folder
 from plif_lightning.errors import Stopped
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runtime import program
@@ -46,7 +46,7 @@ class StopOnSignal(Callback):
     Attributes:
         after_step: also stop, with success, after this step of the optimiser; None: after none.
         terminated: signal received outside training.
-        trainer: the one that trains; None before.
+        trainer: the Trainer that trains; None before.
     """
 
     def __init__(self, requeues: bool = False) -> None:
@@ -67,24 +67,26 @@ class StopOnSignal(Callback):
 
         SIGUSR1 is that of most, and saves outside of SLURM as well.
         """
-        own = (slurm.requeue_signal(trainer) or getattr(signal, "SIGUSR1", None)) if takes_signals() else None
-        if own is not None:
-            signal.signal(own, self._receive)
+        scheduler_signal = (
+            (slurm.requeue_signal(trainer) or getattr(signal, "SIGUSR1", None)) if takes_signals() else None
+        )
+        if scheduler_signal is not None:
+            signal.signal(scheduler_signal, self._receive)
         try:
             yield
         finally:
-            if own is not None:
-                signal.signal(own, signal.SIG_DFL)
+            if scheduler_signal is not None:
+                signal.signal(scheduler_signal, signal.SIG_DFL)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Set handlers here: Lightning has just set its own, which end a run as if it had finished. When training ends
+        # Set handlers here: Lightning's handlers, just set, end a run as if it had finished. When training ends
         # it restores the previous ones.
         if self.terminated is not None and self._received is None:
             self._received = self.terminated  # its KeyboardInterrupt was swallowed by a callback
         self.trainer, self._began_at = trainer, trainer.global_step
         if takes_signals():
-            for one in (signal.SIGINT, *ending()):
-                signal.signal(one, self._receive)
+            for number in (signal.SIGINT, *ending()):
+                signal.signal(number, self._receive)
 
     def terminate(self, number: int, frame: FrameType | None) -> None:
         """Handle SIGTERM outside training: end this process and its children as Ctrl-C does."""
@@ -102,18 +104,18 @@ class StopOnSignal(Callback):
         if self._trained is not None:  # training has ended: everything is saved
             self._stop(self._trained, self._received)
 
-    def _told(self, trainer: L.Trainer) -> signal.Signals | None:
+    def _signal_of_any_process(self, trainer: L.Trainer) -> signal.Signals | None:
         """Return the signal that any process received. Collective: every process must call it."""
-        told = int(self._received or 0)
+        received = int(self._received or 0)
         if trainer.world_size > 1:
-            here = torch.tensor(told, device=trainer.strategy.root_device)
-            told = int(trainer.strategy.reduce(here, reduce_op="max"))
-        return signal.Signals(told) if told else None
+            here = torch.tensor(received, device=trainer.strategy.root_device)
+            received = int(trainer.strategy.reduce(here, reduce_op="max"))
+        return signal.Signals(received) if received else None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._agreed = self._agreed or self._told(trainer)
+        self._agreed = self._agreed or self._signal_of_any_process(trainer)
         reached = self.after_step is not None and self._began_at < self.after_step <= trainer.global_step
         if not self._stops and (self._agreed is not None or reached):
             self._stops = True
@@ -130,13 +132,13 @@ class StopOnSignal(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Testing and recording may take long; resuming the run does them.
-        told = self._told(trainer)
-        if (received := self._agreed or told) is not None:
+        agreed = self._signal_of_any_process(trainer)
+        if (received := self._agreed or agreed) is not None:
             self._stop(trainer, received)
         self._trained = trainer
 
     def say_if_trained(self) -> None:
-        """Report an interruption after training, while testing or writing, as one of the fit.
+        """Report an interruption after training, while testing or writing, as an interruption of the fit.
 
         Raises:
             Stopped: training had ended.
@@ -153,12 +155,12 @@ class StopOnSignal(Callback):
         folder = run_folder(trainer)
         return f"Resume the run with: {_resuming(folder)}" if folder.last.is_file() else ""
 
-    def end_others(self) -> None:
-        """Let the processes that this one started print their errors, and end them: this one's message is the last."""
+    def end_child_processes(self) -> None:
+        """Let child processes print their errors, then end them, so that this process prints the last message."""
         launcher = self.trainer and self.trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher):
             children = [*launcher.procs]
-            launcher.procs.clear()  # or Lightning's observer ends this process, too, once it sees that one has died
+            launcher.procs.clear()  # or Lightning's observer ends this process, too, once it sees that a child has died
             for child in children:
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(_LAST_WORDS)
@@ -188,11 +190,11 @@ class StopOnSignal(Callback):
 
 
 def _resuming(folder: RunFolder) -> str:
-    return f"{program.shown()} fit --run_folder {shlex.quote(relative(folder.path))}"
+    return f"{program.program_name()} fit --run_folder {shlex.quote(relative(folder.path))}"
 
 
 _NOT_REQUEUED = "The job is not requeued: pass --run_folder DIR for that."
 
 
 def _keeps_checkpoints(trainer: L.Trainer) -> bool:
-    return run_checkpoints(trainer) is not None and not is_trial(trainer)
+    return run_checkpoints(trainer) is not None and not is_fast_dev_run(trainer)

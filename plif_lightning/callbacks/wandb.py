@@ -1,4 +1,4 @@
-"""Log runs to Weights & Biases in addition to their own files.
+"""Log runs to Weights & Biases in addition to the run folder.
 
 Its package is imported on use, because it would add a third of a second to every start.
 """
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.loading import loaded
+from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runtime.program import needed_by
 
 
@@ -20,14 +20,14 @@ class WandbRunLogger(WandbLogger):
     """Logs a run to Weights & Biases; a resumed run continues its W&B run.
 
     Args:
-        project: of the run; ignored in a sweep, which has its own.
+        project: of the run; ignored in a sweep, which sets it.
         name: of the run; by default W&B generates one.
         group: of related runs; by default WANDB_RUN_GROUP.
         tags: of the run; by default WANDB_TAGS.
         entity: user or team; by default that of the login.
         offline: log to this machine only, for `wandb sync` later, as WANDB_MODE=offline does.
         checkpoints: upload best.ckpt as an artifact when the run ends.
-        preemptible: W&B's sweep hands a run out again whose process dies or ends with an error.
+        preemptible: a W&B sweep requeues the run if its process dies or fails.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class WandbRunLogger(WandbLogger):
         self._uploads, self._preemptible = checkpoints, preemptible
         self._folder: RunFolder | None = None
 
-    def place(self, folder: RunFolder) -> None:
-        """Log the run of a folder, with W&B's own files there; continue its W&B run, if it has one."""
+    def set_run_folder(self, folder: RunFolder) -> None:
+        """Log the run of a folder, with W&B's files in it; continue its W&B run, if any."""
         self._folder, self._save_dir = folder, os.fspath(folder.path)
         self._wandb_init["dir"] = self._save_dir
-        known = loaded(folder.record, [], optional=True).get("wandb")
-        if known is not None:
-            self._id = self._wandb_init["id"] = known
+        run_id = load_mapping(folder.record, [], optional=True).get("wandb")
+        if run_id is not None:
+            self._id = self._wandb_init["id"] = run_id
 
     @property
     @rank_zero_experiment
@@ -86,8 +86,8 @@ class WandbRunLogger(WandbLogger):
     @rank_zero_only
     def log_hyperparams(self, params: Any = None) -> None:
         # A sweep locks its settings, and W&B warns if they are set again, even to the same values.
-        known = dict(self.experiment.config)
-        super().log_hyperparams({k: v for k, v in params.items() if k not in known or known[k] != v})
+        logged = dict(self.experiment.config)
+        super().log_hyperparams({k: v for k, v in params.items() if k not in logged or logged[k] != v})
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
 from plif_lightning.network import comparing
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.files import atomic_write
 from plif_lightning.runtime.process import surroundings
 
 
@@ -20,16 +20,16 @@ def _why_no_gpu(gpu: bool) -> str:
 
 
 def check(argv: list[str]) -> int:
-    """Print the page, and write it into a file if one is given; 1 if anything differs."""
+    """Print the page, and write it into a file if given; 1 if anything differs."""
     parser = PlainParser("check", "Compare each form of a layer with the reference on this machine.")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="one device alone (default: all that there are)")
     parser.add_argument("--report", type=Path, help="a file for the page, to send with a report")
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     gpu = torch.cuda.is_available()
-    if given.device == "cuda" and not gpu:
+    if options.device == "cuda" and not gpu:
         raise UserError(f"no CUDA device can be checked: {_why_no_gpu(gpu)}.")
-    devices = [torch.device("cpu")] if given.device != "cuda" else []
-    if gpu and given.device != "cpu":
+    devices = [torch.device("cpu")] if options.device != "cuda" else []
+    if gpu and options.device != "cpu":
         devices.append(torch.device("cuda", torch.cuda.current_device()))
     lines: list[str] = []
 
@@ -50,7 +50,7 @@ def check(argv: list[str]) -> int:
     if all(device.type == "cpu" for device in devices):
         say(f"\nNo GPU was checked: {_why_no_gpu(gpu)}.")
     say(f"\n{failed} of these differ from the reference." if failed else "\nAll equal the reference.")
-    if given.report is not None:
-        with written_whole(given.report) as file:
+    if options.report is not None:
+        with atomic_write(options.report) as file:
             file.write("\n".join([*lines, ""]))
     return 1 if failed else 0

@@ -58,23 +58,23 @@ _PRETRAINED = "pretrained"
 
 def export(argv: list[str]) -> int:
     """Write the files and print their sizes."""
-    given = _export_parser().parse_args(argv)
-    formats = given.format or ["network"]
+    options = _export_parser().parse_args(argv)
+    formats = options.format or ["network"]
     from plif_lightning.deploy.exporting import export as write
 
-    others = [name for name in formats if name != _PRETRAINED]
-    files = write(given.ckpt_path, given.out, others or ["network"], given.input)
+    formats_of_network = [name for name in formats if name != _PRETRAINED]
+    files = write(options.ckpt_path, options.out, formats_of_network or ["network"], options.input)
     if _PRETRAINED in formats:
-        files |= _pretrained(given.ckpt_path, given.out, given.license)
+        files |= _save_pretrained(options.ckpt_path, options.out, options.license)
     for name, size in files.items():
-        print(f"{given.out / name}  {size / 2**20:,.1f} MiB")
+        print(f"{options.out / name}  {size / 2**20:,.1f} MiB")
     return 0
 
 
-def _pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:
+def _save_pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:
     """Write the network with the card of its run, and return the sizes of the files."""
     from plif_lightning.analysis.grouping import data_title, source
-    from plif_lightning.analysis.results import standard_error
+    from plif_lightning.analysis.measured import standard_error
     from plif_lightning.network import SpikingNetwork, load_network
     from plif_lightning.network.checkpoint import checkpoint_file
     from plif_lightning.network.pretrained import CARD, CONFIG, WEIGHTS, save_pretrained
@@ -88,21 +88,23 @@ def _pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:
             f"--format {_PRETRAINED} needs a structure, and the network is a user-defined {type(net).__name__}."
         )
     folder = RunFolder.of_checkpoint(checkpoint_file(path))
-    facts = {} if licence is None else {"license": licence}
+    card = {} if licence is None else {"license": licence}
     run = read_run(folder.path)
     if run.config:
         calls = "; ".join(f"python main.py {shlex.join(call)}" for call in commands(run))
         of_run = {"data": f"{data_title(run)}, {source(run)}", "epochs": str(run.epochs), "command": calls}
         if run.accuracy is not None:
-            how = "best epoch on the test set" if run.protocol == "A" else "epoch chosen on held-out training samples"
+            selection = (
+                "best epoch on the test set" if run.protocol == "A" else "epoch chosen on held-out training samples"
+            )
             deviation = standard_error(run)
             error = "" if deviation is None else f" \u00b1 {100 * deviation:.2f} (standard error)"
             of_run |= {
-                "protocol": f"{run.protocol}: {how}",
+                "protocol": f"{run.protocol}: {selection}",
                 "accuracy": f"{100 * run.accuracy:.2f} %{error}, on the test set",
             }
-        facts |= {name: value for name, value in of_run.items() if value}
-    save_pretrained(net, out, facts)
+        card |= {name: value for name, value in of_run.items() if value}
+    save_pretrained(net, out, card)
     return {name: (out / name).stat().st_size for name in (WEIGHTS, CONFIG, CARD)}
 
 
@@ -120,30 +122,30 @@ _ENERGIES = tuple((name, reuse) for reuse in (False, True) for name in ("with_me
 
 
 def cost(argv: list[str]) -> int:
-    """Print the cost of each layer, write it into a file if one is given, and return the exit status."""
+    """Print the cost of each layer, write it into a file if given, and return the exit status."""
     parser = _cost_parser()
-    given, named = parser.parse_known_args(argv)
+    options, named = parser.parse_known_args(argv)
     if named and not {"--data", "--config", "-c"} & option_names(named):
         parser.error(f"unrecognized arguments: {' '.join(named)}")
-    require_count("--samples", given.samples)
+    require_count("--samples", options.samples)
     from plif_lightning.deploy.costs import cost as count
     from plif_lightning.network.own import description
 
-    net, x, _ = read_to_test(given.ckpt_path, given.root, given.samples, named)
-    found = count(net, x)
-    rows = _cost_rows(found)
-    _print_cost(found, rows, description(net))
+    net, x, _ = read_to_test(options.ckpt_path, options.root, options.samples, named)
+    network_cost = count(net, x)
+    rows = _cost_rows(network_cost)
+    _print_cost(network_cost, rows, description(net))
     _print_latency(net, x[:, :1] if x.ndim == len(net.input_shape) + 2 else x[:1])
-    if given.out is not None:
+    if options.out is not None:
         import csv
 
-        from plif_lightning.runtime.files import written_whole
+        from plif_lightning.runtime.files import atomic_write
 
-        with written_whole(given.out) as file:
+        with atomic_write(options.out) as file:
             csv.writer(file).writerows(
                 [_COLUMNS, *([name, *("" if math.isnan(n) else f"{n:.6g}" for n in of)] for name, *of in rows)]
             )
-        print(given.out)
+        print(options.out)
     return 0
 
 
@@ -163,16 +165,18 @@ def _print_latency(net: "SpikingNetwork", x: "Tensor") -> None:
     print(f"Latency of a sample on this machine [ms]: {', '.join(times)} ({processor()}, {threads}).")
 
 
-def _cost_rows(found: "Cost") -> list[tuple[Any, ...]]:
+def _cost_rows(network_cost: "Cost") -> list[tuple[Any, ...]]:
     """Name and numbers of each layer, and of all layers in the last row, in the units of _COLUMNS."""
-    layers = [(replace(found, layers=(layer,)), layer.layer, 100 * layer.firing) for layer in found.layers]
+    layers = [
+        (replace(network_cost, layers=(layer,)), layer.layer, 100 * layer.firing) for layer in network_cost.layers
+    ]
     return [
         (
             *first,
             *(of.total(name) / unit for name, unit, _ in _NUMBERS),
             *(of.total(*energy) / 1e6 for energy in _ENERGIES),
         )
-        for of, *first in [*layers, (found, "all", math.nan)]
+        for of, *first in [*layers, (network_cost, "all", math.nan)]
     ]
 
 
@@ -183,12 +187,14 @@ def in_few_digits(value: float, digits: int) -> str:
     return f"{value:.2g}" if 0 < value < 10.0**-digits else f"{value:,.{digits}f}"
 
 
-def _print_cost(found: "Cost", rows: Sequence[Sequence[Any]], structure: str) -> None:
+def _print_cost(network_cost: "Cost", rows: Sequence[Sequence[Any]], structure: str) -> None:
     """Print the table, and the ratios of energy to conventional networks."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{escape(structure)}, T = {found.time_steps}, a sample, measured on {found.samples}")
+    table = Table(
+        title=f"{escape(structure)}, T = {network_cost.time_steps}, a sample, measured on {network_cost.samples}"
+    )
     for column in _COLUMNS:
         table.add_column(escape(column), justify="left" if column == "layer" else "right", no_wrap=column == "layer")
     digits = [1, *(digits for _, _, digits in _NUMBERS), *[1] * len(_ENERGIES)]
@@ -196,8 +202,10 @@ def _print_cost(found: "Cost", rows: Sequence[Sequence[Any]], structure: str) ->
         table.add_row(name, *map(in_few_digits, values, digits), end_section=i == len(rows) - 2)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
-    arithmetic = found.total("arithmetic") / found.total("arithmetic_dense")
-    fetched, reused = (found.total("with_memory", r) / found.total("conventional", r) for r in (False, True))
+    arithmetic = network_cost.total("arithmetic") / network_cost.total("arithmetic_dense")
+    fetched, reused = (
+        network_cost.total("with_memory", r) / network_cost.total("conventional", r) for r in (False, True)
+    )
     console.print(
         f"Energies of a 45 nm process (Horowitz 2014). Arithmetic alone: {arithmetic:.2f} of a float32 network that "
         f"skips nothing over T steps. With memory, 8 bits, against a conventional network of this shape on one frame "

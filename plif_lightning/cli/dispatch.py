@@ -24,10 +24,10 @@ class Command(NamedTuple):
     Attributes:
         summary: text for the overview.
         module: module of `plif_lightning.cli` with a function of the command's name, which takes arguments and returns
-            the exit status; None for Lightning's own commands.
+            the exit status; None for Lightning's commands.
         writes: SIGTERM and SIGHUP end it like Ctrl-C, removing unfinished files. Other commands can be resumed or only
             print.
-        needs: packages beside the wheel's own requirements, by the value of an option that needs them; "" for always.
+        needs: packages beside the wheel's requirements, by the value of an option that needs them; "" for always.
     """
 
     summary: str
@@ -54,17 +54,17 @@ COMMANDS = {
     "stream": Command("classify a recording as its events arrive", "streaming"),
     "cost": Command("estimate operations, memory traffic and energy", "deploy", writes=True, needs=_DATA),
     "sweep": Command("run a parameter grid or a search, one process and one folder per run", "sweep"),
-    "runs": Command("list runs, or what tells some of them apart", "results", needs=_FRAMES),
-    "tables": Command("print the paper's tables, with your runs beside the paper's numbers", "results", writes=True),
-    "figures": Command("draw the paper's figures from your runs, or a recording", "results", writes=True, needs=_PLOTS),
-    "report": Command("write one page with tables, figures and all runs", "results", writes=True, needs=_PAGE),
+    "runs": Command("list runs, or what tells some of them apart", "reports", needs=_FRAMES),
+    "tables": Command("print the paper's tables, with your runs beside the paper's numbers", "reports", writes=True),
+    "figures": Command("draw the paper's figures from your runs, or a recording", "reports", writes=True, needs=_PLOTS),
+    "report": Command("write one page with tables, figures and all runs", "reports", writes=True, needs=_PAGE),
     "check": Command("compare every form of a layer with the reference on this machine", "check"),
 }
 
 
 def overview() -> str:
     """Return the overview of all commands."""
-    call = program.shown()
+    call = program.program_name()
     return "\n".join(
         [
             "Spiking networks with learnable membrane time constants (PLIF).",
@@ -94,9 +94,9 @@ def main(args: list[str] | None = None) -> None:
     except Stopped as stop:
         if stop.message:
             print(stop.message, file=sys.stderr)
-        sys.exit(stop.code)  # not `raise`: W&B reads the status of its run in a `sys.exit` of its own
+        sys.exit(stop.code)  # not `raise`: W&B reads the status of its run from a patched `sys.exit`
     except (UserError, OSError, KeyboardInterrupt, ImportError) as error:
-        status = _reported(missing(error, "this command") or error)
+        status = _report(missing(error, "this command") or error)
         if status is None:
             raise
     if status:
@@ -106,14 +106,14 @@ def main(args: list[str] | None = None) -> None:
 def _prepare_output() -> None:
     """Make both outputs accept any text, and discard it if the parent process closed them."""
     if sys.stdout is None or sys.stderr is None:
-        nothing = Path(os.devnull).open("w")  # noqa: SIM115
-        sys.stdout, sys.stderr = sys.stdout or nothing, sys.stderr or nothing
+        sink = Path(os.devnull).open("w")  # noqa: SIM115
+        sys.stdout, sys.stderr = sys.stdout or sink, sys.stderr or sink
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack characters of a run's name
 
 
-def _reported(error: BaseException) -> int | None:
+def _report(error: BaseException) -> int | None:
     """Print an error in one sentence and return the exit status; None for an error of the program itself."""
     if isinstance(error, BrokenPipeError):
         # A reader such as `head` has exited. Python would flush stdout once more at the end.

@@ -36,11 +36,11 @@ from plif_lightning.callbacks import (
 from plif_lightning.callbacks.checkpoints import CheckpointFiles, Ties
 from plif_lightning.callbacks.config import SaveConfig
 from plif_lightning.callbacks.engine import DeployedForm
-from plif_lightning.callbacks.logger import RUNS, is_trial, new_folder, run_folder
+from plif_lightning.callbacks.logger import RUNS, is_fast_dev_run, new_folder, run_folder
 from plif_lightning.callbacks.records import content_of
 from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
-from plif_lightning.cli.messages import Parser, own_error, refuse_silent
+from plif_lightning.cli.messages import Parser, refuse_silent, user_error_of
 from plif_lightning.cli.parser import option_names
 from plif_lightning.cli.resume import Expanded, compare, require_data_set
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
@@ -50,7 +50,7 @@ from plif_lightning.errors import Stopped, UserError
 from plif_lightning.network.checkpoint import load_checkpoint
 from plif_lightning.network.network import DEFAULTS
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.lock import in_use, locked, remove_empty
+from plif_lightning.runs.lock import in_use, lock_run, remove_empty
 from plif_lightning.runs.record import update
 from plif_lightning.runs.run import read_run
 from plif_lightning.runtime.files import is_address
@@ -60,22 +60,22 @@ from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
 
-# Classes that watch a metric and take the lowest value for the best unless they are told otherwise.
+# Classes that watch a metric and take the lowest value for the best by default.
 _WATCHERS = ("EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau")
 
 
 class PlifCLI(LightningCLI):
-    """LightningCLI with `configs/base.yaml` under every configuration, and checkpoints that hold their own.
+    """LightningCLI with `configs/base.yaml` under every configuration, and in checkpoints.
 
     Of its private methods it overrides one, `_parse_ckpt_path`, which would put the hyper-parameters of a checkpoint
     over the arguments of the command line; all else is done in the methods that Lightning documents for it.
     """
 
-    def __init__(self, expanded: Expanded, held: ExitStack, stop: StopOnSignal) -> None:
+    def __init__(self, expanded: Expanded, resources: ExitStack, stop: StopOnSignal) -> None:
         self.expanded = expanded
-        self.held = held  # until the program's end
+        self.resources = resources  # until the program's end
         self.plain: dict[str, Any] = {}  # configuration as plain values
-        self.others: list[str] = []  # settings of an evaluation that are not the run's
+        self.differing_settings: list[str] = []  # settings of an evaluation that are not the run's
         self.counts = False  # a test is the run's result, as far as its arguments tell
         self.stop = stop
         base = str(configs.folder() / "base.yaml")
@@ -97,12 +97,12 @@ class PlifCLI(LightningCLI):
         return {command: LightningCLI.subcommands()[command]}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PlifCLI":
-        # jsonargparse ties the optimiser's recipe, which the task holds, to this object, and this one holds the Trainer
-        # and the data: copying the task, as weight averaging does, must not copy those.
+        # The task holds the optimiser's recipe, which jsonargparse ties to this object, which holds the Trainer
+        # and the data: copying the task, as weight averaging does, must not copy these.
         return self
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        cast(Parser, parser).whole_numbers_first()
+        cast(Parser, parser).parse_integers_first()
         self.run_parser = parser
         parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
         parser.add_argument(
@@ -158,17 +158,17 @@ class PlifCLI(LightningCLI):
         self.config = parser.parse_args(args)
         command = self.config.subcommand
         config = self.config[command]
-        refuse_silent(config, command, option_names(self.expanded.given))
+        refuse_silent(config, command, option_names(self.expanded.user_arguments))
         if config.model.network is not None:
-            # A user-defined network takes the place of the one that a data set's configuration describes.
+            # A user-defined network replaces the network of a data set's configuration.
             config.model.structure = None
             config.model.dropout = DEFAULTS["dropout"]
-        place_absolutely(config.data.init_args)
+        make_paths_absolute(config.data.init_args)
         self.plain = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))[command]
         if self.expanded.stored.config is not None:
-            self.others = compare(self.expanded, self.plain)
-        for name, is_given in (("ckpt_path", self.expanded.begun_from), ("run_folder", self.expanded.is_named)):
-            if config.get(name) is not None and self.expanded.stored.config is None and not is_given:
+            self.differing_settings = compare(self.expanded, self.plain)
+        for name, is_argument in (("ckpt_path", self.expanded.begun_from), ("run_folder", self.expanded.is_named)):
+            if config.get(name) is not None and self.expanded.stored.config is None and not is_argument:
                 raise UserError(f"{name} stands in a configuration file: pass it as --{name} instead.")
 
     def _parse_ckpt_path(self) -> None:
@@ -181,14 +181,14 @@ class PlifCLI(LightningCLI):
         for name, value in (("weights_only", True), ("verbose", False), ("return_predictions", False)):
             if name in config:  # of Trainer.fit, .test or .predict
                 config[name] = value
-        # Lightning writes what the data determine into these hyper-parameters, and expects a place for it: a
+        # Lightning writes values from the data into these hyper-parameters, and expects a key for them: a
         # user-defined network that is not there, or that takes no arguments, has none.
         dump = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
         self.config_dump = yaml.safe_load(dump)[self.subcommand]
         model = self.config_dump["model"]
         model["network"] = {"init_args": {}, **(model.get("network") or {})}
         for watcher in (*_as_list(config.trainer.callbacks), config.model.lr_scheduler):
-            # By the classes' own default a run that improves would be stopped, its worst epoch kept, its learning rate
+            # By the classes' default a run that improves would be stopped, its worst epoch kept, its learning rate
             # cut.
             if str(watcher and watcher.get("class_path")).endswith(_WATCHERS):
                 arguments = watcher.get("init_args")
@@ -196,7 +196,7 @@ class PlifCLI(LightningCLI):
                     arguments.mode = "max"
 
     @cached_property
-    def place(self) -> Path:
+    def output_folder(self) -> Path:
         """The folder of a run or an evaluation; that of a new run is created, and removed if the run never starts."""
         config, folder = self.config[self.subcommand], self.expanded.folder
         if self.subcommand != "fit" and folder is not None:
@@ -209,10 +209,10 @@ class PlifCLI(LightningCLI):
         root = Path(config.trainer.default_root_dir or "").absolute() / RUNS / self._run_name(config)
         if config.trainer.fast_dev_run or getattr(rank_zero_only, "rank", 0) != 0:
             return root  # of no use: the first process has the folder
-        place = new_folder(root)
-        for made in (root.parent, root, place):  # removed in reverse order
-            self.held.callback(remove_empty, made)
-        return place
+        new_run = new_folder(root)
+        for created in (root.parent, root, new_run):  # removed in reverse order
+            self.resources.callback(remove_empty, created)
+        return new_run
 
     @staticmethod
     def _run_name(config: Any) -> str:
@@ -229,7 +229,7 @@ class PlifCLI(LightningCLI):
         options.checkpoint.ties = options.best_of_ties
         if config.enable_checkpointing is False:
             self.run_parser.callback_keys = []
-        self.trainer_defaults = {"callbacks": self._own_callbacks(config)}
+        self.trainer_defaults = {"callbacks": self._project_callbacks(config)}
         plugins = _as_list(config.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(CheckpointFiles())
@@ -238,14 +238,14 @@ class PlifCLI(LightningCLI):
         loggers = [logger for logger in _as_list(config.logger) if isinstance(logger, Logger)]
         for logger in loggers:
             if isinstance(logger, WandbRunLogger) and self.subcommand == "fit":
-                logger.place(RunFolder(self.place))
-        kept = self.expanded.stored.step if self.subcommand == "fit" else 0
+                logger.set_run_folder(RunFolder(self.output_folder))
+        first_step = self.expanded.stored.step if self.subcommand == "fit" else 0
         trainer = super().instantiate_trainer(
             callbacks=_as_list(config.callbacks),
             plugins=plugins,
-            logger=[RunLogger(self.place, kept), *loggers],
+            logger=[RunLogger(self.output_folder, first_step), *loggers],
             # On SLURM, Lightning takes the newest hpc_ckpt_N.ckpt that lies here, whichever run's it is.
-            default_root_dir=os.fspath(self.place),
+            default_root_dir=os.fspath(self.output_folder),
             **kwargs,
         )
         if "sync_batchnorm" not in kwargs and not config.sync_batchnorm and needs_sync_batchnorm(trainer):
@@ -253,52 +253,52 @@ class PlifCLI(LightningCLI):
             return self.instantiate_trainer(sync_batchnorm=True)
         return trainer
 
-    def _own_callbacks(self, config: Any) -> list[Callback]:
+    def _project_callbacks(self, config: Any) -> list[Callback]:
         """Callbacks that this project adds to the Trainer's."""
         options = self.config[self.subcommand]
-        own: list[Callback] = [
+        added: list[Callback] = [
             SameData(self.expanded.stored.training_set, self.expanded.stored.reading),
             LayerMonitor(),
             ConfusionMatrix(),
         ]
         if self.subcommand == "fit":
-            record = RunRecord(self.expanded.given, self.plain, self.expanded.begun_from)
-            own += [Header(record), record, WeightRecord(), SampleRecord(options.record_samples), self.stop]
+            record = RunRecord(self.expanded.user_arguments, self.plain, self.expanded.begun_from)
+            added += [Header(record), record, WeightRecord(), SampleRecord(options.record_samples), self.stop]
         if self.subcommand == "predict":
-            own.append(PredictionWriter())
+            added.append(PredictionWriter())
         if options.engine is not None:
-            own.append(DeployedForm(options.engine))
-        given = _as_list(config.callbacks)
-        if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
-            own.append(RichProgressBar(leave=True))
-        return own
+            added.append(DeployedForm(options.engine))
+        user_callbacks = _as_list(config.callbacks)
+        if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in user_callbacks):
+            added.append(RichProgressBar(leave=True))
+        return added
 
     def before_fit(self) -> None:
         self.stop.after_step = self.config[self.subcommand].stop_after_step
-        self.held.enter_context(self.stop.watching(self.trainer))
-        if self.trainer.is_global_zero and not is_trial(self.trainer):
-            (logger,) = (one for one in self.trainer.loggers if isinstance(one, RunLogger))
-            self.held.enter_context(locked(RunFolder(Path(logger.save_dir))))
-            _ = logger.table  # a damaged one is reported now, not after the first epoch
+        self.resources.enter_context(self.stop.watching(self.trainer))
+        if self.trainer.is_global_zero and not is_fast_dev_run(self.trainer):
+            (logger,) = (logged for logged in self.trainer.loggers if isinstance(logged, RunLogger))
+            self.resources.enter_context(lock_run(RunFolder(Path(logger.save_dir))))
+            _ = logger.table  # damage is reported now, not after the first epoch
 
-    # --- what a run says at its end
+    # --- the end of a run
 
     def after_fit(self) -> None:
-        results = None
-        test = self.config[self.subcommand].test_after_fit and not is_trial(self.trainer)
+        metrics = None
+        test = self.config[self.subcommand].test_after_fit and not is_fast_dev_run(self.trainer)
         folder = run_folder(self.trainer)
         if test and folder.best.is_file():
-            # Not by ckpt_path: where weights are averaged, Lightning's callback would put those that were not averaged
+            # Not by ckpt_path: where weights are averaged, Lightning's callback would put the plain weights
             # back in place of them.
             self.model.load_state_dict(load_checkpoint(folder.best)["state_dict"])
             measured = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-            results = measured[0] if measured else None
+            metrics = measured[0] if measured else None
         if self.trainer.is_global_zero:
-            if not is_trial(self.trainer):
-                tested = {} if results is None else {"test": results["test/acc"]}
-                facts = {**read_run(folder.path).part("data"), "samples": self.datamodule.sizes()}
-                update(folder, ended=time.time(), data=facts, **tested)
-            print_fit(self.trainer, self.datamodule, results, asked_for_test=test)
+            if not is_fast_dev_run(self.trainer):
+                tested = {} if metrics is None else {"test": metrics["test/acc"]}
+                data_facts = {**read_run(folder.path).section("data"), "samples": self.datamodule.sizes()}
+                update(folder, ended=time.time(), data=data_facts, **tested)
+            print_fit(self.trainer, self.datamodule, metrics, asked_for_test=test)
 
     def after_validate(self) -> None:
         print_evaluation(self.trainer, self.datamodule)
@@ -307,20 +307,22 @@ class PlifCLI(LightningCLI):
         folder = self.expanded.folder
         # The run's accuracy B is that of its best checkpoint on all of its test set, measured as in training.
         if folder is not None and self.trainer.is_global_zero and self.counts:
-            if read_run(folder.path).part("data").get("test_content") == content_of(self.datamodule, train=False):
+            if read_run(folder.path).section("data").get("test_content") == content_of(self.datamodule, train=False):
                 tested = self.datamodule.sizes().get("test")
                 update(folder, test=float(self.trainer.callback_metrics["test/acc"]), tested=tested)
             else:
-                self.others.append("test set")
-        if self.others:
-            _log.warning("With another %s than in training, this is no result of the run.", ", ".join(self.others))
+                self.differing_settings.append("test set")
+        if self.differing_settings:
+            _log.warning(
+                "With another %s than in training, this is no result of the run.", ", ".join(self.differing_settings)
+            )
         print_evaluation(self.trainer, self.datamodule)
 
     def _counts(self, folder: RunFolder) -> bool:
         """True if a test, as far as its arguments tell, gives the accuracy B of the run in a folder."""
         config = self.config[self.subcommand]
         tests_best = Path(str(config.ckpt_path)).resolve() == folder.best.resolve() and folder.record.is_file()
-        if self.others or config.engine is not None or not tests_best:
+        if self.differing_settings or config.engine is not None or not tests_best:
             return False
         if getattr(rank_zero_only, "rank", 0) == 0 and in_use(folder):
             _log.warning("The run is still in training, and its best checkpoint may change: no result is kept.")
@@ -331,12 +333,12 @@ class PlifCLI(LightningCLI):
         print_evaluation(self.trainer, self.datamodule)
 
 
-def _as_list(given: Any) -> list[Any]:
-    """The values of an argument that takes one, several or none."""
-    return [*given] if isinstance(given, (list, tuple)) else [] if given is None else [given]
+def _as_list(values: Any) -> list[Any]:
+    """The values of an argument that takes any number of them."""
+    return [*values] if isinstance(values, (list, tuple)) else [] if values is None else [values]
 
 
-def place_absolutely(data: Any) -> None:
+def make_paths_absolute(data: Any) -> None:
     """Make the folders among a data set's arguments absolute: a run may be resumed from another folder."""
     for name in ("root", "store"):
         if data.get(name) and not is_address(str(data[name])):
@@ -344,7 +346,7 @@ def place_absolutely(data: Any) -> None:
 
 
 def needs_sync_batchnorm(trainer: L.Trainer) -> bool:
-    """True if several GPUs train together: BN's statistics are then those of all parts of the batch."""
+    """True if several GPUs train together: BN's statistics then cover all parts of the batch."""
     return trainer.world_size > 1 and isinstance(trainer.accelerator, CUDAAccelerator)
 
 
@@ -363,22 +365,23 @@ _NOISE = (
 
 def _tells_something(record: logging.LogRecord) -> bool:
     text = record.getMessage()
-    # The test after a fit adds the task's own callbacks again.
+    # The test after a fit adds the task's callbacks again.
     return not text.startswith(_NOISE) and not text.endswith("callbacks passed to Trainer: FiniteGuard, StepSeeds")
 
 
 def quieten() -> None:
     for handler in logging.getLogger("lightning").handlers + logging.getLogger("lightning.pytorch").handlers:
         handler.addFilter(_tells_something)
-    # lightning 2.6 calls what torch 2.13 deprecates
+    # lightning 2.6 calls functions that torch 2.13 deprecates
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    # Of DDP: the strides of a weight of one input channel are open, and its gradient has others. All else agrees.
+    # Of DDP: the strides of a weight with a single input channel are ambiguous, and its gradient has others. All else
+    # agrees.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Images lie in memory and are cut into batches at once: worker processes would only slow them down.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     # An evaluation does not need the callbacks of the training.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
-    # A resumed run keeps its folder; a new one never gets an old folder.
+    # A resumed run keeps its folder; new runs never get an old folder.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # All metrics are logged once an epoch.
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
@@ -394,8 +397,8 @@ def run(expanded: Expanded) -> int:
     require_data_set((expanded.stored.config or {}).get("data", {}))
     stop = StopOnSignal(requeues=expanded.is_named)
     try:
-        with on_termination(stop.terminate), ExitStack() as held:
-            PlifCLI(expanded, held, stop)
+        with on_termination(stop.terminate), ExitStack() as resources:
+            PlifCLI(expanded, resources, stop)
     except SIGTERMException:
         return 128 + signal.SIGTERM
     except (SystemExit, KeyboardInterrupt) as ended:
@@ -409,10 +412,10 @@ def run(expanded: Expanded) -> int:
         raise
     except Exception as error:
         ignore_loaders_end()
-        if (own := own_error(error)) is not None:
-            raise own from error
+        if (user_error := user_error_of(error)) is not None:
+            raise user_error from error
         if stop.resumption:
-            stop.end_others()
+            stop.end_child_processes()
             error.add_note(stop.resumption)  # the last line of the traceback
         raise
     return 0

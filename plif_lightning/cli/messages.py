@@ -32,10 +32,10 @@ class ConfigFile(ActionConfigFile):
 
 
 class Parser(LightningArgumentParser):
-    """Reports what jsonargparse says as an error of the user, with the nearest key for an unknown one."""
+    """Report parser errors in one sentence, and suggest the nearest key for an unknown key."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # An abbreviation would turn a mistyped key into another one.
+        # An abbreviation would turn a mistyped key into another.
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
@@ -44,10 +44,10 @@ class Parser(LightningArgumentParser):
         return super().add_argument(*args, **kwargs)
 
     def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
-        """The defaults, of classes only what the default configuration sets.
+        """The defaults; of classes only arguments that the default configuration sets.
 
-        jsonargparse adds the classes' own, and a class that takes their place would get them as if somebody had set
-        them: AdamW the weight decay of Adam, 0. Its own are added when all arguments are read.
+        jsonargparse adds the classes' defaults, and a class in their place would get them as if set by the
+        user: AdamW the weight decay of Adam, 0. Its defaults are added when all arguments are read.
         """
         defaults = super().get_defaults(*args, **kwargs)
         for path in self.default_config_files:
@@ -56,31 +56,32 @@ class Parser(LightningArgumentParser):
                     defaults[f"model.{name}.init_args"] = Namespace(value["init_args"])
         return defaults
 
-    def whole_numbers_first(self) -> None:
-        """Read a whole number as one wherever a setting takes int or float.
+    def parse_integers_first(self) -> None:
+        """Parse integers as int wherever a setting takes int or float.
 
         Lightning takes a limit of 1 for one batch and 1.0 for all of them. Its `Optional[Union[int, float]]` is the
-        `Optional[Union[float, int]]` of whichever module was imported first, because typing keeps one object for both.
+        `Optional[Union[float, int]]` of whichever module was imported first, because typing caches a single object for
+        both.
         """
         for action in self._actions:
-            kinds = get_args(getattr(action, "_typehint", None))
-            if len(kinds) == 3 and all(kind in kinds for kind in (int, float, type(None))):
+            types = get_args(getattr(action, "_typehint", None))
+            if len(types) == 3 and all(kind in types for kind in (int, float, type(None))):
                 action._typehint = int | float | None  # type: ignore[attr-defined]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        own = own_error(ex)
-        if own is None:
+        user_error = user_error_of(ex)
+        if user_error is None:
             message = message.strip().removesuffix(".")
             named = re.search(r"(?:unrecognized arguments: (?:--)?|[Oo]ption '|[Kk]ey ')([\w.]+)", message)
-            known = known_keys()
+            keys = all_keys()
             if named and "is not accepted" in message:  # by this class: another class may have such an argument
-                known = {key for key in known if key.rpartition(".")[2] != named[1]}
-            own = UserError(f"{message}.{nearest(named[1], known) if named else ''}")
-        raise own from ex
+                keys = {key for key in keys if key.rpartition(".")[2] != named[1]}
+            user_error = UserError(f"{message}.{nearest(named[1], keys) if named else ''}")
+        raise user_error from ex
 
 
-def own_error(error: BaseException | None) -> UserError | None:
-    """The error of an argument's class, without what jsonargparse or a loader's process wrapped around it."""
+def user_error_of(error: BaseException | None) -> UserError | None:
+    """The error of an argument's class, unwrapped from jsonargparse's or a loader process's."""
     while error is not None:
         if isinstance(error, UserError):
             in_worker = "Original Traceback" in str(error)
@@ -89,11 +90,11 @@ def own_error(error: BaseException | None) -> UserError | None:
     return None
 
 
-# Keys of `fit` beside those of network, data and Trainer.
+# Keys of `fit` beside network, data and Trainer.
 OWN_KEYS = ("config", "seed_everything", "ckpt_path", "run_folder", "record_samples", "test_after_fit", "best_of_ties")
 
 
-def known_keys() -> set[str]:
+def all_keys() -> set[str]:
     """Every key that may be given to `fit`."""
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(L.Trainer, "trainer")
@@ -107,33 +108,33 @@ def known_keys() -> set[str]:
     return keys - {f"model.{name}" for name in FROM_DATA}
 
 
-def nearest(key: str, known: Iterable[str]) -> str:
-    """` Did you mean X?` for the known key whose last part is most alike, or nothing."""
+def nearest(key: str, keys: Iterable[str]) -> str:
+    """` Did you mean X?` for the key with the most similar last part, or nothing."""
     block, _, name = key.replace("init_args.", "").rpartition(".")
-    by_name = {one.rpartition(".")[2]: one for one in sorted(known, key=lambda one: one.startswith(block))}
+    by_name = {full.rpartition(".")[2]: full for full in sorted(keys, key=lambda full: full.startswith(block))}
     matches = difflib.get_close_matches(name, by_name, n=1, cutoff=0.7)
     return f" Did you mean {by_name[matches[0]]}?" if matches else ""
 
 
-def refuse_silent(config: Any, command: str, given: Iterable[str]) -> None:
+def refuse_silent(config: Any, command: str, names: Iterable[str]) -> None:
     """Refuse values with which something else would be trained or measured than they say.
 
     Args:
         config: configuration of the command.
         command: fit, validate, test or predict.
-        given: names of the options on the command line.
+        names: names of the options on the command line.
 
     Raises:
-        UserError: there is one.
+        UserError: there is such a value.
     """
     for name in ("model", "data", "trainer"):
         if not isinstance(config[name], Namespace):
             raise UserError(f"{name} must hold names and values, got {config[name]}.")
-    if (problem := next(_silent(config, command, given), None)) is not None:
+    if (problem := next(_silent(config, command, names), None)) is not None:
         raise UserError(problem)
 
 
-def _silent(config: Any, command: str, given: Iterable[str]) -> Iterator[str]:
+def _silent(config: Any, command: str, names: Iterable[str]) -> Iterator[str]:
     """Yield a sentence for each value that `refuse_silent` refuses."""
     trainer, on_gpu = config.trainer, CUDAAccelerator.is_available() or MPSAccelerator.is_available()
     for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "check_val_every_n_epoch"):
@@ -141,7 +142,7 @@ def _silent(config: Any, command: str, given: Iterable[str]) -> Iterator[str]:
             yield f"trainer.{name} must be a whole number, at least 1, got {trainer[name]}."
     above = {"fit": ["train"], "predict": ["predict"], "validate": ["val"], "test": ["test"]}[command]
     above += ["test"] if command == "fit" and config.test_after_fit else []
-    for name in [*(f"limit_{part}_batches" for part in above), "val_check_interval"]:
+    for name in [*(f"limit_{stage}_batches" for stage in above), "val_check_interval"]:
         if trainer[name] == 0:
             yield f"trainer.{name} must be above 0, or nothing is trained or measured."
     for name, value in (
@@ -156,14 +157,14 @@ def _silent(config: Any, command: str, given: Iterable[str]) -> Iterator[str]:
     for name, of in (("engine", ("predict", "test")), ("run_folder", ("fit",))):
         if config.get(name) is not None and command not in of:
             yield f"{name} is for {' and '.join(of)}: leave it out for {command}."
-    if config.model.network is not None and "--model.structure" in given:
+    if config.model.network is not None and "--model.structure" in names:
         yield "--model.structure and --model.network describe two networks: give one of them."
 
 
 def _of_this_machine(config: Any, on_gpu: bool) -> Iterator[str]:
-    trainer, most = config.trainer, 8 * cores()
+    trainer, max_workers = config.trainer, 8 * cores()
     for name, value in (("data.num_workers", config.data.init_args.num_workers), ("trainer.devices", trainer.devices)):
-        if str(value).isdecimal() and int(value) > most:
-            yield f"{name} starts as many processes, at most {most} on this machine, got {value}."
+        if str(value).isdecimal() and int(value) > max_workers:
+            yield f"{name} starts as many processes, at most {max_workers} on this machine, got {value}."
     if str(trainer.precision).startswith("16") and (trainer.accelerator == "cpu" or not on_gpu):
         yield f"--trainer.precision {trainer.precision} needs a GPU: on a CPU pass bf16-mixed or 32-true."

@@ -14,7 +14,7 @@ class PlainParser(argparse.ArgumentParser):
     """Reports errors in one sentence."""
 
     def __init__(self, name: str, description: str) -> None:
-        super().__init__(prog=f"{program.shown()} {name}", description=description, allow_abbrev=False)
+        super().__init__(prog=f"{program.program_name()} {name}", description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}. See {self.prog} --help.")
@@ -32,8 +32,8 @@ def take(argv: Sequence[str], *flags: str) -> tuple[list[str], list[str]]:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage="")
     parser.add_argument(*flags, dest="values", nargs="?", const="", action="append", default=[])
-    found, rest = parser.parse_known_args(argv)
-    return found.values, rest
+    namespace, rest = parser.parse_known_args(argv)
+    return namespace.values, rest
 
 
 def values(argv: Sequence[str], *flags: str) -> list[str]:

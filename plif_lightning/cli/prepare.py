@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-from plif_lightning.cli.lightning import place_absolutely, quieten
-from plif_lightning.cli.messages import Parser, own_error
+from plif_lightning.cli.lightning import make_paths_absolute, quieten
+from plif_lightning.cli.messages import Parser, user_error_of
 from plif_lightning.cli.parser import parsed_yaml
 from plif_lightning.cli.resume import config_file, is_yaml_text, require_data_set
 from plif_lightning.cli.summary import print_inventory
@@ -36,7 +36,7 @@ def _data_block(value: str) -> str:
     value = config_file(value)
     text = value if is_yaml_text(value) else Path(value).read_text(encoding="utf-8")
     loaded = parsed_yaml(text, f"the configuration {value}") or {}
-    return yaml.safe_dump({key: part for key, part in loaded.items() if key == "data"})
+    return yaml.safe_dump({key: block for key, block in loaded.items() if key == "data"})
 
 
 def data_of(argv: Sequence[str]) -> tuple[SpikingDataModule, bool]:
@@ -50,8 +50,8 @@ def data_of(argv: Sequence[str]) -> tuple[SpikingDataModule, bool]:
     """
     parser = _data_parser()
     config = parser.parse_args(argv)
-    place_absolutely(config.data.init_args)
-    return _made(parser, config), config.verify
+    make_paths_absolute(config.data.init_args)
+    return _instantiate(parser, config), config.verify
 
 
 def data_in(block: dict[str, Any]) -> SpikingDataModule:
@@ -62,18 +62,18 @@ def data_in(block: dict[str, Any]) -> SpikingDataModule:
     """
     parser = _data_parser()
     require_data_set(block)
-    return _made(parser, parser.parse_object({"data": block}))
+    return _instantiate(parser, parser.parse_object({"data": block}))
 
 
-def _made(parser: Parser, config: Any) -> SpikingDataModule:
+def _instantiate(parser: Parser, config: Any) -> SpikingDataModule:
     try:
-        made: SpikingDataModule = parser.instantiate(config).data
+        module: SpikingDataModule = parser.instantiate(config).data
     except Exception as error:  # jsonargparse wraps the errors of a data set
-        own = own_error(error)
-        if own is None:
+        user_error = user_error_of(error)
+        if user_error is None:
             raise
-        raise own from error
-    return made
+        raise user_error from error
+    return module
 
 
 def prepare(argv: list[str]) -> int:

@@ -14,11 +14,11 @@ from plif_lightning.cli.parser import option_names, parsed_yaml, take, values
 from plif_lightning.errors import CheckpointError, Stopped, UserError
 from plif_lightning.runs.code import PACKAGE, difference, hashes_of, sources_of
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.loading import loaded
+from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.run import read_run
 from plif_lightning.runs.settings import Role, differences, role, setting_in, settings
 from plif_lightning.runtime import program
-from plif_lightning.runtime.files import relative, written_whole
+from plif_lightning.runtime.files import atomic_write, relative
 from plif_lightning.structure import FROM_DATA, Numbers
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Stored:
 
     Attributes:
         config: configuration of the run that wrote it.
-        settings: those that make the run what it is, see `plif_lightning.runs.settings`; None of another Trainer's.
+        settings: the run's identity, see `plif_lightning.runs.settings`; None for another Trainer's checkpoint.
         step: global step.
         epochs: number of completed epochs.
         training_set: identity of the run's training set.
@@ -50,19 +50,19 @@ class Stored:
 
 @dataclass(frozen=True)
 class Expanded:
-    """Arguments of a command, and what it starts from.
+    """Arguments of a command, and its starting point.
 
     Attributes:
-        given: arguments as the user wrote them.
-        arguments: arguments for the parser: those of an evaluation, and of a resumed fit that names no data set, begin
+        user_arguments: as the user wrote them.
+        arguments: arguments for the parser; for evaluations, and resumed fits that name no data set, they begin
             with the stored configuration.
         stored: content of the checkpoint of a run that is resumed or evaluated.
         folder: folder of that run; None for another checkpoint's.
-        begun_from: checkpoint of another run that a new one begins from.
+        begun_from: checkpoint of another run from which a new run begins.
         is_named: the run has a folder that the same arguments lead to again.
     """
 
-    given: list[str]
+    user_arguments: list[str]
     arguments: list[str]
     stored: Stored = Stored()
     folder: RunFolder | None = None
@@ -71,11 +71,11 @@ class Expanded:
 
     @property
     def command(self) -> str:
-        return self.given[0]
+        return self.user_arguments[0]
 
 
 def expand(argv: Sequence[str]) -> Expanded:
-    """Find out what a command starts from, before any parser reads its arguments.
+    """Find the starting point of a command, before any parser reads its arguments.
 
     Args:
         argv: the command and its arguments.
@@ -87,7 +87,7 @@ def expand(argv: Sequence[str]) -> Expanded:
     """
     command, rest = argv[0], list(argv[1:])
     for value in values(rest, *CONFIG):
-        config_file(value)  # refuses a wrong one before Lightning is loaded
+        config_file(value)  # refuses a wrong name before Lightning is loaded
     if _INFORMATIVE & option_names(rest):
         expanded = Expanded(list(argv), list(argv))
     else:
@@ -95,14 +95,14 @@ def expand(argv: Sequence[str]) -> Expanded:
     return replace(expanded, arguments=_with_structures(expanded.arguments))
 
 
-def _one(name: str, found: Sequence[str]) -> str | None:
+def _single_value(name: str, values: Sequence[str]) -> str | None:
     """The value of an option that may be given once."""
-    if len(found) > 1 or found == [""]:
-        raise UserError(f"{name} must be given once, with a path, got {' and '.join(found) or 'nothing'}.")
-    return found[0] if found else None
+    if len(values) > 1 or values == [""]:
+        raise UserError(f"{name} must be given once, with a path, got {' and '.join(values) or 'nothing'}.")
+    return values[0] if values else None
 
 
-def _filled(folder: str) -> Path:
+def _expand_variables(folder: str) -> Path:
     """A run's folder with the values of environment variables: W&B's agents, without a shell, pass `$WANDB_RUN_ID`."""
     path = os.path.expandvars(folder)
     if "$" in path:
@@ -112,40 +112,40 @@ def _filled(folder: str) -> Path:
 
 def _fit(command: str, rest: list[str]) -> Expanded:
     """`fit --run_folder DIR` and `--ckpt_path RUN/checkpoints/last.ckpt` resume a run that has begun."""
-    given = [command, *rest]
+    argv = [command, *rest]
     checkpoint, rest = take(rest, "--ckpt_path")
-    folders, others = take(rest, "--run_folder")
-    path, named = _one("--ckpt_path", checkpoint), _one("--run_folder", folders)
-    resumed = f"{program.shown()} fit --run_folder RUN starts the run of a folder, or resumes it"
+    folders, options = take(rest, "--run_folder")
+    path, named = _single_value("--ckpt_path", checkpoint), _single_value("--run_folder", folders)
+    resumed = f"{program.program_name()} fit --run_folder RUN starts the run of a folder, or resumes it"
     if "--resume" in option_names(rest) or path == "last":
         raise UserError(f"{'--resume auto' if path != 'last' else '--ckpt_path last'} is not needed: {resumed}.")
-    folder = None if named is None else RunFolder(_filled(named).absolute())
+    folder = None if named is None else RunFolder(_expand_variables(named).absolute())
     if folder is None and path is not None and Path(path).is_file():
         of_run = RunFolder.of_checkpoint(Path(path))
         if of_run.last == Path(path).resolve():
             folder, path = of_run, None
     if folder is not None and folder.last.is_file():
         stored = _read_last(folder)
-        origin = (loaded(folder.record, [], optional=True).get("settings") or {}).get("ckpt_path")
+        origin = (load_mapping(folder.record, [], optional=True).get("settings") or {}).get("ckpt_path")
         if path not in (None, origin):
             raise CheckpointError(
                 f"{folder.path} holds a run that began from {origin or 'new weights'}, not from {path}."
             )
-        kept = [] if _names_data(others) else [f"--config={yaml.safe_dump(stored.config)}"]
-        arguments = [command, *kept, *others, f"--run_folder={folder.path}", f"--ckpt_path={folder.last}"]
-        return Expanded(given, arguments, stored, folder, is_named=True)
-    if folder is not None and "ended" in loaded(folder.record, [], optional=True):
-        raise Stopped(0, _finished(folder))
-    arguments = [command, *others, *([] if folder is None else [f"--run_folder={folder.path}"])]
+        stored_config = [] if _names_data(options) else [f"--config={yaml.safe_dump(stored.config)}"]
+        arguments = [command, *stored_config, *options, f"--run_folder={folder.path}", f"--ckpt_path={folder.last}"]
+        return Expanded(argv, arguments, stored, folder, is_named=True)
+    if folder is not None and "ended" in load_mapping(folder.record, [], optional=True):
+        raise Stopped(0, _finished_in_words(folder))
+    arguments = [command, *options, *([] if folder is None else [f"--run_folder={folder.path}"])]
     if path is not None:
         if setting_in(read_checkpoint(Path(path)).config or {}, "model.folded"):
             raise CheckpointError(f"{path} is folded, and cannot be trained: begin from the checkpoint of its run.")
         arguments.append(f"--ckpt_path={path}")
-    return Expanded(given, arguments, begun_from=path, is_named=named is not None)
+    return Expanded(argv, arguments, begun_from=path, is_named=named is not None)
 
 
 def _read_last(folder: RunFolder) -> Stored:
-    """Read last.ckpt; if it is damaged, put a whole best.ckpt in its place.
+    """Read last.ckpt; if it is damaged, replace it by an intact best.ckpt.
 
     Raises:
         CheckpointError: both are damaged.
@@ -156,7 +156,7 @@ def _read_last(folder: RunFolder) -> Stored:
         if not folder.best.is_file() or folder.best.samefile(folder.last):
             raise
         stored = read_checkpoint(folder.best)
-        with written_whole(folder.last, "wb") as file:
+        with atomic_write(folder.last, "wb") as file:
             file.write(folder.best.read_bytes())
         _log.warning(
             "%s The run is resumed from best.ckpt: epochs from %d on are trained again.", damage, stored.epochs + 1
@@ -165,12 +165,12 @@ def _read_last(folder: RunFolder) -> Stored:
 
 
 def _names_data(argv: Sequence[str]) -> bool:
-    """True if arguments describe a whole run: they name its data set."""
-    given = [setting_in(content_of(config), "data.class_path") for config in values(argv, *CONFIG)]
-    return bool({"--data", "--data.class_path"} & option_names(argv)) or any(given)
+    """True if arguments describe a complete run: they name its data set."""
+    class_paths = [setting_in(content_of(config), "data.class_path") for config in values(argv, *CONFIG)]
+    return bool({"--data", "--data.class_path"} & option_names(argv)) or any(class_paths)
 
 
-def _finished(folder: RunFolder) -> str:
+def _finished_in_words(folder: RunFolder) -> str:
     run = read_run(folder.path)
     accuracy = "" if run.accuracy is None else f", {100 * run.accuracy:.2f} %"
     return f"{relative(folder.path)} is finished{accuracy}: nothing to do."
@@ -178,8 +178,8 @@ def _finished(folder: RunFolder) -> str:
 
 def _evaluation(command: str, rest: list[str]) -> Expanded:
     """Put the configuration of the checkpoint first."""
-    checkpoint, others = take(rest, "--ckpt_path")
-    named = _one("--ckpt_path", checkpoint)
+    checkpoint, options = take(rest, "--ckpt_path")
+    named = _single_value("--ckpt_path", checkpoint)
     if named is None or named == "last":
         raise CheckpointError(
             f"{command} needs a checkpoint, or it would measure random weights: "
@@ -188,23 +188,23 @@ def _evaluation(command: str, rest: list[str]) -> Expanded:
     path = Path(named)
     stored = read_checkpoint(path)
     assert stored.config is not None
-    arguments = _evaluated(stored.config, [*others, f"--ckpt_path={path}"])
+    arguments = _evaluation_arguments(stored.config, [*options, f"--ckpt_path={path}"])
     return Expanded([command, *rest], [command, *arguments], stored, RunFolder.of_checkpoint(path))
 
 
 def _with_structures(arguments: Sequence[str]) -> list[str]:
-    """Let a structure take the place of the numbers before it, or numbers of an earlier file would change it.
+    """Set the numbers of Table 1 to null before each structure, so that earlier ones do not change it.
 
-    Numbers behind a structure change it, as those of a sweep do.
+    Numbers behind a structure change it, as in a sweep.
     """
-    found: list[str] = []
+    expanded: list[str] = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
         value = value if equals else following
         if name == "--model.structure" or (name in (*CONFIG, "--model") and _has_structure(name, value)):
-            found += [f"--model.{number}=null" for number in Numbers._fields]
-        found.append(argument)
-    return found
+            expanded += [f"--model.{number}=null" for number in Numbers._fields]
+        expanded.append(argument)
+    return expanded
 
 
 def _has_structure(name: str, value: str) -> bool:
@@ -213,7 +213,7 @@ def _has_structure(name: str, value: str) -> bool:
     return isinstance(model.get("model"), dict) and model["model"].get("structure") is not None
 
 
-def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:
+def _evaluation_arguments(stored: dict[str, Any], rest: list[str]) -> list[str]:
     """Return the arguments of an evaluation, after the parts of the stored configuration that affect it.
 
     Raises:
@@ -222,27 +222,27 @@ def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:
     # Optimiser, schedule and augmentation are dropped: they may name any class to import, and an evaluation uses none.
     # data.class_path is imported, and must be a SpikingDataModule.
     model = {name: value for name, value in stored["model"].items() if not role(f"model.{name}") & Role.TRAINING}
-    _require_own_network(model.get("network"))
+    _require_modules(model.get("network"))
     arguments = stored["data"]["init_args"]
     data = {**stored["data"], "init_args": {name: v for name, v in arguments.items() if name != "augmentation"}}
-    kept: dict[str, Any] = {"model": model}
+    config: dict[str, Any] = {"model": model}
     if "seed_everything" in stored:
-        kept["seed_everything"] = stored["seed_everything"]
+        config["seed_everything"] = stored["seed_everything"]
     if "precision" in stored.get("trainer", {}):
-        kept["trainer"] = {"precision": stored["trainer"]["precision"]}
+        config["trainer"] = {"precision": stored["trainer"]["precision"]}
     if "class_path" in data:
-        kept["data"] = data
+        config["data"] = data
     elif not values(rest, "--data") and not values(rest, *CONFIG):
         raise CheckpointError(
             "the checkpoint names no data set because another Trainer wrote it: pass --data NAME, such as --data MNIST."
         )
     elif not values(rest, "--data.time_steps"):
         rest = [*rest, f"--data.time_steps={data['init_args']['time_steps']}"]
-    return [f"--config={yaml.safe_dump(kept)}", *rest]
+    return [f"--config={yaml.safe_dump(config)}", *rest]
 
 
-def _require_own_network(named: Any) -> None:
-    """Refuse a user-defined network that a checkpoint names unless it, and what is in it, are modules.
+def _require_modules(named: Any) -> None:
+    """Refuse a user-defined network that a checkpoint names unless it and its parts are modules.
 
     Raises:
         UserError: a class is something else, or cannot be imported.
@@ -251,21 +251,21 @@ def _require_own_network(named: Any) -> None:
 
     if isinstance(named, dict) and isinstance(named.get("class_path"), str):
         imported_network(named["class_path"])
-    for part in named.values() if isinstance(named, dict) else named if isinstance(named, list) else ():
-        _require_own_network(part)
+    for value in named.values() if isinstance(named, dict) else named if isinstance(named, list) else ():
+        _require_modules(value)
 
 
 def require_data_set(block: dict[str, Any]) -> None:
-    """Refuse a stored `data` block whose class cannot be imported here.
+    """Refuse a stored `data` block with a class that cannot be imported here.
 
     Raises:
         UserError: it is missing, or no data set.
     """
     from plif_lightning.data import SpikingDataModule  # which loads PyTorch
-    from plif_lightning.network.own import imported
+    from plif_lightning.network.own import import_class
 
     if "class_path" in block:
-        imported("data set", block["class_path"], SpikingDataModule, "plif_lightning.data.SpikingDataModule")
+        import_class("data set", block["class_path"], SpikingDataModule, "plif_lightning.data.SpikingDataModule")
 
 
 def config_file(value: str) -> str:
@@ -286,10 +286,10 @@ def content_of(config: str) -> dict[str, Any]:
     """
     try:
         text = config if is_yaml_text(config) else configs.resolve(config).read_text("utf-8")
-        loaded = parsed_yaml(text, config)
+        content = parsed_yaml(text, config)
     except (OSError, UserError, UnicodeDecodeError):
         return {}
-    return loaded if isinstance(loaded, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def is_yaml_text(value: str) -> bool:
@@ -328,67 +328,67 @@ def _of_another_trainer(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def compare(expanded: Expanded, given: dict[str, Any]) -> list[str]:
-    """Compare the parsed configuration of a resumed fit or an evaluation with the one stored in its checkpoint.
+def compare(expanded: Expanded, parsed: dict[str, Any]) -> list[str]:
+    """Compare the parsed configuration of a resumed fit or an evaluation with that of its checkpoint.
 
     Args:
         expanded: the command.
-        given: its configuration, as plain values.
+        parsed: its configuration, as plain values.
 
     Returns:
-        Settings of an evaluation on which its accuracy depends, and that are not those of the run.
+        Settings of an evaluation that affect its accuracy and differ from the run's.
 
     Raises:
-        CheckpointError: they differ in what the checkpoint's weights, split or next batches depend on.
+        CheckpointError: they differ in a setting on which the checkpoint's weights, split or next batches depend.
         Stopped: the run is finished already.
     """
-    stored, old, new = expanded.stored.config, expanded.stored.settings, settings(given)
+    stored, old, new = expanded.stored.config, expanded.stored.settings, settings(parsed)
     if stored is None or old is None:
         return []
     changed = differences(old, new)
-    if stored.get("seed_everything") != given.get("seed_everything"):
+    if stored.get("seed_everything") != parsed.get("seed_everything"):
         changed.append("seed_everything")
     if expanded.command == "fit":
         refused = [name for name in changed if not role(name) & Role.LENGTH]
     else:
         changed = [name for name in changed if not role(name) & Role.TRAINING]
-        if "trainer.limit_test_batches" not in new:  # a test of all samples is one, whatever the fit's own test had
+        if "trainer.limit_test_batches" not in new:  # testing all samples is always a valid test
             changed = [name for name in changed if name != "trainer.limit_test_batches"]
         of_data = ("data.class_path", "data.root")
-        same_data = all(setting_in(stored, name) == setting_in(given, name) for name in of_data)
+        same_data = all(setting_in(stored, name) == setting_in(parsed, name) for name in of_data)
         refused = [name for name in changed if name.startswith("model.") or (same_data and role(name) & Role.SPLIT)]
     if refused:
-        values = ((name, _value(old, stored, name), _value(new, given, name)) for name in refused)
-        what = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
+        values = ((name, _value(old, stored, name), _value(new, parsed, name)) for name in refused)
+        differing = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
         raise CheckpointError(
-            f"the checkpoint belongs to other settings: {what}. Leave them out, or start a new run"
+            f"the checkpoint belongs to other settings: {differing}. Leave them out, or start a new run"
             + (" with --config, --ckpt_path and another --run_folder." if expanded.command == "fit" else ".")
         )
     if expanded.command == "fit":
-        _compare_length(expanded, stored["trainer"], given["trainer"], changed)
-    if edited := _edited(expanded.folder, given):
-        if expanded.command == "fit" and not given.get("accept_edited_code"):
+        _compare_length(expanded, stored["trainer"], parsed["trainer"], changed)
+    if edited := _code_difference(expanded.folder, parsed):
+        if expanded.command == "fit" and not parsed.get("accept_edited_code"):
             raise CheckpointError(
                 f"the code of the run was edited since:\n{edited}\nUndo it, start a new run in another --run_folder, "
                 "or, where network and equations are as before, go on with --accept_edited_code true: the record says "
                 "so, and the run is averaged with no other."
             )
         if expanded.command != "fit":
-            kept = relative(expanded.folder.source("").parent) if expanded.folder else ""
-            _log.warning("The code of the run was edited since; as it was, it is in %s:\n%s", kept, edited)
+            code_folder = relative(expanded.folder.source("").parent) if expanded.folder else ""
+            _log.warning("The code of the run was edited since; as it was, it is in %s:\n%s", code_folder, edited)
         changed.append("code")
     return changed
 
 
-def _edited(folder: RunFolder | None, given: Mapping[str, Any]) -> str:
+def _code_difference(folder: RunFolder | None, config: Mapping[str, Any]) -> str:
     """How the user's code differs from that of a run; empty if it does not, or if there is no run."""
-    record = {} if folder is None else loaded(folder.record, [], optional=True)
+    record = {} if folder is None else load_mapping(folder.record, [], optional=True)
     if folder is None or not record:
         return ""
-    now = sources_of(given)
-    known, hashes = record.get("code") or {}, hashes_of(now)
+    now = sources_of(config)
+    recorded, hashes = record.get("code") or {}, hashes_of(now)
     # Changed files of this package are recorded, as another commit of it would be.
-    edited = [name for name in differences(known, hashes) if name != PACKAGE]
+    edited = [name for name in differences(recorded, hashes) if name != PACKAGE]
     paths = {name: folder.source(name) for name in edited}
     then = {name: path.read_text("utf-8") for name, path in paths.items() if path.is_file()}
     return difference(then, {name: now[name] for name in edited if name in now})
@@ -399,20 +399,20 @@ def _value(of: Mapping[str, Any], config: Mapping[str, Any], name: str) -> str:
 
 
 def _compare_length(
-    expanded: Expanded, stored: Mapping[str, Any], given: Mapping[str, Any], changed: Sequence[str]
+    expanded: Expanded, stored: Mapping[str, Any], trainer: Mapping[str, Any], changed: Sequence[str]
 ) -> None:
     """Refuse a length that a resumed run has passed, or on which its callbacks depend; end a run that is finished."""
     assert expanded.folder is not None
     limits = ("max_epochs", "max_steps", "max_time")
     done = {"max_epochs": expanded.stored.epochs, "max_steps": expanded.stored.step}
-    reached = {name: n for name, n in done.items() if given[name] is not None and 0 <= given[name] <= n}
-    is_finished = "ended" in loaded(expanded.folder.record, [], optional=True)
-    if is_finished and (reached or all(stored[name] == given[name] for name in limits)):
-        raise Stopped(0, _finished(expanded.folder))
+    reached = {name: n for name, n in done.items() if trainer[name] is not None and 0 <= trainer[name] <= n}
+    is_finished = "ended" in load_mapping(expanded.folder.record, [], optional=True)
+    if is_finished and (reached or all(stored[name] == trainer[name] for name in limits)):
+        raise Stopped(0, _finished_in_words(expanded.folder))
     for name, n in reached.items():
-        if given[name] < n:
+        if trainer[name] < n:
             raise CheckpointError(
-                f"the run has {n} {name.removeprefix('max_')} already, and trainer.{name} is {given[name]}: leave it "
+                f"the run has {n} {name.removeprefix('max_')} already, and trainer.{name} is {trainer[name]}: leave it "
                 "out, or start a new run in another folder."
             )
     if "trainer.max_epochs" in changed and "StochasticWeightAveraging" in str(stored["callbacks"]):

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from plif_lightning.cli.sweep import Job, job_of, run_name, score
+from plif_lightning.cli.job import Job, job_of, run_name, score
 from plif_lightning.cli.sweep_file import Sweep
 from plif_lightning.errors import UserError
 from plif_lightning.runs.run import read_run
@@ -47,14 +47,14 @@ def distribution(key: str, spec: dict[str, Any]) -> Any:
 
 
 class Search:
-    """A search in a folder, which several processes may share, and which a later call continues.
+    """A search in a folder, shared by any number of processes and continued by later calls.
 
     Args:
         sweep: with method random or bayes.
         root: folder of its runs and of Optuna's journal.
         overrides: arguments of main.py for all runs.
         cap: number of runs.
-        seed: of the sampler; None for another one at each call.
+        seed: of the sampler; None draws a new one at each call.
     """
 
     def __init__(self, sweep: Sweep, root: Path, overrides: Sequence[str], cap: int, seed: int | None = None) -> None:
@@ -68,8 +68,8 @@ class Search:
         self.space = {key: distribution(key, spec) for key, spec in sweep.parameters.items()}
         pruner: Any = optuna.pruners.NopPruner()
         if (early := sweep.early_terminate) is not None:
-            least, most, eta = early.get("min_iter", 1), early.get("max_iter", "auto"), early.get("eta", 3)
-            pruner = optuna.pruners.HyperbandPruner(least, most, eta)
+            min_epochs, max_epochs, eta = early.get("min_iter", 1), early.get("max_iter", "auto"), early.get("eta", 3)
+            pruner = optuna.pruners.HyperbandPruner(min_epochs, max_epochs, eta)
         self.study = optuna.create_study(
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(root / "search.journal"))),
             study_name="search",
@@ -82,36 +82,38 @@ class Search:
             "parameters": sweep.parameters,
             "arguments": [*sweep.arguments, *overrides],
         }
-        known = json.loads(json.dumps(described))
-        if self.study.user_attrs.get("sweep", known) != known:
+        recorded = json.loads(json.dumps(described))
+        if self.study.user_attrs.get("sweep", recorded) != recorded:
             raise UserError(
                 f"{root} holds a search with another metric, other parameters or arguments: pass another --runs, or "
                 "move that folder away."
             )
-        self.study.set_user_attr("sweep", known)
+        self.study.set_user_attr("sweep", recorded)
         self._trials: dict[str, Any] = {}  # by the name of their run
         self._begun: list[Job] = []
-        self._skipped: set[int] = set()  # trials whose run another process trains
+        self._skipped: set[int] = set()  # trials that another process trains
 
     def jobs(self) -> Iterator[Job]:
-        """The runs of trials, each held by a lock within the loop: those that killed processes left, then new ones."""
+        """The runs of trials, each held by a lock within the loop: trials left by killed processes, then new trials."""
         import optuna
 
         while True:
-            with contextlib.ExitStack() as held:
+            with contextlib.ExitStack() as lock_stack:
                 with file_lock(self.root / ".claim.lock"):
-                    known = self.study.get_trials(deepcopy=False)
-                    running = {one.number for one in known if one.state.name == "RUNNING"} - self._skipped
-                    left = next((number for number in sorted(running) if self._hold(held, number)), None)
-                    if left is None and len(known) >= self.cap:
+                    trials = self.study.get_trials(deepcopy=False)
+                    running = {
+                        trial_of_study.number for trial_of_study in trials if trial_of_study.state.name == "RUNNING"
+                    } - self._skipped
+                    left = next((number for number in sorted(running) if self._hold(lock_stack, number)), None)
+                    if left is None and len(trials) >= self.cap:
                         return
-                    self.study.sampler = self._sampler(len(known) if left is None else left)
+                    self.study.sampler = self._sampler(len(trials) if left is None else left)
                     if left is None:
                         trial = self.study.ask(self.space)
-                        self._hold(held, trial.number)
+                        self._hold(lock_stack, trial.number)
                     else:
-                        trial = optuna.trial.Trial(self.study, known[left]._trial_id)
-                        for key, space in self.space.items():  # what the killed process had not drawn yet
+                        trial = optuna.trial.Trial(self.study, trials[left]._trial_id)
+                        for key, space in self.space.items():  # parameters not drawn by the killed process
                             trial._suggest(key, space)
                 job = self._job(trial)
                 self._trials[job.name] = trial
@@ -119,7 +121,7 @@ class Search:
                 yield job
 
     def _sampler(self, number: int) -> Any:
-        """The sampler of a trial: with a seed, of every trial another one, whichever process asks."""
+        """The sampler of a trial: seeded by the trial's number, whichever process asks."""
         import optuna
 
         seed = None if self.seed is None else (self.seed * 10**6 + number) % 2**32
@@ -127,10 +129,10 @@ class Search:
             return optuna.samplers.RandomSampler(seed)
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
-    def _hold(self, held: contextlib.ExitStack, number: int) -> bool:
-        """Hold a trial until `held` ends; False if another process or thread does."""
+    def _hold(self, lock_stack: contextlib.ExitStack, number: int) -> bool:
+        """Hold a trial until `lock_stack` ends; False if another process or thread does."""
         try:
-            held.enter_context(file_lock(self.root / f".{number:04d}.lock", blocking=False))
+            lock_stack.enter_context(file_lock(self.root / f".{number:04d}.lock", blocking=False))
         except Timeout:
             return False
         return True
@@ -148,16 +150,16 @@ class Search:
     def should_end(self, job: Job) -> bool:
         """Report the epochs that are new, and say if the pruner ends the run."""
         run, trial = read_run(job.folder.path), self._trials[job.name]
-        known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        reported = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         metric = run.val_key if self.sweep.metric in ("val/acc", "test_as_val/acc") else self.sweep.metric
         for epoch, value in zip(*run.curve(metric), strict=True):
-            if int(epoch) not in known and math.isfinite(value):
+            if int(epoch) not in reported and math.isfinite(value):
                 trial.report(value, int(epoch))
                 if trial.should_prune():
                     return run.epochs != run.setting("trainer.max_epochs")
         return False
 
-    def ended(self, job: Job) -> str:
+    def record_end(self, job: Job) -> str:
         from optuna.trial import TrialState
 
         trial = self._trials[job.name]
@@ -172,9 +174,9 @@ class Search:
         return f"[{trial.number + 1}/{self.cap}]"
 
     def every(self) -> list[Job]:
-        """The runs of this call, and those that earlier calls or other processes finished."""
-        finished = [one for one in self.study.get_trials(deepcopy=False) if one.state.name == "COMPLETE"]
-        others = [job for job in map(self._job, finished) if job.name not in self._trials]
-        for job in others:
+        """The runs of this call, and runs that earlier calls or other processes finished."""
+        finished = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+        earlier = [job for job in map(self._job, finished) if job.name not in self._trials]
+        for job in earlier:
             job.state = "finished"
-        return [*others, *self._begun]
+        return [*earlier, *self._begun]

@@ -1,4 +1,4 @@
-"""`stream`: a trained network on a recording, one time-step at a time."""
+"""`stream`: classify a recording time-step by time-step."""
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
@@ -48,24 +48,24 @@ def _stream_parser() -> PlainParser:
     return parser
 
 
-def _has_step_length(given: argparse.Namespace) -> bool:
-    return given.events_per_step is not None or given.ms_per_step is not None
+def _has_step_length(options: argparse.Namespace) -> bool:
+    return options.events_per_step is not None or options.ms_per_step is not None
 
 
-def _take_step_length(given: argparse.Namespace, trained: Trained) -> None:
+def _take_step_length(options: argparse.Namespace, trained: Trained) -> None:
     """Take the length of a time-step from the clock, or, if none is given, from the windows of the training."""
-    if given.every_ms is not None:
-        given.ms_per_step = given.every_ms
+    if options.every_ms is not None:
+        options.ms_per_step = options.every_ms
     settings = trained.data.get("init_args", {})
-    if not _has_step_length(given):
+    if not _has_step_length(options):
         steps = trained.net.time_steps
         if settings.get("window_events"):
-            given.events_per_step = max(1, settings["window_events"] // steps)
+            options.events_per_step = max(1, settings["window_events"] // steps)
         elif settings.get("window_ms"):
-            given.ms_per_step = settings["window_ms"] / steps
+            options.ms_per_step = settings["window_ms"] / steps
 
 
-def _network(given: argparse.Namespace, trained: Trained) -> "StreamingNetwork":
+def _network(options: argparse.Namespace, trained: Trained) -> "StreamingNetwork":
     """Build the streaming network that the options of `stream` describe."""
     from plif_lightning.deploy.streaming import StreamingNetwork
 
@@ -76,16 +76,16 @@ def _network(given: argparse.Namespace, trained: Trained) -> "StreamingNetwork":
         )
     return StreamingNetwork(
         trained.net,
-        events_per_step=given.events_per_step,
-        us_per_step=None if given.ms_per_step is None else round(1000 * given.ms_per_step),
-        engine=given.engine,
+        events_per_step=options.events_per_step,
+        us_per_step=None if options.ms_per_step is None else round(1000 * options.ms_per_step),
+        engine=options.engine,
         sensor=trained.sensor,
-        last=given.last,
+        last=options.last,
         background_us=trained.data.get("init_args", {}).get("background_us"),
     )
 
 
-def _live(given: argparse.Namespace, network: "StreamingNetwork", trained: Trained) -> "LiveText":
+def _live(options: argparse.Namespace, network: "StreamingNetwork", trained: Trained) -> "LiveText":
     """Open a live source, and compile before its events arrive."""
     from plif_lightning.events.live import LiveText
 
@@ -97,7 +97,7 @@ def _live(given: argparse.Namespace, network: "StreamingNetwork", trained: Train
         )
     network.step([[[0] * network.frame.width] * network.frame.height] * 2)
     network.reset()
-    return LiveText(given.file, settings.get("columns"), settings.get("time_unit"))
+    return LiveText(options.file, settings.get("columns"), settings.get("time_unit"))
 
 
 def _steps_on_a_clock(
@@ -107,9 +107,9 @@ def _steps_on_a_clock(
 
     Args:
         network: with time-steps of a duration.
-        source: of its events. Those that arrive after their time-step was closed count in the next one.
-        rescale: changes a recording from the camera's size to what the network takes.
-        latencies: gets, for each time-step, the time from what closed it to its votes [s].
+        source: of its events. Events that arrive after their time-step was closed count in the next.
+        rescale: changes a recording from the camera's size to the network's input size.
+        latencies: gets, for each time-step, the time from its closing to its votes [s].
     """
     from numpy import maximum
 
@@ -118,8 +118,8 @@ def _steps_on_a_clock(
     ahead: float | None = None  # of the events' clock before this machine's, for the event that took least [us]
     while True:
         wait = None
-        if ahead is not None and network.step_ends is not None:
-            wait = max(0.0, (network.step_ends + grace - ahead) / 1e6 - monotonic())
+        if ahead is not None and network.step_end is not None:
+            wait = max(0.0, (network.step_end + grace - ahead) / 1e6 - monotonic())
         if (arrival := source.take(wait)) is None:
             return
         at, events = arrival
@@ -136,58 +136,58 @@ def _steps_on_a_clock(
             yield votes
 
 
-def _steps(given: argparse.Namespace, network: "StreamingNetwork", trained: Trained) -> Iterator[Any]:
-    """Return an iterator that runs one time-step of the network at a time."""
+def _steps(options: argparse.Namespace, network: "StreamingNetwork", trained: Trained) -> Iterator[Any]:
+    """Return an iterator over the network's time-steps."""
     from plif_lightning.events.readers import sensor_of
 
     settings = trained.data.get("init_args", {})
-    sensor = sensor_of(given.file)
+    sensor = sensor_of(options.file)
     if sensor not in (None, network.sensor) and not isinstance(settings.get("size"), list):
         raise UserError(
-            f"{given.file} is of a sensor of {sensor} pixels (height x width), and the network was trained on "
+            f"{options.file} is of a sensor of {sensor} pixels (height x width), and the network was trained on "
             f"{network.sensor}."
         )
-    recording = _recording(given.file, trained, given.sensor)
-    if _has_step_length(given):
-        return network.pushed(recording, name=str(given.file))
+    recording = _recording(options.file, trained, options.sensor)
+    if _has_step_length(options):
+        return network.pushed(recording, name=str(options.file))
     if not len(recording.t):
-        raise UserError(f"{given.file} holds no events.")
-    return network.whole(recording, settings.get("slicing", "by_count"), str(given.file))
+        raise UserError(f"{options.file} holds no events.")
+    return network.run_recording(recording, settings.get("slicing", "by_count"), str(options.file))
 
 
-def _rescaled(trained: Trained, name: str, sensor: Any, recording: Any) -> Any:
-    """Rescale a recording to the frames if each one of the data set was.
+def _rescale(trained: Trained, name: str, sensor: Any, recording: Any) -> Any:
+    """Rescale a recording to the frame size if training rescaled its recordings; otherwise return it unchanged.
 
     Args:
         trained: the network and its data set.
         name: of the recording's file.
-        sensor: the one that the file names, or the user.
+        sensor: from the file, or from the user.
         recording: its events.
     """
-    from plif_lightning.events.recording import Sensor, rescaled
+    from plif_lightning.events.recording import Sensor, rescale
 
     settings = trained.data.get("init_args", {})
     if not isinstance(settings.get("size"), (list, tuple)):
         return recording
     if (sensor := sensor or settings.get("sensor")) is None:
         raise UserError(f"{name} does not name its sensor: pass --sensor HEIGHT WIDTH.")
-    return rescaled(recording, Sensor.of(sensor), Sensor.of(settings["size"]))
+    return rescale(recording, Sensor.of(sensor), Sensor.of(settings["size"]))
 
 
 def _is_of_package(trained: Trained) -> bool:
-    """True if this package reads the recordings, not a data set of the user's own."""
+    """True if this package reads the recordings, not a user-defined data set."""
     path = str(trained.data.get("class_path", ""))
     return not path or path.startswith("plif_lightning.")
 
 
 def _recording(file: Path, trained: Trained, sensor: Any) -> Any:
-    """Events of a file, read as in training: by a data set of the user's own, if that is what was trained on."""
+    """Events of a file, read as in training: by the user-defined data set, if the network was trained on it."""
     settings = trained.data.get("init_args", {})
     if _is_of_package(trained):
         from plif_lightning.events.readers import read_any, sensor_of
 
         recording = read_any(file, settings.get("columns"), settings.get("time_unit"))
-        return _rescaled(trained, str(file), sensor_of(file) or sensor, recording)
+        return _rescale(trained, str(file), sensor_of(file) or sensor, recording)
     from plif_lightning.cli.prepare import data_in  # which loads Lightning
 
     data: Any = data_in(for_evaluation(trained.data))
@@ -211,7 +211,7 @@ def _print_decision(network: "StreamingNetwork", class_names: Sequence[str]) -> 
 
 @contextmanager
 def _until_interrupted() -> Iterator[None]:
-    """End the block at Ctrl-C; Numba makes a SystemError of one that arrives while it calls a compiled function."""
+    """End the block at Ctrl-C; Numba turns an interrupt within a compiled function into a SystemError."""
     try:
         yield
     except KeyboardInterrupt:
@@ -223,18 +223,18 @@ def _until_interrupted() -> Iterator[None]:
 
 def stream(argv: list[str]) -> int:
     """Classify a recording as its events arrive, and return the exit status: 1 without a decision."""
-    given = _stream_parser().parse_args(argv)
-    trained = read_trained(given.ckpt_path)
-    _take_step_length(given, trained)
-    network = _network(given, trained)
+    options = _stream_parser().parse_args(argv)
+    trained = read_trained(options.ckpt_path)
+    _take_step_length(options, trained)
+    network = _network(options, trained)
     latencies: list[float] = []
     with _until_interrupted():
-        if given.every_ms is None:
-            steps = _steps(given, network, trained)
+        if options.every_ms is None:
+            steps = _steps(options, network, trained)
         else:
-            source = _live(given, network, trained)
-            print(f"ready: following {source.name}, a decision every {given.every_ms:g} ms", flush=True)
-            rescale = partial(_rescaled, trained, source.name, given.sensor)
+            source = _live(options, network, trained)
+            print(f"ready: following {source.name}, a decision every {options.every_ms:g} ms", flush=True)
+            rescale = partial(_rescale, trained, source.name, options.sensor)
             steps = _steps_on_a_clock(network, source, rescale, latencies)
         for votes in steps:
             best = int(votes.argmax())
@@ -243,8 +243,8 @@ def stream(argv: list[str]) -> int:
     if latencies:
         from numpy import percentile
 
-        median, most = 1000 * percentile(latencies, (50, 99))
-        print(f"latency, from what ended a time-step to its votes: p50 {median:.2f} ms, p99 {most:.2f} ms")
+        median, p99 = 1000 * percentile(latencies, (50, 99))
+        print(f"latency, from what ended a time-step to its votes: p50 {median:.2f} ms, p99 {p99:.2f} ms")
     decided = _print_decision(network, trained.class_names)
     if network.steps == 0:
         print(f"no time-step is complete: {network.waiting_events} events are pending.")

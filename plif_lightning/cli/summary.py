@@ -1,4 +1,4 @@
-"""Print what a command works on, and its results."""
+"""Print a command's inputs and results."""
 
 import logging
 import math
@@ -19,11 +19,11 @@ from plif_lightning.callbacks import PredictionWriter, RunRecord
 from plif_lightning.callbacks.averaging import averaging
 from plif_lightning.callbacks.checkpoints import run_checkpoints
 from plif_lightning.callbacks.engine import DeployedForm
-from plif_lightning.callbacks.logger import is_trial, run_folder
+from plif_lightning.callbacks.logger import is_fast_dev_run, run_folder
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.network.own import description, kernels_of
-from plif_lightning.runs.metrics import layer_kinds, layer_values, read_metrics
-from plif_lightning.runs.settings import is_part
+from plif_lightning.runs.metrics import layer_quantities, layer_values, read_metrics
+from plif_lightning.runs.settings import limits_data
 from plif_lightning.runtime import program
 from plif_lightning.runtime.files import relative
 from plif_lightning.training.task import SpikingClassifier
@@ -36,7 +36,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
-def _shown(path: Path) -> str:
+def _path_text(path: Path) -> str:
     return escape(relative(path))
 
 
@@ -78,17 +78,17 @@ def _inventory(data: SpikingDataModule) -> Table:
     parts = data.inventory()
     table = Table(box=None, pad_edge=False)
     table.add_column("class", style="cyan")
-    for part in parts:
-        table.add_column(part.name, justify="right")
-    for name, *counts in zip(data.class_names, *(part.counts for part in parts), strict=True):
+    for split in parts:
+        table.add_column(split.name, justify="right")
+    for name, *counts in zip(data.class_names, *(split.counts for split in parts), strict=True):
         table.add_row(name, *map("{:,}".format, counts))
     table.add_section()
-    table.add_row("[bold]all[/]", *(f"[bold]{sum(part.counts):,}[/]" for part in parts))
-    if any(part.events is not None for part in parts):
-        table.add_row("events", *(f"{part.events:,}" for part in parts))
-    if any(part.files for part in parts):
-        table.add_row("files", *(part.files for part in parts))
-    table.add_row("size", *(filesize.decimal(part.bytes) for part in parts))
+    table.add_row("[bold]all[/]", *(f"[bold]{sum(split.counts):,}[/]" for split in parts))
+    if any(split.events is not None for split in parts):
+        table.add_row("events", *(f"{split.events:,}" for split in parts))
+    if any(split.files for split in parts):
+        table.add_row("files", *(split.files for split in parts))
+    table.add_row("size", *(filesize.decimal(split.bytes) for split in parts))
     return table
 
 
@@ -105,7 +105,7 @@ def print_header(trainer: L.Trainer, network: nn.Module, data: SpikingDataModule
     if name := averaging(trainer):
         table.add_row("averaging", f"validation, test and best.ckpt use averaged weights ({name})")
     table.add_row("form", escape(kernels_of(network, trainer.strategy.root_device)))
-    table.add_row("run folder", _shown(run_folder(trainer).path))
+    table.add_row("run folder", _path_text(run_folder(trainer).path))
     console = Console()
     console.print(table)
     console.print()
@@ -114,14 +114,14 @@ def print_header(trainer: L.Trainer, network: nn.Module, data: SpikingDataModule
 def _add_layers(table: Table, name: str, row: dict[str, float], kind: str) -> None:
     """Add a row with the values of each layer of a kind (`tau`, `rate`), if there are any."""
     if values := layer_values(row, kind):
-        table.add_row(name, "  ".join(f"{layer} {value:.3f}" for layer, value in values.items()))
+        table.add_row(name, "  ".join(f"{layer} {value:.4g}" for layer, value in values.items()))
 
 
 def _add_files(table: Table, *files: tuple[str, Path | None]) -> None:
     """Add a row for each file or folder that exists."""
     for name, path in files:
         if path is not None and path.exists():
-            table.add_row(name, _shown(path))
+            table.add_row(name, _path_text(path))
 
 
 def print_fit(
@@ -136,7 +136,7 @@ def print_fit(
     _add_best_epoch(table, trainer, data, test)
     if asked_for_test and test is None:
         table.add_row("test accuracy", "[yellow]not measured: there is no best checkpoint[/]")
-    if not is_trial(trainer):
+    if not is_fast_dev_run(trainer):
         _add_files(
             table,
             ("run folder", folder.path),
@@ -145,33 +145,33 @@ def print_fit(
             ("metrics", folder.metrics),
         )
     _print(table)
-    if folder.best.exists() and not is_trial(trainer):
+    if folder.best.exists() and not is_fast_dev_run(trainer):
         # Outside the table, which would wrap the command: it must stay one line to be copied.
-        command = f"{program.shown()} test --ckpt_path {shlex.quote(relative(folder.best))}"
+        command = f"{program.program_name()} test --ckpt_path {shlex.quote(relative(folder.best))}"
         Console().print(f"test this run: {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
 
 
 def _add_limits(table: Table, trainer: L.Trainer) -> None:
-    """Say which parts of the data the Trainer left out: the sizes beside are those of the whole."""
+    """Say which parts of the data the Trainer left out: the sizes beside are the full ones."""
     limits = {name: getattr(trainer, f"limit_{name}_batches") for name in ("train", "val", "test", "predict")}
-    given = [f"limit_{name}_batches {limit}" for name, limit in limits.items() if is_part(limit)]
-    if given:
-        table.add_row("limits", f"[yellow]{', '.join(given)}: results are of that part[/]")
+    texts = [f"limit_{name}_batches {limit}" for name, limit in limits.items() if limits_data(limit)]
+    if texts:
+        table.add_row("limits", f"[yellow]{', '.join(texts)}: results are of that part[/]")
 
 
 def _add_best_epoch(
     table: Table, trainer: L.Trainer, data: SpikingDataModule, test: Mapping[str, float] | None
 ) -> None:
     """Add accuracy and layers of the epoch that was kept, and the training speed, if any epoch was validated."""
-    path, kept = run_folder(trainer).metrics, run_checkpoints(trainer)
+    path, checkpoints = run_folder(trainer).metrics, run_checkpoints(trainer)
     metrics = read_metrics(path) if path.is_file() else []
     key = f"{data.val_name}/acc"
     measured = [row for row in metrics if not math.isnan(row.get(key, math.nan))]
     if not measured:
         return
     best = max(measured, key=lambda row: row[key])
-    if kept is not None:
-        best = next((row for row in measured if row["epoch"] == kept.best_epoch), best)
+    if checkpoints is not None:
+        best = next((row for row in measured if row["epoch"] == checkpoints.best_epoch), best)
     name = "best test epoch" if data.validation == "test" else "best validation epoch"
     of_average = ", averaged weights" if averaging(trainer) else ""
     epochs = metrics[-1]["epoch"] + 1  # rows are fewer where the run began from a checkpoint
@@ -180,7 +180,7 @@ def _add_best_epoch(
         table.add_row(
             "test accuracy", f"[bold green]{_percent(test['test/acc'])}[/] (measured once, on that epoch's weights)"
         )
-    for kind in layer_kinds([best]):
+    for kind in layer_quantities([best]):
         _add_layers(table, "firing rate" if kind == "rate" else kind, best, kind)
     if "train/samples_per_second" in metrics[-1]:
         table.add_row("speed", f"{metrics[-1]['train/samples_per_second']:.0f} training samples per second")
@@ -196,9 +196,9 @@ def print_evaluation(trainer: L.Trainer, data: SpikingDataModule) -> None:
     table.add_row("protocol", data.protocol)
     if (form := _callback(trainer, DeployedForm)) is not None:
         table.add_row("engine", f"{form.engine}: {form.forms}")
-    _add_results(table, {key: float(value) for key, value in trainer.callback_metrics.items()}, data)
+    _add_metrics(table, {key: float(value) for key, value in trainer.callback_metrics.items()}, data)
     if trainer.ckpt_path:
-        table.add_row("checkpoint", _shown(Path(trainer.ckpt_path)))
+        table.add_row("checkpoint", _path_text(Path(trainer.ckpt_path)))
     writer, folder = _callback(trainer, PredictionWriter), run_folder(trainer)
     _add_files(
         table,
@@ -213,7 +213,7 @@ def _callback(trainer: L.Trainer, kind: type[_C]) -> _C | None:
     return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
 
 
-def _add_results(table: Table, row: dict[str, float], data: SpikingDataModule) -> None:
+def _add_metrics(table: Table, row: dict[str, float], data: SpikingDataModule) -> None:
     """Add accuracy, loss, accuracy per class and firing rates."""
     for prefix in ("test", data.val_name):
         if f"{prefix}/acc" in row:
@@ -235,7 +235,7 @@ class Header(Callback):
 
     def __init__(self, record: RunRecord) -> None:
         self.record = record
-        self._shown = False
+        self._printed_forms = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
@@ -245,7 +245,7 @@ class Header(Callback):
             _log.info("%s; %s", data.describe(), kernels_of(pl_module.network, trainer.strategy.root_device))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        forms, self._shown = {} if self._shown else self.record.forms, bool(self.record.forms)
+        forms, self._printed_forms = {} if self._printed_forms else self.record.forms, bool(self.record.forms)
         if forms and trainer.is_global_zero:
             table = _table("form of each layer")
             for name, form in forms.items():

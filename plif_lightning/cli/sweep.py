@@ -2,16 +2,12 @@
 
 import contextlib
 import itertools
-import json
-import math
 import os
-import re
 import shlex
 import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -20,82 +16,17 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from plif_lightning import configs
+from plif_lightning.cli.job import Job, job_of, score
 from plif_lightning.cli.parser import PlainParser, option_names
-from plif_lightning.cli.sweep_file import ARGS, Sweep, read_sweep
+from plif_lightning.cli.sweep_file import Sweep, read_sweep
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.runs.code import PACKAGE, hashes_of, sources_of
-from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.lock import InUseError, locked
+from plif_lightning.runs.lock import InUseError, lock_run
 from plif_lightning.runs.metrics import value_in_words
 from plif_lightning.runs.run import Run, read_run
 from plif_lightning.runtime import program
 from plif_lightning.runtime.files import relative
 from plif_lightning.runtime.process import on_termination
-
-# Longest name of a run's folder: file systems end at 255 bytes, and there is a log of the same name.
-_LONGEST = 200
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, (bool, list, dict)) or value is None else str(value)
-
-
-def _config_first(point: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Return names and values of a point, its configuration first: later arguments override it."""
-    return sorted(point.items(), key=lambda item: item[0] != "config")
-
-
-def run_name(point: dict[str, Any]) -> str:
-    """Return the folder name of a run: the name of its configuration, then all other parameters."""
-    parts = [
-        Path(str(value)).stem if key == "config" else f"{key.rsplit('.', 1)[-1]}-{_text(value)}"
-        for key, value in _config_first(point)
-    ]
-    name = "_".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts)
-    return name[:_LONGEST]
-
-
-def _file(value: str) -> str:
-    """Return the absolute path of a configuration, so that the sweep can be repeated from another folder."""
-    try:
-        return str(configs.resolve(value).absolute())
-    except UserError:  # the run reports it, without stopping the other runs
-        return value
-
-
-@dataclass
-class Job:
-    """A run of a sweep.
-
-    Attributes:
-        name: name of its folder.
-        folder: its folder, which a call of `fit` makes finished.
-        arguments: of main.py.
-        state: finished, failed or ended early, once it is known.
-    """
-
-    name: str
-    folder: RunFolder
-    arguments: list[str]
-    state: str = field(default="waiting")
-
-    @property
-    def command(self) -> list[str]:
-        """Command that starts the run, or resumes it; safe to repeat."""
-        return [*program.command(), *self.arguments, f"--run_folder={self.folder.path}"]
-
-    @property
-    def output(self) -> Path:
-        return self.folder.path.with_name(f"{self.name}.log")
-
-
-def job_of(sweep: Sweep, root: Path, point: dict[str, Any], overrides: Sequence[str], name: str = "") -> Job:
-    """Return the run of a point; overrides come last, so they win."""
-    name = name or run_name(point)
-    given = [f"--{key}={_file(str(value)) if key == 'config' else _text(value)}" for key, value in _config_first(point)]
-    place = sweep.arguments.index(ARGS)
-    arguments = [*sweep.arguments[:place], *given, *sweep.arguments[place + 1 :], *overrides]
-    return Job(name, RunFolder(root / name), arguments)
 
 
 def share(text: str, points: int) -> slice:
@@ -111,13 +42,13 @@ def share(text: str, points: int) -> slice:
 
 
 class Runner:
-    """Runs jobs, each in a process of its own.
+    """Runs jobs, each in its process.
 
     Args:
         processes: that run at a time; each gets an equal share of the cores.
 
     Attributes:
-        stopped: set where no further run is to begin, and those that have begun are to stop.
+        stopped: if set, no further run begins, and running ones stop.
     """
 
     def __init__(self, processes: int) -> None:
@@ -170,9 +101,9 @@ class Runner:
 
 
 def _is_taken(job: Job) -> bool:
-    """True if another process trains a run, as one that a killed sweep left; says so, and sets the state."""
+    """True if another process trains a run, for example after a sweep was killed; prints this, and sets the state."""
     try:
-        with locked(job.folder):
+        with lock_run(job.folder):
             return False
     except InUseError as error:
         job.state = "in use"
@@ -182,12 +113,12 @@ def _is_taken(job: Job) -> bool:
 
 def edited_modules(run: Run) -> list[str]:
     """The user's modules that are not as when a run was made."""
-    known, now = run.part("code"), hashes_of(sources_of(run.config))
-    return sorted(name for name in {*known} & {*now} if name != PACKAGE and known[name] != now[name])
+    recorded, now = run.section("code"), hashes_of(sources_of(run.config))
+    return sorted(name for name in {*recorded} & {*now} if name != PACKAGE and recorded[name] != now[name])
 
 
 def shown(command: Sequence[str]) -> str:
-    return f"{program.shown()} {shlex.join(command[len(program.command()) :])}"
+    return f"{program.program_name()} {shlex.join(command[len(program.command()) :])}"
 
 
 def _print(text: str) -> None:
@@ -195,24 +126,8 @@ def _print(text: str) -> None:
     Console().print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-def score(sweep: Sweep, folder: RunFolder) -> float | None:
-    """Return the sweep's metric of a run; None if it has none.
-
-    For validation accuracy (val/acc, or test_as_val/acc under protocol A) it is the value of the best epoch, for
-    test/acc the result of the test, and for other metrics the last value.
-    """
-    run = read_run(folder.path)
-    if sweep.metric in ("val/acc", "test_as_val/acc"):
-        found = run.best[1] if run.best else None
-    elif sweep.metric == "test/acc":
-        found = run.test
-    else:
-        found = next(reversed(run.curve(sweep.metric)[1]), None)
-    return found if found is not None and math.isfinite(found) else None
-
-
 def _print_end(sweep: Sweep, job: Job, count: str) -> None:
-    """Print the result of a job that has ended; of a failed one the end of its output."""
+    """Print the result of a job that has ended; for a failed job, the end of its output."""
     value = score(sweep, job.folder) if job.state == "finished" else None
     _print(f"{count} {job.name} {job.state}" + ("" if value is None else f": {value_in_words(sweep.metric, value)}"))
     if job.state == "failed":
@@ -226,39 +141,45 @@ def _finish(sweep: Sweep, root: Path, jobs: Sequence[Job]) -> int:
     from plif_lightning.analysis.tables import print_tables
 
     scores = [(score(sweep, job.folder), job) for job in jobs if job.state == "finished"]
-    known = [(value, job) for value, job in scores if value is not None]
-    if len(known) > 1:
+    scored = [(value, job) for value, job in scores if value is not None]
+    if len(scored) > 1:
         _print(f"\n{sweep.metric}, {'highest' if sweep.maximise else 'lowest'} first:")
-        for value, job in sorted(known, key=lambda one: (-one[0] if sweep.maximise else one[0], one[1].name)):
+        for value, job in sorted(
+            scored,
+            key=lambda value_and_job: (
+                -value_and_job[0] if sweep.maximise else value_and_job[0],
+                value_and_job[1].name,
+            ),
+        ):
             _print(f"  {value_in_words(sweep.metric, value):>9}  {job.name}")
         _print("")
-        print_tables([comparison_table([read_run(job.folder.path, root) for _, job in known])], [])
+        print_tables([comparison_table([read_run(job.folder.path, root) for _, job in scored])], [])
     left = [job for job in jobs if job.state not in ("finished", "ended")]
     for job in left:
         _print(f"{job.state}: {job.name}  again: {shown(job.command)}")
     if not left:
-        _print(f"{len(jobs)} runs are done: {program.shown()} report --runs {shlex.quote(relative(root))}")
+        _print(f"{len(jobs)} runs are done: {program.program_name()} report --runs {shlex.quote(relative(root))}")
     return 1 if left else 0
 
 
 class Runs(Protocol):
-    """The runs of a sweep: those of a grid, or those that a search asks for."""
+    """The runs of a sweep: points of a grid, or proposed by a search."""
 
     def jobs(self) -> Iterator[Job]:
-        """The next runs for a thread; each is that thread's alone until it asks for another one."""
+        """The next runs for a thread; no other thread gets the same."""
 
     def should_end(self, job: Job) -> bool:
         """True if a run is to be ended early."""
 
-    def ended(self, job: Job) -> str:
-        """Take note of a run that has ended, and return its place, such as `[3/8]`; empty for one in use."""
+    def record_end(self, job: Job) -> str:
+        """Take note of a run that has ended, and return its place, such as `[3/8]`; empty if in use."""
 
     def every(self) -> list[Job]:
         """All runs so far."""
 
 
 def make_finished(sweep: Sweep, root: Path, runs: Runs, runner: Runner) -> int:
-    """Make the runs of a sweep finished, several at a time, and return the exit status.
+    """Make the runs of a sweep finished, in parallel, and return the exit status.
 
     It is 1 if a run failed, and 130 if interrupted: then running processes are ended, as they are where a thread
     raises.
@@ -267,8 +188,8 @@ def make_finished(sweep: Sweep, root: Path, runs: Runs, runner: Runner) -> int:
     def work() -> None:
         for job in runs.jobs():
             runner.run(job, partial(runs.should_end, job))
-            if job.state != "stopped" and (place := runs.ended(job)):
-                _print_end(sweep, job, place)
+            if job.state != "stopped" and (position := runs.record_end(job)):
+                _print_end(sweep, job, position)
             if runner.stopped.is_set():
                 return
 
@@ -298,17 +219,17 @@ class Grid:
         self._numbers = itertools.count(1)
 
     def jobs(self) -> Iterator[Job]:
-        while self._waiting or self._again:  # those in use once more: another process may have ended meanwhile
+        while self._waiting or self._again:  # retry runs in use: another process may have ended meanwhile
             try:
                 job = (self._waiting or self._again).popleft()
-            except IndexError:  # another thread has taken the last one
+            except IndexError:  # another thread has taken the last
                 return
             yield job
 
     def should_end(self, job: Job) -> bool:
         return False
 
-    def ended(self, job: Job) -> str:
+    def record_end(self, job: Job) -> str:
         if job.state == "in use" and job.name not in self._in_use:
             self._in_use.add(job.name)
             self._again.append(job)
@@ -333,30 +254,34 @@ def grid_of(sweep: Sweep, root: Path, overrides: Sequence[str], index: str | Non
 
 def parser() -> PlainParser:
     """Return the parser of the command."""
-    found = PlainParser(
+    sweep_parser = PlainParser(
         "sweep",
         "Run a parameter grid or a search without a server, one process and one folder per run. Finished runs are "
         "skipped, unfinished ones resumed. Arguments after -- are passed to every run.",
     )
-    found.add_argument("file", help="a W&B sweep file, by path or name, such as table4")
-    found.add_argument("--runs", type=Path, help="folder of the runs (default: runs/NAME of the sweep)")
-    found.add_argument("--jobs", type=int, default=1, help="concurrent runs, each with an equal share of the cores")
-    found.add_argument(
+    sweep_parser.add_argument("file", help="a W&B sweep file, by path or name, such as table4")
+    sweep_parser.add_argument("--runs", type=Path, help="folder of the runs (default: runs/NAME of the sweep)")
+    sweep_parser.add_argument(
+        "--jobs", type=int, default=1, help="concurrent runs, each with an equal share of the cores"
+    )
+    sweep_parser.add_argument(
         "--index",
         metavar="I or I/N",
         help="only run I, or every N-th from I, counted from 0: one task of a cluster's job array",
     )
-    found.add_argument("--cap", type=int, help="number of runs of a random or bayes search (default: its run_cap)")
-    found.add_argument("--seed", type=int, help="seed of a random or bayes search")
-    found.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
-    found.add_argument(
+    sweep_parser.add_argument(
+        "--cap", type=int, help="number of runs of a random or bayes search (default: its run_cap)"
+    )
+    sweep_parser.add_argument("--seed", type=int, help="seed of a random or bayes search")
+    sweep_parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
+    sweep_parser.add_argument(
         "--grid",
         action="append",
         default=[],
         metavar="KEY=VALUE,VALUE",
         help="replace the values of a parameter, or add one, such as seed_everything=1,2,3",
     )
-    return found
+    return sweep_parser
 
 
 def _interrupt(*arguments: Any) -> None:
@@ -366,31 +291,31 @@ def _interrupt(*arguments: Any) -> None:
 def sweep(argv: list[str]) -> int:
     """Run a sweep and return the exit status."""
     at = argv.index("--") if "--" in argv else len(argv)
-    given, overrides = parser().parse_args(argv[:at]), argv[at + 1 :]
-    require_count("--jobs", given.jobs)
-    read = read_sweep(configs.resolve(given.file, "sweeps"), given.grid)
+    options, overrides = parser().parse_args(argv[:at]), argv[at + 1 :]
+    require_count("--jobs", options.jobs)
+    read = read_sweep(configs.resolve(options.file, "sweeps"), options.grid)
     if twice := sorted({f"--{name}" for name in read.parameters} & option_names(overrides)):
-        raise UserError(f"{', '.join(twice)} is swept: behind -- it would replace every value of {given.file}.")
-    root = (given.runs or Path("runs") / read.name).absolute()
+        raise UserError(f"{', '.join(twice)} is swept: behind -- it would replace every value of {options.file}.")
+    root = (options.runs or Path("runs") / read.name).absolute()
     for_other = ("cap", "seed") if read.method == "grid" else ("index", "grid")
-    if any(getattr(given, option) for option in for_other):
+    if any(getattr(options, option) for option in for_other):
         raise UserError(f"--{' and --'.join(for_other)} are not for method {read.method}.")
     runs: Runs
     if read.method == "grid":
-        jobs = grid_of(read, root, overrides, given.index)
-        if given.dry_run:
+        jobs = grid_of(read, root, overrides, options.index)
+        if options.dry_run:
             _print("\n".join(shown(job.command) for job in jobs))
             return 0
-        runs, what = Grid(jobs), f"{len(jobs)} runs"
+        runs, description = Grid(jobs), f"{len(jobs)} runs"
     else:
         from plif_lightning.cli.search import Search, distribution
 
-        if given.dry_run:
+        if options.dry_run:
             _print("\n".join(f"{key}: {distribution(key, spec)}" for key, spec in read.parameters.items()))
             return 0
-        cap: Any = read.run_cap if given.cap is None else given.cap
+        cap: Any = read.run_cap if options.cap is None else options.cap
         require_count("a search has no end by itself: run_cap, or --cap,", cap)
-        runs, what = Search(read, root, overrides, cap, given.seed), f"{cap} runs by {read.method} search"
-    _print(f"{read.name}: {what} in {relative(root)}")
+        runs, description = Search(read, root, overrides, cap, options.seed), f"{cap} runs by {read.method} search"
+    _print(f"{read.name}: {description} in {relative(root)}")
     with on_termination(_interrupt):
-        return make_finished(read, root, runs, Runner(given.jobs))
+        return make_finished(read, root, runs, Runner(options.jobs))

@@ -23,7 +23,7 @@ class Sweep:
 
     Attributes:
         name: name of the sweep.
-        arguments: arguments of main.py shared by all runs, with ARGS where those of a run belong.
+        arguments: arguments of main.py shared by all runs, with ARGS in place of a run's arguments.
         parameters: specification of each parameter by its dotted name, as in the file: `value`, `values`, `min`...
         metric: metric that ranks the runs.
         maximise: True if the highest value is best.
@@ -50,14 +50,14 @@ class Sweep:
 def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
     """Read a W&B sweep file.
 
-    Arguments after the program in its `command` are kept, without W&B's own configuration.
+    Arguments after the program in its `command` are kept, without W&B's configuration.
 
     Args:
         path: the file.
         changes: parameters that are replaced or added, each as `KEY=VALUE,VALUE`.
 
     Raises:
-        UserError: the file is not a sweep file, or asks for what only W&B's own agent does.
+        UserError: the file is not a sweep file, or needs W&B's agent.
     """
     loaded = parsed_yaml(path.read_text("utf-8"), f"the sweep file {path}")
     if not isinstance(loaded, dict) or not isinstance(loaded.get("parameters"), dict):
@@ -85,8 +85,8 @@ def _problem_of(loaded: dict[str, Any], parameters: dict[str, Any], metric: dict
     """The part of a sweep file that `sweep` cannot run; None if it can run all of it."""
     method, unknown = loaded.get("method"), sorted(map(str, loaded.keys() - _KNOWN))
     if method not in METHODS or unknown:
-        what = f"the key {', '.join(unknown)}" if unknown else f"the method {method!r}"
-        return f"{what} is not known to `sweep`: use `wandb agent`, or {', '.join(METHODS)}"
+        unsupported = f"the key {', '.join(unknown)}" if unknown else f"the method {method!r}"
+        return f"{unsupported} is not known to `sweep`: use `wandb agent`, or {', '.join(METHODS)}"
     wrong = [key for key, spec in parameters.items() if not spec.get("values") and "value" not in spec]
     if method == "grid" and wrong:
         return f"parameter {wrong[0]} must have `value` or `values` in a grid"
@@ -96,28 +96,28 @@ def _problem_of(loaded: dict[str, Any], parameters: dict[str, Any], metric: dict
 
 
 def _flat(parameters: dict[str, Any], above: str = "") -> dict[str, dict[str, Any]]:
-    """Parameters by their dotted names: W&B nests those of a block in its own `parameters`."""
-    found: dict[str, dict[str, Any]] = {}
+    """Parameters by their dotted names: W&B nests a block in another `parameters`."""
+    flat: dict[str, dict[str, Any]] = {}
     for key, spec in parameters.items():
         if isinstance(spec, dict) and spec.keys() == {"parameters"}:
-            found |= _flat(spec["parameters"], f"{above}{key}.")
+            flat |= _flat(spec["parameters"], f"{above}{key}.")
         else:
-            found[f"{above}{key}"] = spec if isinstance(spec, dict) else {"value": spec}
-    return found
+            flat[f"{above}{key}"] = spec if isinstance(spec, dict) else {"value": spec}
+    return flat
 
 
 def _arguments(command: Sequence[Any], path: Path) -> list[str]:
-    """Return the arguments after the program in a W&B `command`, without what is for W&B.
+    """Return the arguments after the program in a W&B `command`, without W&B's options.
 
     That is `--config wandb.yaml`, and `--run_folder` by W&B's id of the run.
     """
-    parts = [str(part) for part in command]
+    parts = [str(word) for word in command]
     if "${program}" not in parts or parts.count(ARGS) != 1:
         raise UserError(f"command of {path} must have ${{program}} and ${{args}} once: use `wandb agent` for others.")
-    kept: list[str] = []
+    arguments: list[str] = []
     for argument in parts[parts.index("${program}") + 1 :]:
         if Path(argument.removeprefix("--config=")).name != "wandb.yaml":
-            kept.append(argument)
-        elif kept and kept[-1] == "--config":
-            kept.pop()
-    return take(kept, "--run_folder")[1]
+            arguments.append(argument)
+        elif arguments and arguments[-1] == "--config":
+            arguments.pop()
+    return take(arguments, "--run_folder")[1]

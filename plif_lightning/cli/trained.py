@@ -61,7 +61,7 @@ def read_trained(path: Path) -> Trained:
 
 
 def for_evaluation(data: dict[str, Any], **changed: Any) -> dict[str, Any]:
-    """A `data` block in one process and without augmentation, which a data set of the user's own need not have."""
+    """A `data` block in one process and without augmentation, which a user-defined data set may lack."""
     arguments = {name: value for name, value in data.get("init_args", {}).items() if name != "augmentation"}
     return {**data, "init_args": {**arguments, "num_workers": 0, **changed}}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from plif_lightning.data.mixes import RectangleMix, require_one_mix
+from plif_lightning.data.mixes import RectangleMix, require_single_mix
 from plif_lightning.errors import UserError
 from plif_lightning.runtime.randomness import fold_in, hashed_uniform
 
@@ -18,7 +18,7 @@ _OF_BATCHES = (v2.MixUp, v2.CutMix)
 
 @contextmanager
 def _drawing() -> Iterator[torch.Generator]:
-    """The generator that torchvision draws from, whose state is restored afterwards."""
+    """Torchvision's generator; its state is restored afterwards."""
     generator = torch.default_generator
     before = generator.get_state()
     try:
@@ -27,7 +27,7 @@ def _drawing() -> Iterator[torch.Generator]:
         generator.set_state(before)
 
 
-def augmented(augmentation: Sequence["CutMix | v2.Transform"], key: int, samples: Tensor, images: Tensor) -> Tensor:
+def augment(augmentation: Sequence["CutMix | v2.Transform"], key: int, samples: Tensor, images: Tensor) -> Tensor:
     """Images after each augmentation in turn, determined by `key` and sample alone.
 
     Args:
@@ -43,13 +43,13 @@ def augmented(augmentation: Sequence["CutMix | v2.Transform"], key: int, samples
         UserError: a transform changes the type or the size of an image.
     """
     with _drawing() as generator:
-        for place, augment in enumerate(augmentation):
+        for index, augment in enumerate(augmentation):
             if isinstance(augment, CutMix):
                 images = augment(images, hashed_uniform(key, samples, augment.draws))
                 continue
             changed = []
             for sample, image in zip(samples[: len(images)].tolist(), images, strict=True):
-                generator.manual_seed(fold_in(key, sample, place))
+                generator.manual_seed(fold_in(key, sample, index))
                 changed.append(augment(image))
                 if changed[-1].dtype != torch.uint8 or changed[-1].shape != image.shape:
                     raise UserError(
@@ -63,10 +63,10 @@ def augmented(augmentation: Sequence["CutMix | v2.Transform"], key: int, samples
 def mixed_batch(
     mix: v2.Transform, key: int, sample: Tensor, x: Tensor, label: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """x [N, C, H, W] and class shares [N, num_classes] of a batch whose images `of_batches` mixes with one another."""
+    """x [N, C, H, W] and class shares [N, num_classes] of a batch after `of_batches` mixed its images."""
     mix = copy.deepcopy(mix)
-    for part in getattr(mix, "transforms", [mix]):
-        part.num_classes = num_classes
+    for transform in getattr(mix, "transforms", [mix]):
+        transform.num_classes = num_classes
     with _drawing() as generator:
         generator.manual_seed(fold_in(key, "mix", int(sample[0])))
         mixed, target = mix(x, label)
@@ -75,18 +75,18 @@ def mixed_batch(
 
 def _mixes_batches(augment: "CutMix | v2.Transform | None") -> bool:
     parts = augment.transforms if isinstance(augment, v2.RandomChoice) else [augment]
-    return all(isinstance(part, _OF_BATCHES) for part in parts)
+    return all(isinstance(transform, _OF_BATCHES) for transform in parts)
 
 
 def of_batches(
     augmentation: Sequence["CutMix | v2.Transform"],
 ) -> tuple[list["CutMix | v2.Transform"], v2.Transform | None]:
-    """Augmentations of single images, and the mix of whole batches behind them: one of several is drawn for each batch.
+    """Augmentations of single images, then a mix of complete batches, drawn for each batch if there are more.
 
     Raises:
-        UserError: a mix of whole batches stands before another augmentation, or beside this project's `CutMix`.
+        UserError: a mix of complete batches precedes another augmentation, or beside this project's `CutMix`.
     """
-    require_one_mix(augmentation)
+    require_single_mix(augmentation)
     mixes = [*itertools.takewhile(_mixes_batches, reversed(augmentation))][::-1]
     each = [*augmentation[: len(augmentation) - len(mixes)]]
     for augment in each:
@@ -102,7 +102,7 @@ class CutMix(RectangleMix):
     """Replace a rectangle of an image with that of another training image.
 
     The target becomes a mixture of both classes, in proportion to their areas. Augmentations before it change both
-    images, those after it the mixture.
+    images, then their mixtures.
 
     Args:
         p: probability.
@@ -112,8 +112,8 @@ class CutMix(RectangleMix):
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         """Mixtures, uint8 [N, C, H, W], from images [2 N, C, H, W], the second half the partners of the first."""
-        own, other = (half.numpy() for half in images.chunk(2))
-        mixed = own.copy()
-        for i, (left, top, right, bottom) in enumerate(self.boxes(uniform[: len(own)].numpy(), *images.shape[-2:])):
-            mixed[i, :, top:bottom, left:right] = other[i, :, top:bottom, left:right]
+        image, partner = (half.numpy() for half in images.chunk(2))
+        mixed = image.copy()
+        for i, (left, top, right, bottom) in enumerate(self.boxes(uniform[: len(image)].numpy(), *images.shape[-2:])):
+            mixed[i, :, top:bottom, left:right] = partner[i, :, top:bottom, left:right]
         return torch.from_numpy(mixed)

@@ -26,7 +26,7 @@ from plif_lightning.runtime.randomness import run_seed
 Validation = Literal["test", "holdout"]
 
 
-class Part(NamedTuple):
+class SplitInventory(NamedTuple):
     """Size of the training or test set.
 
     Attributes:
@@ -44,7 +44,7 @@ class Part(NamedTuple):
     files: str = ""
 
 
-def part_name(train: bool) -> str:
+def split_name(train: bool) -> str:
     return "training" if train else "test"
 
 
@@ -212,20 +212,20 @@ class SpikingDataModule(L.LightningDataModule):
     def test_samples(self, number: int) -> tuple[Tensor, Tensor]:
         """Evenly spaced test samples, [T, N, C, H, W] or [N, C, H, W], and their labels [N].
 
-        Recordings and images in folders are sorted by class: the first ones would be of one class.
+        Recordings and images in folders are sorted by class: the first would share a class.
         """
         self.prepare_data()
         n = len(self.labels(train=False))
         chosen = torch.linspace(0, n - 1, min(number, n), dtype=torch.float64).round().long()
-        part = self.dataset(train=False, indices=chosen, augment=False)
-        batches = [part.batch(BatchRequest(0, at)) for at in torch.arange(len(chosen)).split(self.eval_batch_size)]
+        subset = self.dataset(train=False, indices=chosen, augment=False)
+        batches = [subset.batch(BatchRequest(0, at)) for at in torch.arange(len(chosen)).split(self.eval_batch_size)]
         return time_first(torch.cat([b.x for b in batches])).float(), torch.cat([b.label for b in batches])
 
     def provenance(self, train: bool) -> dict[str, NDArray[Any]]:
         """Where each sample of the training or test set comes from, [n] by column; empty if it is only a number."""
         return {}
 
-    def inventory(self) -> list[Part]:
+    def inventory(self) -> list[SplitInventory]:
         """Sizes of the training and the test set."""
         raise NotImplementedError
 
@@ -262,7 +262,7 @@ class SpikingDataModule(L.LightningDataModule):
     def sizes(self) -> dict[str, int]:
         """Number of samples of each data set that `setup` created."""
         parts = {"training": self.train_set, self.val_name.replace("_", " "): self.val_set, "test": self.test_set}
-        return {name: len(part) for name, part in parts.items() if part is not None}
+        return {name: len(dataset) for name, dataset in parts.items() if dataset is not None}
 
     def describe(self) -> str:
         """Title, origin and sizes of the data sets that `setup` created."""
@@ -270,15 +270,15 @@ class SpikingDataModule(L.LightningDataModule):
         return f"{self.title}{note}: " + ", ".join(f"{size:,} {name}" for name, size in self.sizes().items())
 
 
-def caches_in(store: str | None, home: Path, own: str) -> Path:
-    """Folder of a data set's caches: `own` in its home, or one below a shared `store`.
+def caches_in(store: str | None, home: Path, default: str) -> Path:
+    """Folder of a data set's caches: `default` in its home, or one below a shared `store`.
 
-    There a hash keeps homes of the same name apart.
+    There a hash distinguishes homes of the same name.
     """
     if not store:
-        return home / own
-    place = hashlib.blake2b(os.fspath(home.resolve()).encode(), digest_size=4).hexdigest()
-    return Path(store).expanduser().absolute() / f"{home.absolute().name}-{place}"
+        return home / default
+    digest = hashlib.blake2b(os.fspath(home.resolve()).encode(), digest_size=4).hexdigest()
+    return Path(store).expanduser().absolute() / f"{home.absolute().name}-{digest}"
 
 
 def as_index(indices: Tensor | None, n: int) -> Tensor:

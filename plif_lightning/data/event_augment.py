@@ -1,6 +1,6 @@
 """Event augmentation: remap the pixels of a recording and drop events.
 
-Slice boundaries are those of the original recording: an event that is dropped or moved out of the frame leaves a
+Slice boundaries come from the original recording: an event that is dropped or moved out of the frame leaves a
 gap and shifts no other event into another time-step.
 """
 
@@ -39,30 +39,30 @@ class EventChanges:
         self.keep = np.ones(count)
         self.drop_from, self.drop_to = np.zeros(count), np.zeros(count)
         self.box = np.zeros((count, 4), np.int64)
-        self._places: tuple[Array, Array] | None = None
+        self._coordinates: tuple[Array, Array] | None = None
 
-    def places(self) -> tuple[Array, Array]:
+    def coordinates(self) -> tuple[Array, Array]:
         """Target column and row of each sensor pixel, float32 [M, H W] each; may lie outside the sensor."""
-        if self._places is None:
+        if self._coordinates is None:
             y, x = np.indices(self.sensor, np.float32).reshape(2, 1, -1)
-            self._places = np.repeat(x, self.count, 0), np.repeat(y, self.count, 0)
-        return self._places
+            self._coordinates = np.repeat(x, self.count, 0), np.repeat(y, self.count, 0)
+        return self._coordinates
 
     def move(self, x: Array, y: Array) -> None:
-        """Replace the targets that `places` returns."""
-        self._places = x, y
+        """Replace the targets that `coordinates` returns."""
+        self._coordinates = x, y
 
-    def maps(self, inside_box: bool = False) -> Array:
+    def maps(self, within_box: bool = False) -> Array:
         """Target address of every sensor address, int32 [M, 2 H W]; -1 drops the event.
 
         Args:
-            inside_box: keep the targets inside the box instead of those outside.
+            within_box: keep the targets inside the box instead of outside.
         """
         height, width = self.sensor
-        x, y = (np.rint(place).astype(np.int32) for place in self.places())
+        x, y = (np.rint(coordinates).astype(np.int32) for coordinates in self.coordinates())
         lost = (x < 0) | (x >= width) | (y < 0) | (y >= height)
         left, top, right, bottom = self.box.T[:, :, None]
-        lost |= ((x >= left) & (x < right) & (y >= top) & (y < bottom)) != inside_box
+        lost |= ((x >= left) & (x < right) & (y >= top) & (y < bottom)) != within_box
         pixel = y * width + x
         maps = np.stack([pixel, pixel + self.sensor.pixels], 1)  # [M, 2, H W]
         maps[self.swap_polarity] = maps[self.swap_polarity][:, ::-1]
@@ -90,14 +90,15 @@ class EventFlip(WithProbability, EventAugmentation):
     draws = 1
 
     def __call__(self, changes: EventChanges, uniform: Array) -> None:
-        x, y = changes.places()
+        x, y = changes.coordinates()
         flip = uniform[:, 0] < self.p
         x[flip] = changes.sensor.width - 1 - x[flip]
         changes.move(x, y)
 
 
 class EventTranslation(EventAugmentation):
-    """Shift a recording by whole pixels, uniformly in both directions; events that leave the sensor are dropped.
+    """Shift a recording by an integer number of pixels, uniformly in both directions; events that leave the sensor are
+    dropped.
 
     Args:
         pixels: largest shift.
@@ -111,7 +112,7 @@ class EventTranslation(EventAugmentation):
         self.pixels = pixels
 
     def __call__(self, changes: EventChanges, uniform: Array) -> None:
-        x, y = changes.places()
+        x, y = changes.coordinates()
         shift = np.floor(uniform * (2 * self.pixels + 1)) - self.pixels
         changes.move(x + shift[:, :1], y + shift[:, 1:])
 
@@ -131,7 +132,7 @@ class EventRotation(EventAugmentation):
         self.degrees = degrees
 
     def __call__(self, changes: EventChanges, uniform: Array) -> None:
-        x, y = changes.places()
+        x, y = changes.coordinates()
         angle = (2 * uniform - 1) * math.radians(self.degrees)
         cos, sin = np.cos(angle), np.sin(angle)
         centre_x, centre_y = (changes.sensor.width - 1) / 2, (changes.sensor.height - 1) / 2
@@ -193,7 +194,8 @@ class EventDrop(EventAugmentation):
 
 
 class EventMix(RectangleMix, EventAugmentation):
-    """Replace a rectangle of a recording, over its whole duration, with that of another training recording.
+    """Replace a rectangle of a recording, over its full duration, with the same rectangle of another training
+    recording.
 
     The target becomes a mixture of both classes, in proportion to their areas.
 

@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from plif_lightning.data.base import Part, holdout_split, part_name, require_fraction
+from plif_lightning.data.base import SplitInventory, holdout_split, require_fraction, split_name
 from plif_lightning.data.events import EventDataModule
 from plif_lightning.data.folders import ClassFolders, first_few
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.events.cache import Arrays, find
 from plif_lightning.events.readers import SUFFIXES, TABLES, read_any, sensor_of
-from plif_lightning.events.recording import Recording, RecordingError, Sensor, rescaled
+from plif_lightning.events.recording import Recording, RecordingError, Sensor, rescale
 from plif_lightning.events.tables import TimeUnit
-from plif_lightning.events.windows import Samples, left_out, parted, recordings_of, windowed, windows_of
+from plif_lightning.events.windows import Samples, cut_windows, left_out, recordings_of, split_at, windows_of
 
 Split = Literal["recording", "time"]
 
@@ -35,23 +35,23 @@ class EventFolder(EventDataModule):
     """Recordings in class folders: ROOT/train/CLASS/* and ROOT/test/CLASS/*, or ROOT/CLASS/* with `test_fraction`.
 
     Formats: .aedat (2.0 of a DVS128, 3.1), .aedat4, .bin (N-MNIST's), .csv, .dat, .h5, .hdf5, .npy, .npz, .raw (EVT
-    2.0, 2.1 and 3.0) and .txt; see docs/howto/events.md. A file holds one recording, which is one sample, or several
+    2.0, 2.1 and 3.0) and .txt; see docs/howto/events.md. A file holds one recording, which is a sample, or many
     with `window_events` or `window_ms`.
 
     Args:
         root: folder of the recordings.
         sensor: height and width of the camera [pixels]; default: from the first file.
         size: downsample frames to size x size pixels; or their height and width, to which each recording is rescaled
-            from a sensor of its own, the one that its file names, or else `sensor`.
+            from the sensor that its file names, or else `sensor`.
         columns: column names of a table without a header, such as [t, x, y, p].
         time_unit: unit of times in tables (text, NumPy, HDF5); us by default.
         window_events: events per sample; recordings are cut.
         window_ms: milliseconds per sample; recordings are cut.
-        stride_events: distance from one window to the next [events]; default: `window_events`, without overlap.
+        stride_events: distance between windows [events]; default: `window_events`, without overlap.
         stride_ms: the same [ms], with `window_ms`.
         test_fraction: take the last share of each class as the test set; ROOT then holds class folders.
-        split: what `test_fraction` and `validation=holdout` take: `recording` takes whole recordings, `time` the last
-            part of each one. No two sets share an event, so windows of a recording never overlap between them.
+        split: unit of `test_fraction` and `validation=holdout`: `recording` takes entire recordings, `time` the last
+            part of each. No two sets share an event, so windows of a recording never overlap between them.
     """
 
     sensor: tuple[int, int] | None = None  # type: ignore[assignment,misc]
@@ -95,41 +95,41 @@ class EventFolder(EventDataModule):
     def _sensor(self) -> tuple[int, int]:
         """Sensor that the first file names, or the cache if there are no files."""
         if not self.has_files:
-            if (arrays := find(self.place(train=True))) is None:
+            if (arrays := find(self.cache_folder(train=True))) is None:
                 self.obtain()
             assert arrays is not None
             height, width = arrays["sensor"].tolist()
             return height, width
         first, _ = self.files(train=True)[0]
-        if (found := sensor_of(first)) is None:
+        if (sensor := sensor_of(first)) is None:
             raise UserError(
                 f"data.sensor must be given: {first} does not name its sensor. Pass the camera's height and width, "
                 "such as --data.sensor=[128,128]."
             )
-        return found
+        return sensor
 
     @property
     def has_files(self) -> bool:
         return self.folders.exist
 
     def obtain(self) -> None:
-        self.folders.classes()  # raises an error that names what is missing
+        self.folders.classes()  # raises an error that names the missing folder
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Names of the class folders, sorted; if the folders are missing, those of the cache."""
+        """Names of the class folders, sorted; if the folders are missing, from the cache."""
         return self.folders.classes() if self.has_files else tuple(map(str, self.recordings(train=True)["classes"]))
 
     def options(self) -> tuple[Any, ...]:
         return (*super().options(), self.columns, self.time_unit, *((self._of_tables,) if self._rescales else ()))
 
     @property
-    def own_caches(self) -> str:
+    def default_cache_folder(self) -> str:
         # Hidden where class folders lie beside it.
-        return super().own_caches if self.test_fraction is None else ".plif_lightning"
+        return super().default_cache_folder if self.test_fraction is None else ".plif_lightning"
 
     def cache_name(self, train: bool) -> str:
-        # With `test_fraction` both sets are samples of one cache.
+        # With `test_fraction` both sets share a cache.
         name = super().cache_name(train) if self.test_fraction is None else "all"
         return f"{name}-{self.sensor}" if self._rescales else name
 
@@ -140,10 +140,10 @@ class EventFolder(EventDataModule):
         named = sensor_of(path)
         recording = read_any(path, self.columns, self.time_unit)
         if self._rescales:
-            own = named or self._of_tables
-            if own is None:
+            named_columns = named or self._of_tables
+            if named_columns is None:
                 raise RecordingError(f"{path} does not name its sensor: pass --data.sensor=[HEIGHT,WIDTH] for it.")
-            return [(label, rescaled(recording, Sensor.of(own), Sensor.of(self.sensor)))]
+            return [(label, rescale(recording, Sensor.of(named_columns), Sensor.of(self.sensor)))]
         if named not in (None, self.sensor):
             raise RecordingError(
                 f"{path} is of a sensor of {named} pixels (height x width), not of {self.sensor}: pass "
@@ -151,10 +151,10 @@ class EventFolder(EventDataModule):
             )
         return [(label, recording)]
 
-    def inventory(self) -> list[Part]:
+    def inventory(self) -> list[SplitInventory]:
         parts = super().inventory()
         unit = f", times of tables in {self.time_unit or 'us'}"
-        return [part._replace(files=part.files + unit) if self._has_tables else part for part in parts]
+        return [split._replace(files=split.files + unit) if self._has_tables else split for split in parts]
 
     @property
     def _has_tables(self) -> bool:
@@ -169,13 +169,13 @@ class EventFolder(EventDataModule):
             samples = samples.chosen((samples.part != 2) if train else (samples.part == 2))
         if train and self.validation == "holdout":
             samples = self._split(samples, arrays, self.holdout_fraction, "validation", 1)
-        return samples if self.windows is None else self._windowed(samples, arrays, train)
+        return samples if self.windows is None else self._cut_into_windows(samples, arrays, train)
 
-    def _split(self, samples: Samples, arrays: Arrays, share: float, what: str, part: int) -> Samples:
+    def _split(self, samples: Samples, arrays: Arrays, share: float, argument: str, split_number: int) -> Samples:
         """Give the last share of each class, or of each recording, another part."""
         if self.split == "time":
             by_time = self.windows is None or self.windows.by_time
-            samples = parted(samples, arrays["time"], share, by_time, part)
+            samples = split_at(samples, arrays["time"], share, by_time, split_number)
             return samples.chosen(samples.end > samples.begin)
         labels = arrays["label"][samples.recording]
         counts = np.bincount(labels, minlength=self.num_classes)
@@ -183,18 +183,18 @@ class EventFolder(EventDataModule):
             name for name, n in zip(self.class_names, counts.tolist(), strict=True) if n and int(share * n) == 0
         ]:
             raise UserError(
-                f"{share:g} of the recordings of {first_few(few)} is no whole one for the {what} set: record more, "
+                f"{share:g} of the recordings of {first_few(few)} is no whole one for the {argument} set: record more, "
                 "take a larger share, or pass --data.split=time, which takes the last part of each"
-                f"{'' if part == 2 else ', or --data.validation test'}."
+                f"{'' if split_number == 2 else ', or --data.validation test'}."
             )
-        samples.part[holdout_split(torch.from_numpy(labels), share)[1].numpy()] = part
+        samples.part[holdout_split(torch.from_numpy(labels), share)[1].numpy()] = split_number
         return samples
 
-    def _windowed(self, samples: Samples, arrays: Arrays, train: bool) -> Samples:
+    def _cut_into_windows(self, samples: Samples, arrays: Arrays, train: bool) -> Samples:
         """Windows of the samples; stretches without any are refused where a class has no other."""
         assert self.windows is not None
-        found = windowed(samples, arrays["time"], self.windows)
-        counts = np.bincount(arrays["label"][found.recording], minlength=self.num_classes)
+        windows_of = cut_windows(samples, arrays["time"], self.windows)
+        counts = np.bincount(arrays["label"][windows_of.recording], minlength=self.num_classes)
         lengths = self._lengths(samples, arrays["time"])
         labels = arrays["label"][samples.recording]
         short = {
@@ -204,14 +204,15 @@ class EventFolder(EventDataModule):
         }
         if short:
             unit = "us" if self.windows.by_time else "events"
-            lacking = first_few([f"{name} (the longest has {most} {unit})" for name, most in short.items()])
+            lacking = first_few([f"{name} (the longest has {longest} {unit})" for name, longest in short.items()])
             raise UserError(
-                f"the {self.windows} are longer than all {part_name(train)} recordings of {lacking}: pass shorter ones."
+                f"the {self.windows} are longer than all {split_name(train)} recordings of {lacking}: "
+                "pass shorter ones."
             )
-        if many := int((left_out(samples, found) > _MUCH).sum()):
+        if many := int((left_out(samples, windows_of) > _MUCH).sum()):
             message = "%s: %d %s recordings lose more than a tenth of their events, which lie in none of the %s."
-            _log.warning(message, self.title, many, part_name(train), self.windows)
-        return found
+            _log.warning(message, self.title, many, split_name(train), self.windows)
+        return windows_of
 
     def _lengths(self, samples: Samples, time: NDArray[Any]) -> NDArray[np.int64]:
         """Length of each stretch, in the unit of the windows, int64 [N]."""
@@ -223,18 +224,18 @@ class EventFolder(EventDataModule):
         return np.where(is_there, last - first, 0)
 
     def held_out(self) -> tuple[Tensor, Tensor]:
-        part = torch.from_numpy(self.samples(train=True).part)
-        if not (part == 1).any():
+        split = torch.from_numpy(self.samples(train=True).part)
+        if not (split == 1).any():
             raise UserError(
                 f"holdout_fraction={self.holdout_fraction} leaves no sample for validation: pass a larger one."
             )
-        return (part == 0).nonzero().flatten(), (part == 1).nonzero().flatten()
+        return (split == 0).nonzero().flatten(), (split == 1).nonzero().flatten()
 
     @property
     def preprocessing(self) -> dict[str, Any]:
         """As of any event data set, with the window that a sample is, and how long a time-step of it lasts.
 
-        Where each recording is rescaled from its own sensor, `sensor` is that of files that name none, or None.
+        Where recordings are rescaled individually, `sensor` is for files that name none, or None.
         """
         window_us = None if self.window_ms is None else round(1000 * self.window_ms)
         by_time = window_us is not None and self.slicing == "by_time"

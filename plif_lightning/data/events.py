@@ -1,4 +1,4 @@
-"""Recordings of event cameras: from files to one cache, and from there to batches of frames."""
+"""Recordings of event cameras: from files to a cache, and from there to batches of frames."""
 
 import logging
 import os
@@ -16,23 +16,31 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from plif_lightning.data.base import Part, SpikingDataModule, as_index, caches_in, part_name
+from plif_lightning.data.base import SpikingDataModule, SplitInventory, as_index, caches_in, split_name
 from plif_lightning.data.event_augment import EventAugmentation, EventChanges, TimeDrop
 from plif_lightning.data.folders import first_few
 from plif_lightning.data.loading import Batch, BatchedDataset, BatchRequest
-from plif_lightning.data.mixes import RectangleMix, mixture, require_one_mix
-from plif_lightning.errors import DatasetNotFoundError, UserError, require_count, require_one_of
+from plif_lightning.data.mixes import RectangleMix, mixture, require_single_mix
+from plif_lightning.errors import DataNotFoundError, UserError, require_count, require_one_of
 from plif_lightning.events.cache import Arrays, ArrayWriter, cached, find, key_of
 from plif_lightning.events.integration import (
     Pass,
     Slicing,
     count_events,
-    resized,
+    resize,
     slice_bounds,
     without_background,
 )
 from plif_lightning.events.readers import read_any
-from plif_lightning.events.recording import Packed, Recording, RecordingError, Sensor, address_type, pack, recording_of
+from plif_lightning.events.recording import (
+    Packed,
+    Recording,
+    RecordingError,
+    Sensor,
+    address_type,
+    pack_events,
+    recording_of,
+)
 from plif_lightning.events.windows import Samples, recordings_of
 from plif_lightning.runtime.process import cores
 from plif_lightning.runtime.randomness import fold_in, hashed_uniform
@@ -43,7 +51,7 @@ _FORMAT = 3
 
 
 def _size(path: Path) -> int:
-    """Size of a file [bytes]; 0 for a recording without a file of its own."""
+    """Size of a file [bytes]; 0 for a recording that shares its file."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -66,7 +74,7 @@ class Events(NamedTuple):
 
 
 class EventDataset(BatchedDataset):
-    """Samples of event recordings; each batch is sliced, augmented and counted in one call.
+    """Samples of event recordings; each call slices, augments and counts a batch.
 
     Args:
         arrays: `address`, `time`, `offset`, `label` and `name` of all recordings, see `EventDataModule.recordings`.
@@ -75,7 +83,7 @@ class EventDataset(BatchedDataset):
         num_classes: number of classes of the data set.
         time_steps: T.
         slicing: `by_count` or `by_time`.
-        frame: height and width of the frames; None for those of the sensor.
+        frame: height and width of the frames; None for the sensor's.
         augmentation: callables on structured arrays of events, such as `tonic.transforms`, are applied first, then
             the `EventAugmentation`s; each group in the given order.
         samples: recordings or windows of them; None for all recordings.
@@ -99,9 +107,9 @@ class EventDataset(BatchedDataset):
         self.augmentation = [a for a in augmentation if isinstance(a, EventAugmentation)]
         self.transforms: list[Transform] = [a for a in augmentation if not isinstance(a, EventAugmentation)]
         self.frame = frame or sensor
-        self._resized = resized(sensor, self.frame) if self.frame != sensor else None
+        self._resized = resize(sensor, self.frame) if self.frame != sensor else None
         self._labels = torch.from_numpy(arrays["label"][self.samples.recording])
-        # Reads one sample, so that numba compiles here and not in the first batch.
+        # Reads a sample, so that numba compiles here and not in the first batch.
         self.batch(BatchRequest(0, torch.zeros(1, dtype=torch.int64)))
 
     def __len__(self) -> int:
@@ -145,18 +153,21 @@ class EventDataset(BatchedDataset):
             return Events(self.arrays["address"], self.arrays["time"], begin, end, np.zeros(len(begin), np.int64))
         first = self.arrays["time"][np.minimum(begin, len(self.arrays["time"]) - 1)]
         base = np.where(self.samples.duration[samples] < 0, first, self.samples.start[samples])
-        changed = [self._transformed(key, *one_pass) for one_pass in zip(samples, begin, end, base, strict=True)]
-        offset = np.cumsum([0, *(len(one.address) for one in changed)])
+        changed = [self._transform(key, *spans) for spans in zip(samples, begin, end, base, strict=True)]
+        offset = np.cumsum([0, *(len(packed.address) for packed in changed)])
         return Events(
-            np.concatenate([one.address for one in changed]),
-            np.concatenate([one.time for one in changed]),
+            np.concatenate([packed.address for packed in changed]),
+            np.concatenate([packed.time for packed in changed]),
             offset[:-1],
             offset[1:],
-            base + np.array([one.start for one in changed], np.int64),  # `pack` counts times from the first event
+            base
+            + np.array(
+                [packed.start for packed in changed], np.int64
+            ),  # `pack_events` counts times from the first event
         )
 
-    def _transformed(self, key: int, sample: int, begin: int, end: int, base: int) -> Packed:
-        """One transformed sample, whose times count from `base`.
+    def _transform(self, key: int, sample: int, begin: int, end: int, base: int) -> Packed:
+        """A transformed sample; its times count from `base`.
 
         Seeds NumPy's global generator for the transforms, and restores it.
         """
@@ -175,16 +186,16 @@ class EventDataset(BatchedDataset):
         finally:
             np.random.set_state(state)
         changed = recording_of(events, name=f"{name} after data.augmentation", sorted_by_time=True)
-        inside = (changed.x >= 0) & (changed.x < sensor.width) & (changed.y >= 0) & (changed.y < sensor.height)
-        changed = Recording(*(column[inside] for column in changed))  # drop events outside the sensor
-        return pack(changed, sensor, name)
+        in_bounds = (changed.x >= 0) & (changed.x < sensor.width) & (changed.y >= 0) & (changed.y < sensor.height)
+        changed = Recording(*(column[in_bounds] for column in changed))  # drop events outside the sensor
+        return pack_events(changed, sensor, name)
 
     def _augmented(self, key: int, samples: NDArray[Any], n: int, events: Events) -> tuple[NDArray[Any], Pass]:
         """Address tables and event changes of all passes."""
         draws = [a.draws for a in self.augmentation]
         mix = len(samples) > n
         changes = EventChanges(len(samples), self.sensor)
-        # A partner uses its own random numbers, so it is augmented as it would be as a sample.
+        # A partner draws its random numbers as if it were a sample, so it is augmented the same.
         uniform = hashed_uniform(key, torch.from_numpy(samples), sum(draws)).numpy()
         for augment in self.augmentation:
             augment(changes, uniform[:, : augment.draws])
@@ -197,16 +208,16 @@ class EventDataset(BatchedDataset):
             row[n:] = np.arange(n)
         maps = changes.maps()
         if mix:
-            maps[n:] = changes.maps(inside_box=True)[n:]
+            maps[n:] = changes.maps(within_box=True)[n:]
         if self._resized is not None:
             maps = np.where(maps >= 0, self._resized[maps], -1)
-        drop_begin, drop_end = self._dropped(events, changes)
+        drop_begin, drop_end = self._without_dropped(events, changes)
         keep = np.rint(changes.keep * 2**32).astype(np.int64)
         keys = np.array([fold_in(key, "events", int(s)) for s in samples], np.uint64)
         return maps, Pass(row, np.arange(m), drop_begin, drop_end, keep, keys)
 
     @staticmethod
-    def _dropped(events: Events, changes: EventChanges) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _without_dropped(events: Events, changes: EventChanges) -> tuple[NDArray[Any], NDArray[Any]]:
         """First and end event of the dropped time intervals, int64 [M] each."""
         count = len(events.begin)
         begin, end = np.zeros(count, np.int64), np.zeros(count, np.int64)
@@ -224,7 +235,7 @@ class EventDataset(BatchedDataset):
 class EventDataModule(SpikingDataModule):
     """Base class of event data sets. A subclass implements `files` and, unless `read_any` works, `read`.
 
-    Class attributes that a subclass sets, beside those of `SpikingDataModule`:
+    Class attributes that a subclass sets, in addition to `SpikingDataModule`'s:
         sensor: size of the camera.
 
     Args:
@@ -257,10 +268,10 @@ class EventDataModule(SpikingDataModule):
         if isinstance(self.size, int) and not 1 <= self.size <= min(self.sensor):
             raise UserError(f"data.size must lie in 1..{min(self.sensor)}, got {self.size}.")
         augmentation = self.augmentation or ()
-        require_one_mix(augmentation)
+        require_single_mix(augmentation)
         twice = sum(isinstance(a, TimeDrop) for a in augmentation) > 1
-        others = [a for a in augmentation if not isinstance(a, EventAugmentation)]
-        if twice or any(isinstance(a, (RectangleMix, nn.Module)) for a in others):
+        of_frames = [a for a in augmentation if not isinstance(a, EventAugmentation)]
+        if twice or any(isinstance(a, (RectangleMix, nn.Module)) for a in of_frames):
             raise UserError(
                 "data.augmentation of events may hold "
                 f"{', '.join(kind.__name__ for kind in EventAugmentation.__subclasses__())} (TimeDrop once) and "
@@ -276,9 +287,9 @@ class EventDataModule(SpikingDataModule):
         raise NotImplementedError
 
     def read(self, path: Path, label: int) -> Iterable[tuple[int, Recording]]:
-        """(label, recording) of each recording in a file; one recording with the label from `files` by default.
+        """(label, recording) of each recording in a file; by default a single recording with the label from `files`.
 
-        Several threads call it at once.
+        Called by concurrent threads.
         """
         return [(label, read_any(path))]
 
@@ -296,9 +307,9 @@ class EventDataModule(SpikingDataModule):
         """Download missing files.
 
         Raises:
-            DatasetNotFoundError: not available.
+            DataNotFoundError: not available.
         """
-        raise DatasetNotFoundError(f"{self.title} is not in {self.home}: put its recordings there.")
+        raise DataNotFoundError(f"{self.title} is not in {self.home}: put its recordings there.")
 
     @property
     def frame(self) -> Sensor:
@@ -327,23 +338,23 @@ class EventDataModule(SpikingDataModule):
 
     # --- the cache
 
-    def place(self, train: bool) -> Path:
+    def cache_folder(self, train: bool) -> Path:
         """Folder of the training or test set's cache; options that change the events change the folder."""
         noise = f"-background{self.background_us}us" if self.background_us else ""
-        return caches_in(self.store, self.home, self.own_caches) / f"{self.cache_name(train)}{noise}"
+        return caches_in(self.store, self.home, self.default_cache_folder) / f"{self.cache_name(train)}{noise}"
 
     @property
-    def own_caches(self) -> str:
+    def default_cache_folder(self) -> str:
         """Name of the folder of the caches in `home`."""
         return "events"
 
     def cache_name(self, train: bool) -> str:
-        """Name of the training or test set's cache, unique among those of the same home."""
+        """Name of the training or test set's cache, unique in its home."""
         return "train" if train else "test"
 
     def prepare_data(self) -> None:
         """Download missing files, and read the recordings, unless already done."""
-        if not self.has_files and not all(find(self.place(train)) for train in (True, False)):
+        if not self.has_files and not all(find(self.cache_folder(train)) for train in (True, False)):
             self.obtain()
         for train in (True, False):
             self.recordings(train)
@@ -354,40 +365,40 @@ class EventDataModule(SpikingDataModule):
         Returns:
             `address`: index into a frame [2, H, W] of every event; `time`: since its recording's first event [us],
             uint32; `offset`: recording i has events [offset[i], offset[i + 1]), int64 [n + 1]; `label`, int64 [n];
-            `name`: file of each recording, and its index there if there are several, [n]; `classes` and `sensor`.
+            `name`: file of each recording, and its index in a file of many, [n]; `classes` and `sensor`.
 
         Raises:
             UserError: there are none, or not the expected number.
         """
         if train not in self._cache:
-            place = self.place(train)
-            files = self._listed(train)
+            folder = self.cache_folder(train)
+            files = self._indexed_files(train)
             if files:
                 self._formats[train] = Counter(path.suffix.lower() for path, _ in files)
                 labels, sizes = [label for _, label in files], [_size(path) for path, _ in files]
                 key = key_of(_FORMAT, self.options(), self._names(files), labels, sizes)
                 paths = [path for path, _ in files]
-                found: Arrays | None = cached(place, key, partial(self._build, files), paths)
-            elif self._listed(not train):  # a cache of other recordings may lie here
-                found = None
-            elif (found := find(place)) is not None:
+                arrays: Arrays | None = cached(folder, key, partial(self._build, files), paths)
+            elif self._indexed_files(not train):  # a cache of other recordings may lie here
+                arrays = None
+            elif (arrays := find(folder)) is not None:
                 message = "%s has no %s recordings in %s: those cached before are used."
-                _log.warning(message, self.title, part_name(train), self.home)
-            if found is None or not len(found["address"]):
-                raise DatasetNotFoundError(
-                    f"{self.title} has no {part_name(train)} recordings with events in {self.home}: put them there."
+                _log.warning(message, self.title, split_name(train), self.home)
+            if arrays is None or not len(arrays["address"]):
+                raise DataNotFoundError(
+                    f"{self.title} has no {split_name(train)} recordings with events in {self.home}: put them there."
                 )
-            self._cache[train] = found
+            self._cache[train] = arrays
         return self._cache[train]
 
-    def _listed(self, train: bool) -> list[tuple[Path, int]]:
+    def _indexed_files(self, train: bool) -> list[tuple[Path, int]]:
         """`files`, called once; empty where the recordings are gone."""
         if train not in self._files:
             self._files[train] = self.files(train) if self.has_files else []
         return self._files[train]
 
     def options(self) -> tuple[Any, ...]:
-        """Values that the cached events depend on, besides the files and those in `place`; a part of the key."""
+        """Values that the cached events depend on, besides the files and `cache_folder`; a part of the key."""
         return (*self.sensor, self.class_names)
 
     def _build(self, files: Sequence[tuple[Path, int]], writer: ArrayWriter) -> None:
@@ -401,13 +412,15 @@ class EventDataModule(SpikingDataModule):
             task = bar.add_task(f"reading {self.title}", total=len(files))
             for first in range(0, len(files), at_once):
                 portion = named[first : first + at_once]
-                for (name, _), found in zip(portion, pool.map(lambda one: self._packed(*one[1]), portion), strict=True):
-                    for i, (label, packed) in enumerate(found):
+                for (name, _), packed_recordings in zip(
+                    portion, pool.map(lambda indexed: self._read_and_pack(*indexed[1]), portion), strict=True
+                ):
+                    for i, (label, packed) in enumerate(packed_recordings):
                         writer.append("address", packed.address)
                         writer.append("time", packed.time)
                         lengths.append(len(packed.time))
                         labels.append(label)
-                        names.append(name if len(found) == 1 else f"{name}#{i}")
+                        names.append(name if len(packed_recordings) == 1 else f"{name}#{i}")
                 bar.advance(task, len(portion))
         writer.append("offset", np.cumsum(lengths, dtype=np.int64))
         writer.append("label", np.array(labels, np.int64))
@@ -420,17 +433,22 @@ class EventDataModule(SpikingDataModule):
         home = f"{self.home}{os.sep}"
         return [os.fspath(path).removeprefix(home).replace(os.sep, "/") for path, _ in files]
 
-    def _packed(self, path: Path, label: int) -> list[tuple[int, Packed]]:
+    def _read_and_pack(self, path: Path, label: int) -> list[tuple[int, Packed]]:
         """Checked recordings of a file in 6 bytes an event."""
         try:
             read = self.read(path, label)
         except OSError as error:
             raise RecordingError(f"{path} cannot be read: {error}.") from error
         name = str(path)
-        found = [(own, pack(recording_of(recording, name=name), self.sensor, name)) for own, recording in read]
+        packed_recordings = [
+            (target, pack_events(recording_of(recording, name=name), self.sensor, name)) for target, recording in read
+        ]
         if self.background_us is None:
-            return found
-        return [(own, without_background(packed, self.sensor, self.background_us)) for own, packed in found]
+            return packed_recordings
+        return [
+            (target, without_background(packed, self.sensor, self.background_us))
+            for target, packed in packed_recordings
+        ]
 
     # --- data for the loaders
 
@@ -442,8 +460,8 @@ class EventDataModule(SpikingDataModule):
         """Samples of the training or test set."""
         if train not in self._samples:
             arrays = self.recordings(train)
-            self._samples[train] = found = self.samples_of(arrays, train)
-            blank = arrays["name"][found.recording[found.begin == found.end]]
+            self._samples[train] = windows = self.samples_of(arrays, train)
+            blank = arrays["name"][windows.recording[windows.begin == windows.end]]
             if len(blank):
                 _log.warning("%s: %d recordings hold no event: %s.", self.title, len(blank), first_few(blank.tolist()))
         return self._samples[train]
@@ -476,7 +494,7 @@ class EventDataModule(SpikingDataModule):
     def identity(self, train: bool = True) -> str:
         return self.recordings(train).content
 
-    def inventory(self) -> list[Part]:
+    def inventory(self) -> list[SplitInventory]:
         parts = []
         for train in (True, False):
             arrays, samples = self.recordings(train), self.samples(train)
@@ -485,7 +503,9 @@ class EventDataModule(SpikingDataModule):
             np.minimum.at(first, samples.recording, samples.begin)
             np.maximum.at(last, samples.recording, samples.end)
             files = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(self._formats[train].items()))
-            parts.append(Part(part_name(train), counts, arrays.bytes, int(np.maximum(last - first, 0).sum()), files))
+            parts.append(
+                SplitInventory(split_name(train), counts, arrays.bytes, int(np.maximum(last - first, 0).sum()), files)
+            )
         return parts
 
     def verify(self) -> int:

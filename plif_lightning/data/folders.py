@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from plif_lightning.errors import DatasetNotFoundError, UserError
+from plif_lightning.errors import DataNotFoundError, UserError
 
 _log = logging.getLogger(__name__)
 # Number of names in a message.
@@ -28,7 +28,7 @@ class ClassFolders:
     """The files of a data set, sorted by class and name.
 
     Args:
-        root: folder with `train` and `test`, which contain one folder per class.
+        root: folder with `train` and `test`, which contain a folder per class.
         suffixes: lower-case suffixes of the files to read; others are ignored, with a warning.
         what: plural noun for the files, for messages.
         together: the class folders lie in `root` itself, and hold the files of both sets.
@@ -36,9 +36,9 @@ class ClassFolders:
 
     root: Path
     suffixes: Collection[str]
-    what: str
+    noun: str
     together: bool = False
-    _found: dict[bool, list[tuple[str, int]]] = field(default_factory=dict, init=False)
+    _files: dict[bool, list[tuple[str, int]]] = field(default_factory=dict, init=False)
 
     @property
     def title(self) -> str:
@@ -48,26 +48,28 @@ class ClassFolders:
     @property
     def exist(self) -> bool:
         """True if there are class folders, whatever they hold."""
-        return self._part(train=True).is_dir() and any(entry.is_dir() for entry in _visible(self._part(train=True)))
+        return self._split_folder(train=True).is_dir() and any(
+            entry.is_dir() for entry in _visible(self._split_folder(train=True))
+        )
 
-    def _part(self, train: bool) -> Path:
+    def _split_folder(self, train: bool) -> Path:
         """Folder of the class folders of the training or test set."""
         return self.root / ("" if self.together else "train" if train else "test")
 
     def _folders(self, train: bool) -> list[str]:
-        folder = self._part(train)
+        folder = self._split_folder(train)
         if folder.is_dir() and (names := [entry.name for entry in _visible(folder) if entry.is_dir()]):
             return names
-        raise DatasetNotFoundError(
-            f"{folder} holds no class folders: data.root must hold {self.what} as train/CLASS/* and test/CLASS/*"
-            + (", or as CLASS/* with data.test_fraction." if self.what == "recordings" else ".")
+        raise DataNotFoundError(
+            f"{folder} holds no class folders: data.root must hold {self.noun} as train/CLASS/* and test/CLASS/*"
+            + (", or as CLASS/* with data.test_fraction." if self.noun == "recordings" else ".")
         )
 
     def classes(self) -> tuple[str, ...]:
         """Names of the training set's class folders, sorted.
 
         Raises:
-            UserError: there are fewer than two, or the test set has one that the training set lacks.
+            UserError: there are fewer than two, or the test set has a class that the training set lacks.
         """
         train, test = self._folders(train=True), self._folders(train=False)
         if len(train) < 2 or not set(test) <= set(train):
@@ -83,25 +85,25 @@ class ClassFolders:
         Raises:
             UserError: a class folder holds no file to read.
         """
-        if train not in self._found:
-            self._found[train] = self._listed(train)
-        return self._found[train]
+        if train not in self._files:
+            self._files[train] = self._list_files(train)
+        return self._files[train]
 
-    def _listed(self, train: bool) -> list[tuple[str, int]]:
-        found: list[tuple[str, int]] = []
+    def _list_files(self, train: bool) -> list[tuple[str, int]]:
+        files: list[tuple[str, int]] = []
         classes, ignored = self.classes(), []
         for name in self._folders(train):
-            before, label = len(found), classes.index(name)
-            for entry in _visible(self._part(train) / name):
+            before, label = len(files), classes.index(name)
+            for entry in _visible(self._split_folder(train) / name):
                 if os.path.splitext(entry.name)[1].lower() in self.suffixes:  # noqa: PTH122 (faster for many files)
-                    found.append((entry.path, label))  # no Path, which takes ten times as long
+                    files.append((entry.path, label))  # no Path, which takes ten times as long
                 else:
                     ignored.append(f"{name}/{entry.name}")
-            if len(found) == before:
+            if len(files) == before:
                 raise UserError(
-                    f"{self._part(train) / name} holds no file that ends in {', '.join(sorted(self.suffixes))}: put "
-                    f"{self.what} into it, or remove the folder."
+                    f"{self._split_folder(train) / name} has no file that ends in {', '.join(sorted(self.suffixes))}: "
+                    f"put {self.noun} into it, or remove the folder."
                 )
         if ignored:
-            _log.warning("%s: %d files are ignored: %s.", self._part(train), len(ignored), first_few(ignored))
-        return found
+            _log.warning("%s: %d files are ignored: %s.", self._split_folder(train), len(ignored), first_few(ignored))
+        return files

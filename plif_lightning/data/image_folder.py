@@ -25,7 +25,7 @@ _FORMAT = 2
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 # Images that are decoded at once.
 _PORTION = 256
-# Pillow modes whose values fit 8-bit grey or RGB; transparency is dropped.
+# Pillow modes with values that fit 8-bit grey or RGB; transparency is dropped.
 _GREY, _RGB = {"1", "L", "LA"}, {"RGB", "RGBA", "P", "CMYK", "YCbCr"}
 
 
@@ -34,7 +34,7 @@ class ImageFolder(ImageDataModule):
     """Images in class folders: ROOT/train/CLASS/* and ROOT/test/CLASS/* (each as torchvision's ImageFolder).
 
     They are decoded once into arrays below ROOT/.plif_lightning, which are memory-mapped. An image is turned upright as
-    its EXIF orientation says; of several frames the first is read, and transparency is dropped.
+    its EXIF orientation says; of many frames the first is read, and transparency is dropped.
 
     Args:
         size: resize images to size x size pixels, ignoring their aspect ratio; by default images keep their size,
@@ -69,7 +69,7 @@ class ImageFolder(ImageDataModule):
         if not self.folders.exist:
             channels, height, width = self.arrays(True)["images"].shape[1:]
             return channels, height, width
-        return self._decoded(self.folders.files(train=True)[0][0]).shape
+        return self._decode_all(self.folders.files(train=True)[0][0]).shape
 
     @property
     def mean(self) -> tuple[float, ...]:  # type: ignore[override]
@@ -87,15 +87,15 @@ class ImageFolder(ImageDataModule):
 
     def arrays(self, train: bool) -> Arrays:
         if train not in self._cache:
-            place = caches_in(self.store, self.folders.root, ".plif_lightning")
-            folder = place / f"{self.size or 'whole'}-{self.colour}-{'train' if train else 'test'}"
-            found = None if self.folders.exist else find(folder)
-            if found is None:
+            folder_of_cache = caches_in(self.store, self.folders.root, ".plif_lightning")
+            folder = folder_of_cache / f"{self.size or 'whole'}-{self.colour}-{'train' if train else 'test'}"
+            stored = None if self.folders.exist else find(folder)
+            if stored is None:
                 files = self.folders.files(train)
                 stated = [(os.path.basename(path), label, os.stat(path).st_size) for path, label in files]  # noqa: PTH116, PTH119
                 key = key_of(_FORMAT, self.size, self.colour, self.class_names, stated)
-                found = cached(folder, key, partial(self._decode, files), [path for path, _ in files])
-            self._cache[train] = found
+                stored = cached(folder, key, partial(self._decode, files), [path for path, _ in files])
+            self._cache[train] = stored
         return self._cache[train]
 
     def _decode(self, files: list[tuple[str, int]], writer: ArrayWriter) -> None:
@@ -103,8 +103,8 @@ class ImageFolder(ImageDataModule):
         shape, first = self.input_shape, files[0][0]
         counts = np.zeros((shape[0], 256), np.int64)
 
-        def decoded(entry: tuple[str, int]) -> NDArray[np.uint8]:
-            image = self._decoded(entry[0])
+        def decode(entry: tuple[str, int]) -> NDArray[np.uint8]:
+            image = self._decode_all(entry[0])
             if image.shape != shape:
                 raise UserError(
                     f"{entry[0]} has channels, height and width {list(image.shape)}, but the first image, {first}, has "
@@ -116,7 +116,7 @@ class ImageFolder(ImageDataModule):
             task = bar.add_task("decoding images", total=len(files))
             for at in range(0, len(files), _PORTION):
                 portion = files[at : at + _PORTION]
-                images = np.stack([*pool.map(decoded, portion)])
+                images = np.stack([*pool.map(decode, portion)])
                 writer.append("images", images)
                 for channel in range(shape[0]):
                     counts[channel] += np.bincount(images[:, channel].reshape(-1), minlength=256)
@@ -127,7 +127,7 @@ class ImageFolder(ImageDataModule):
         writer.append("mean", mean)
         writer.append("std", std)
 
-    def _decoded(self, path: str) -> NDArray[np.uint8]:
+    def _decode_all(self, path: str) -> NDArray[np.uint8]:
         """Pixels of an image, uint8 [C, H, W]."""
         try:
             with Image.open(path) as opened:

@@ -14,16 +14,16 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from plif_lightning.data.augment import CutMix, augmented, mixed_batch, of_batches
-from plif_lightning.data.base import Part, SpikingDataModule, as_index, part_name
+from plif_lightning.data.augment import CutMix, augment, mixed_batch, of_batches
+from plif_lightning.data.base import SpikingDataModule, SplitInventory, as_index, split_name
 from plif_lightning.data.loading import Batch, BatchedDataset, BatchRequest
 from plif_lightning.data.mixes import mixture
-from plif_lightning.errors import DatasetNotFoundError, UserError
+from plif_lightning.errors import DataNotFoundError, UserError
 from plif_lightning.runtime.program import needed_by
 
 
 class ImageDataset(BatchedDataset):
-    """Static images; each batch is indexed, augmented and normalised in one call.
+    """Static images; each call indexes, augments and normalises a batch.
 
     Args:
         arrays: `images` of the original data set, uint8 [m, C, H, W], and their labels `label`, int64 [m].
@@ -72,8 +72,8 @@ class ImageDataset(BatchedDataset):
             self.augmentation, request.key, sample, self.sample, (height, width), self._labels, self.num_classes
         )
         images = self.images.index_select(0, samples)
-        if self.each:  # a partner uses its own random numbers, so it is augmented as it would be as a sample
-            images = augmented(self.each, request.key, samples, images)
+        if self.each:  # a partner draws its random numbers as if it were a sample
+            images = augment(self.each, request.key, samples, images)
         x = images.to(torch.float32).mul_(self.scale).add_(self.shift)
         label = self._labels.index_select(0, sample)
         if self.mix is not None:
@@ -85,14 +85,14 @@ class ImageDataset(BatchedDataset):
 class ImageDataModule(SpikingDataModule):
     """Base class of static image data sets. A subclass implements `read`.
 
-    Class attributes that a subclass sets, beside those of `SpikingDataModule`:
+    Class attributes that a subclass sets, in addition to `SpikingDataModule`'s:
         mean: mean per channel, for intensities in [0, 1].
         std: standard deviation per channel.
 
     Args:
-        augmentation: of the training images, in this order: transforms of `torchvision.transforms.v2`, each of one
-            image uint8 [C, H, W]; `CutMix`; last, its MixUp or CutMix of whole batches, of which each batch draws one
-            if there are several. Random numbers depend on the seed, the epoch and the sample alone; those of whole
+        augmentation: of the training images, in this order: transforms of `torchvision.transforms.v2` of an
+            image uint8 [C, H, W]; `CutMix`; last, its MixUp or CutMix of batches, drawn for each batch
+            if there are more. Random numbers depend on the seed, the epoch and the sample alone; those of
             batches on the batch's first sample.
         normalize: zero mean and unit variance per channel; otherwise intensities in [0, 1].
     """
@@ -149,10 +149,10 @@ class ImageDataModule(SpikingDataModule):
         mean, std = (self.mean, self.std) if self.normalize else ((0.0,), (1.0,))
         return {**super().preprocessing, "scale": 1 / 255, "mean": [*map(float, mean)], "std": [*map(float, std)]}
 
-    def inventory(self) -> list[Part]:
+    def inventory(self) -> list[SplitInventory]:
         return [
-            Part(
-                part_name(train),
+            SplitInventory(
+                split_name(train),
                 self.labels(train).bincount(minlength=self.num_classes).tolist(),
                 self.arrays(train)["images"].nbytes,
             )
@@ -170,7 +170,7 @@ class ImageDataModule(SpikingDataModule):
 class TorchvisionDataModule(ImageDataModule):
     """Base class of data sets that torchvision downloads, verifies and reads.
 
-    Class attributes that a subclass sets, beside those of `ImageDataModule`:
+    Class attributes that a subclass sets, in addition to `ImageDataModule`'s:
         torchvision_class: class of `torchvision.datasets`.
         files: files that it reads, for messages.
         published: numbers of training and of test images.
@@ -182,27 +182,27 @@ class TorchvisionDataModule(ImageDataModule):
 
     def prepare_data(self) -> None:
         for train in (True, False):
-            self._opened(train, self.download)
+            self._open(train, self.download)
 
-    def _opened(self, train: bool, download: bool = False) -> Any:
+    def _open(self, train: bool, download: bool = False) -> Any:
         try:
             return self.torchvision_class(self.root, train=train, download=download)
         except Exception as error:  # torchvision raises many types for missing and for damaged files
-            raise DatasetNotFoundError(
+            raise DataNotFoundError(
                 f"{self.title} in {Path(self.root).absolute()} cannot be read ({str(error) or type(error).__name__}): "
                 f"{self.files} are missing or damaged. Delete a damaged file; put the files there, pass "
                 "--data.download=true, or point --data.root to where they are."
             ) from error
 
     def read(self, train: bool) -> tuple[Any, Any]:
-        data = self._opened(train)
+        data = self._open(train)
         images = np.asarray(data.data)
         return images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2), data.targets
 
     @property
     def origin_note(self) -> str:
-        found = tuple(len(self.labels(train)) for train in (True, False))
-        if found == self.published:
+        counts = tuple(len(self.labels(train)) for train in (True, False))
+        if counts == self.published:
             return ""
         return f"a PART of its {' and '.join(f'{n:,}' for n in self.published)} images, or another data set"
 
@@ -244,7 +244,7 @@ class CIFAR10(TorchvisionDataModule):
     """CIFAR-10: 50,000 training and 10,000 test images.
 
     Args:
-        authors_std: divide by the authors' standard deviations, means of per-image ones, instead of those over all
+        authors_std: divide by the authors' standard deviations, means of per-image ones, instead of over all
             pixels.
     """
 
@@ -294,7 +294,7 @@ class CIFAR100(TorchvisionDataModule):
 
 @dataclass(eq=False, repr=False)
 class Digits(ImageDataModule):
-    """scikit-learn's 1,797 digits of 8x8 pixels; every fifth one is a test image. Nothing to download."""
+    """scikit-learn's 1,797 digits of 8x8 pixels; every fifth is a test image. Nothing to download."""
 
     title = "scikit-learn digits"
     input_shape = (1, 8, 8)

@@ -1,4 +1,4 @@
-"""Batches, a sampler that plans them whole, and a loader that resumes within an epoch."""
+"""Batches, a sampler that plans them, and a loader that resumes within an epoch."""
 
 import math
 import signal
@@ -41,13 +41,13 @@ def as_batch(batch: Any) -> Batch:
     """
     if isinstance(batch, Batch):
         return batch
-    given = type(batch).__name__
+    type_name = type(batch).__name__
     if isinstance(batch, Mapping):
         batch = batch.get("pixel_values"), batch.get("label", batch.get("labels"))
     parts = tuple(batch) if isinstance(batch, (tuple, list)) else ()
-    if [isinstance(part, Tensor) for part in parts] != [True, True]:
+    if [isinstance(item, Tensor) for item in parts] != [True, True]:
         raise UserError(
-            f"a batch must be a pair (x, label) of tensors, or a dict of pixel_values and label, got {given}"
+            f"a batch must be a pair (x, label) of tensors, or a dict of pixel_values and label, got {type_name}"
             f"{f' of {len(parts)}' if parts else ''}."
         )
     x, label = parts
@@ -61,18 +61,18 @@ def as_batch(batch: Any) -> Batch:
     return Batch(x, label.argmax(1), sample, label) if mixed else Batch(x, label.long(), sample)
 
 
-def merged(x: Tensor, time_steps: int, *others: int) -> Tensor:
+def merge_time_steps(x: Tensor, time_steps: int, *more_seeds: int) -> Tensor:
     """Frames [T, N, C, H, W] as fewer ones: the sums of `time_steps` equal groups, as of longer slices.
 
     Args:
         x: frames, of any type; sums of integers are int32.
         time_steps: number of frames after the call.
-        others: numbers of frames of later epochs, which are checked now.
+        more_seeds: numbers of frames of later epochs, which are checked now.
 
     Raises:
-        UserError: one of them does not divide T.
+        UserError: an entry does not divide T.
     """
-    for steps in (*others, time_steps):
+    for steps in (*more_seeds, time_steps):
         if len(x) % steps:
             raise UserError(f"early_time_steps must divide the data's time_steps = {len(x)}, got {steps}.")
     if len(x) == time_steps:
@@ -93,14 +93,14 @@ class BatchRequest(NamedTuple):
 
 
 class BatchedDataset(ABC):
-    """A data set that reads whole batches; with an integer index it returns one sample, like PyTorch's data sets."""
+    """A data set that reads batches; with an integer index it returns a sample, like PyTorch's data sets."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def batch(self, request: BatchRequest) -> Batch:
-        """Samples of a request, read in one call."""
+        """Samples of a request, read together."""
 
     def labels(self) -> Tensor:
         """Label of each sample, int64 [n]. Reads every sample unless a subclass overrides it."""
@@ -113,7 +113,7 @@ class BatchedDataset(ABC):
     def __getitem__(self, request: int) -> tuple[Tensor, Tensor]: ...
 
     def __getitem__(self, request: BatchRequest | int) -> Batch | tuple[Tensor, Tensor]:
-        """A batch; or one sample: x [T, C, H, W] or [C, H, W], and its label or its class shares (mixed samples).
+        """A batch, or a sample: x [T, C, H, W] or [C, H, W], and its label or its class shares (mixed samples).
 
         A single sample is augmented with a key drawn from PyTorch's global generator.
 
@@ -132,7 +132,7 @@ class BatchPlan(DistributedSampler[Any]):
     """The batches of one process and epoch, determined by (seed, epoch) alone.
 
     In training, the shuffled epoch is cut into global batches of `world_size * batch_size` samples, and each process
-    takes its share of every one. Two processes therefore train on the same batches as one process with twice the batch
+    takes its share of each. Two processes therefore train on the same batches as one process with twice the batch
     size. In evaluation, every sample is seen exactly once, and every process gets the same number of batches.
 
     It derives from `DistributedSampler`, so that Lightning does not replace it.
@@ -148,7 +148,7 @@ class BatchPlan(DistributedSampler[Any]):
         world_size: number of processes.
 
     Raises:
-        UserError: there are too few samples for one batch, or for the number of processes.
+        UserError: there are too few samples for a batch, or for the number of processes.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class BatchPlan(DistributedSampler[Any]):
 
     def __len__(self) -> int:
         if not self.shuffle:
-            # Fewer, slightly larger batches, so that no process gets an empty one.
+            # Fewer, slightly larger batches, so that no process gets an empty batch.
             return min(math.ceil(self.length / self.global_batch), self.length // self.world_size)
         return self.length // self.global_batch if self.drop_last else math.ceil(self.length / self.global_batch)
 
@@ -209,13 +209,13 @@ class BatchPlan(DistributedSampler[Any]):
         generator = torch.Generator().manual_seed(fold_in(self.seed, "shuffle", self.epoch))
         order = torch.randperm(self.length, generator=generator)
         batches = []
-        for whole in order[self.done(self.epoch) :].split(self.global_batch):
-            if self.drop_last and len(whole) < self.global_batch:
+        for global_indices in order[self.done(self.epoch) :].split(self.global_batch):
+            if self.drop_last and len(global_indices) < self.global_batch:
                 break
-            short = -len(whole) % self.world_size
+            short = -len(global_indices) % self.world_size
             if short:
-                whole = torch.cat([whole, order.repeat(math.ceil(short / len(order)))[:short]])
-            batches.append(whole.chunk(self.world_size)[self.rank])
+                global_indices = torch.cat([global_indices, order.repeat(math.ceil(short / len(order)))[:short]])
+            batches.append(global_indices.chunk(self.world_size)[self.rank])
         return batches
 
     def _evaluation(self) -> list[Tensor]:
@@ -247,9 +247,9 @@ class ResumableLoader(DataLoader[Any]):
         return self.sampler
 
     def batches_done(self, epoch: int) -> int:
-        """Batches of this size that an epoch of a resumed run begins after; the last one may be smaller.
+        """Number of batches, in the current batch size, that count as done when a run resumes in this epoch.
 
-        They and the batches that are left are as many as those of a whole epoch.
+        Done and remaining batches add up to `len(plan)`.
         """
         plan = self.plan
         left = (plan.length - plan.done(epoch)) / plan.global_batch
@@ -260,7 +260,7 @@ class ResumableLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.plan.resume_at = (state["epoch"], state["samples"])
-        # An unseeded run has another seed after a restart: restore the one that shuffled the interrupted epoch.
+        # An unseeded run has another seed after a restart: restore the seed that shuffled the interrupted epoch.
         self.plan.seed = state["seed"]
 
 
@@ -276,7 +276,7 @@ def _ignore_signals(worker: int) -> None:
 
 
 def make_loader(dataset: BatchedDataset, plan: BatchPlan, num_workers: int = 0) -> ResumableLoader:
-    """Create a loader that reads each planned batch with one call of the data set."""
+    """Create a loader that reads a planned batch per call of the data set."""
     return ResumableLoader(
         dataset,  # type: ignore[arg-type]
         sampler=plan,

@@ -25,7 +25,7 @@ def require_share(name: str, value: float) -> None:
 
 
 class WithProbability:
-    """Base class of augmentations whose only argument is a probability.
+    """Base class of augmentations with a probability as their only argument.
 
     Args:
         p: probability.
@@ -59,11 +59,11 @@ class RectangleMix(WithProbability):
         return box
 
 
-def require_one_mix(augmentation: Sequence[Any]) -> None:
-    """Refuse a second mix: a sample has one partner.
+def require_single_mix(augmentation: Sequence[Any]) -> None:
+    """Refuse a second mix: a sample has a single partner.
 
     Raises:
-        UserError: there are several.
+        UserError: there are more.
     """
     mixes = [a for a in augmentation if isinstance(a, RectangleMix)]
     if len(mixes) > 1:
@@ -82,7 +82,7 @@ def mixture(
     """Samples, followed by the partners of as many if they are mixed, and the targets of the mixtures if they are.
 
     Args:
-        augmentation: every augmentation of a data set, in its order, at most one a `RectangleMix`.
+        augmentation: every augmentation of a data set, in its order, with at most one `RectangleMix`.
         key: as for `hashed_uniform`.
         sample: int64 [N].
         pool: the samples that partners are drawn from, int64 [n].
@@ -101,6 +101,6 @@ def mixture(
             samples = torch.cat([sample, pool.index_select(0, torch.from_numpy(partner))])
             left, top, right, bottom = mix.boxes(uniform, *size).T
             share = torch.from_numpy((right - left) * (bottom - top) / math.prod(size)).float()[:, None]
-            own, other = functional.one_hot(labels[samples], num_classes).float().chunk(2)
-            return samples, own * (1 - share) + other * share
+            label, partner_label = functional.one_hot(labels[samples], num_classes).float().chunk(2)
+            return samples, label * (1 - share) + partner_label * share
     return sample, None

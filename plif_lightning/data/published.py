@@ -1,4 +1,4 @@
-"""The paper's neuromorphic data sets, whose archives are downloaded, verified and unpacked."""
+"""The paper's neuromorphic data sets, with download, verification and unpacking."""
 
 import os
 import re
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
-from plif_lightning.data.base import part_name
+from plif_lightning.data.base import split_name
 from plif_lightning.data.events import EventDataModule
-from plif_lightning.errors import DatasetNotFoundError, UserError
+from plif_lightning.errors import DataNotFoundError, UserError
 from plif_lightning.events.cache import Arrays
 from plif_lightning.events.readers import read_any
 from plif_lightning.events.recording import Recording, RecordingError, Sensor
@@ -33,7 +33,7 @@ class Archive(NamedTuple):
         md5: MD5 of the content, in hexadecimal digits.
         url: download URL; None if it must be downloaded by hand.
         page: web page to download it from by hand.
-        folders: what it unpacks to.
+        folders: its content.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Archive(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """One publication of a data set's recordings.
+    """A publication of a data set's recordings.
 
     Attributes:
         folder: their folder below `data.root`.
@@ -107,12 +107,12 @@ class PublishedEvents(EventDataModule):
         """Download, verify and unpack the archives of missing folders.
 
         Raises:
-            DatasetNotFoundError: an archive must be downloaded by hand, cannot be downloaded, or is damaged.
+            DataNotFoundError: an archive must be downloaded by hand, cannot be downloaded, or is damaged.
         """
         for archive in self._missing():
             path = self.folder / archive.name
             if not path.is_file() and (archive.url is None or not self.download):
-                raise DatasetNotFoundError(
+                raise DataNotFoundError(
                     f"{self.title} ({self.source}) is not in {self.folder}. "
                     f"{'Pass --data.download=true, or fetch' if archive.url else 'Fetch'} {archive.name} (md5 "
                     f"{archive.md5}) from {archive.page} and put it there, or point --data.root to where it is."
@@ -123,14 +123,14 @@ class PublishedEvents(EventDataModule):
                 _unpack(self.folder / archive.name, self.folder)
 
     def recordings(self, train: bool) -> Arrays:
-        found = super().recordings(train)
+        arrays = super().recordings(train)
         published = self.origin.counts[not train]
-        if len(found["label"]) != published and not self.allow_partial:
-            raise DatasetNotFoundError(
-                f"{self.title} ({self.source}) has {published:,} {part_name(train)} recordings, but "
-                f"{len(found['label']):,} are in {self.folder}: pass --data.allow_partial=true to use these."
+        if len(arrays["label"]) != published and not self.allow_partial:
+            raise DataNotFoundError(
+                f"{self.title} ({self.source}) has {published:,} {split_name(train)} recordings, but "
+                f"{len(arrays['label']):,} are in {self.folder}: pass --data.allow_partial=true to use these."
             )
-        return found
+        return arrays
 
     @property
     def origin_note(self) -> str:
@@ -148,19 +148,19 @@ def _fetch(archive: Archive, folder: Path, download: bool) -> None:
             download_url(archive.url, os.fspath(folder), archive.name, archive.md5)
         is_right = check_integrity(os.fspath(path), archive.md5)
     except (OSError, RuntimeError) as error:
-        raise DatasetNotFoundError(
+        raise DataNotFoundError(
             f"{archive.name} could not be downloaded from {archive.url} ({error}). Try again, or fetch it by hand "
             f"({archive.page}) and put it into {folder}."
         ) from error
     if not is_right:
-        raise DatasetNotFoundError(
+        raise DataNotFoundError(
             f"{path} is not the published {archive.name}, whose md5 is {archive.md5}: delete it, and fetch it from "
             f"{archive.page}."
         )
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    """Unpack an archive and the .zip files in it; each folder appears whole."""
+    """Unpack an archive and the .zip files in it; each folder appears complete."""
     staging = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder))
     try:
         extract_archive(os.fspath(path), os.fspath(staging))
@@ -173,16 +173,16 @@ def _unpack(path: Path, folder: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:
+def number_files(folder: Path, suffix: str) -> list[tuple[int, Path]]:
     """Files of a folder with a suffix, sorted by the number at the end of their names."""
     if not folder.is_dir():
         return []
-    found = []
+    files = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if (match := re.fullmatch(rf".*?(\d+){re.escape(suffix)}", entry.name)) and entry.name[0] != ".":
-                found.append((int(match[1]), Path(entry.path)))
-    return sorted(found)
+                files.append((int(match[1]), Path(entry.path)))
+    return sorted(files)
 
 
 @dataclass(eq=False, repr=False)
@@ -208,7 +208,7 @@ class NMNIST(PublishedEvents):
         return [
             (path, label)
             for label, digit in enumerate(self.class_names)
-            for _, path in numbered(folder / digit, ".bin")
+            for _, path in number_files(folder / digit, ".bin")
         ]
 
 
@@ -259,14 +259,14 @@ class CIFAR10DVS(PublishedEvents):
         return [
             (path, label)
             for label, name in enumerate(self.class_names)
-            for number, path in numbered(self.folder / name, suffix)
+            for number, path in number_files(self.folder / name, suffix)
             if (number < self.first_test) == train
         ]
 
 
 @dataclass(eq=False, repr=False)
 class DVSGesture(PublishedEvents):
-    """DVS128 Gesture (Amir et al. 2017): gestures of 29 people under several lights, 128x128 pixels.
+    """DVS128 Gesture (Amir et al. 2017): gestures of 29 people under different lights, 128x128 pixels.
 
     `original` cuts the recordings of DvsGesture.tar.gz into all labelled trials: 1,176 for training and 288 for
     testing, as in the paper. `tonic` is its pre-cut copy with 1,077 and 264 clips and times in milliseconds, which is
@@ -305,7 +305,7 @@ class DVSGesture(PublishedEvents):
             return [(path, 0) for path in paths if path.is_file() or not self.allow_partial]
         folder = self.folder / f"ibmGesture{'Train' if train else 'Test'}"
         people = sorted(person for person in folder.iterdir() if person.is_dir()) if folder.is_dir() else []
-        return [(path, label) for person in people for label, path in numbered(person, ".npy")]
+        return [(path, label) for person in people for label, path in number_files(person, ".npy")]
 
     def read(self, path: Path, label: int) -> Iterable[tuple[int, Recording]]:
         """All trials that the label table of a recording names, in its order; or a clip of tonic's copy."""
@@ -331,8 +331,8 @@ def cut(recording: Recording, table: Path, classes: int) -> list[tuple[int, Reco
         raise RecordingError(f"{table} cannot be read as a table of class, start and end [us] ({error}).") from error
     parts = []
     for label, start, end in trials.tolist():
-        inside = slice(*np.searchsorted(recording.t, (start, end)))
-        parts.append((label - 1, Recording(*(column[inside] for column in recording))))
+        span = slice(*np.searchsorted(recording.t, (start, end)))
+        parts.append((label - 1, Recording(*(column[span] for column in recording))))
         if not len(parts[-1][1].t):
             raise RecordingError(
                 f"{table}: no event lies between {start} and {end} us. The recording is truncated, or the table "

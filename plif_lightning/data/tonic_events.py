@@ -1,4 +1,4 @@
-"""Data sets of tonic whose recordings have a two-dimensional sensor and one class each."""
+"""Data sets of tonic with a two-dimensional sensor and a class per recording."""
 
 import inspect
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ import torch
 
 from plif_lightning.data.base import holdout_split, require_fraction
 from plif_lightning.data.events import EventDataModule
-from plif_lightning.errors import DatasetNotFoundError, UserError
+from plif_lightning.errors import DataNotFoundError, UserError
 from plif_lightning.events.recording import Recording, RecordingError, Sensor, recording_of
 from plif_lightning.runtime.program import needed_by
 
@@ -34,8 +34,8 @@ class TonicEvents(EventDataModule):
     title = "a data set of tonic"  # an instance uses the data set's name
 
     def __post_init__(self) -> None:
-        self._kind = _class(self.name)
-        size: Any = getattr(self._kind, "sensor_size", None)
+        self._data_set_class = _class(self.name)
+        size: Any = getattr(self._data_set_class, "sensor_size", None)
         if self.sensor is None and size is None:
             raise UserError(
                 f"data.sensor must be given: tonic does not know the sensor of {self.name}; height and width, such as "
@@ -44,7 +44,7 @@ class TonicEvents(EventDataModule):
         self.sensor = Sensor.of(self.sensor or (size[1], size[0]))
         self.title = f"{self.name} of tonic"  # type: ignore[misc]
         require_fraction("data.test_fraction", self.test_fraction)
-        self._has_parts = "train" in _parameters(self._kind)
+        self._has_train_argument = "train" in _parameters(self._data_set_class)
         self._opened: dict[bool, Any] = {}
         self._index: dict[Path, tuple[bool, int]] = {}
         super().__post_init__()
@@ -58,7 +58,7 @@ class TonicEvents(EventDataModule):
     def has_files(self) -> bool:
         try:
             return all(len(self._data(train).targets) > 0 for train in (True, False))
-        except DatasetNotFoundError:
+        except DataNotFoundError:
             return False
 
     def obtain(self) -> None:
@@ -70,8 +70,8 @@ class TonicEvents(EventDataModule):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Class names from tonic; if it has none, the recordings' labels, sorted, or those of the cache."""
-        classes: Any = getattr(self._kind, "classes", None)
+        """Class names from tonic; if it has none, the recordings' labels, sorted, or from the cache."""
+        classes: Any = getattr(self._data_set_class, "classes", None)
         if isinstance(classes, dict):
             classes = sorted(classes, key=lambda name: classes[name])
         if classes is None and not self.has_files:
@@ -84,15 +84,19 @@ class TonicEvents(EventDataModule):
         """The tonic data set.
 
         Raises:
-            DatasetNotFoundError: it is missing, and cannot or may not be downloaded.
+            DataNotFoundError: it is missing, and cannot or may not be downloaded.
         """
         if train not in self._opened:
             # Same class name, because tonic names the folder after it.
-            kind = self._kind if download else type(self._kind.__name__, (self._kind,), {"download": _refuse})
+            kind = (
+                self._data_set_class
+                if download
+                else type(self._data_set_class.__name__, (self._data_set_class,), {"download": _refuse})
+            )
             try:
-                self._opened[train] = kind(save_to=self.root, **({"train": train} if self._has_parts else {}))
+                self._opened[train] = kind(save_to=self.root, **({"train": train} if self._has_train_argument else {}))
             except (Exception, SystemExit) as error:  # SystemExit: sets that must be downloaded by hand
-                raise DatasetNotFoundError(
+                raise DataNotFoundError(
                     f"{self.title} could not be obtained ({error}). Pass --data.download=true, put its files into "
                     f"{self.home} as tonic expects them, or point --data.root to where they are."
                 ) from error
@@ -101,18 +105,20 @@ class TonicEvents(EventDataModule):
     def files(self, train: bool) -> list[tuple[Path, int]]:
         data = self._data(train)
         home = Path(data.location_on_system)
-        found = []
-        for i, (place, target) in enumerate(zip(data.data, data.targets, strict=True)):
+        indexed = []
+        for i, (recording_path, target) in enumerate(zip(data.data, data.targets, strict=True)):
             # Recordings that tonic holds in memory have their number and their size for a name.
-            path = Path(place) if isinstance(place, str) else home / f"{i:08}-{np.size(place)}"
+            path = (
+                Path(recording_path) if isinstance(recording_path, str) else home / f"{i:08}-{np.size(recording_path)}"
+            )
             self._index[path] = (train, i)
-            found.append((self._label(target), path))
+            indexed.append((self._label(target), path))
         # tonic's order partly depends on the file system; sorting by class and name makes it deterministic.
-        found.sort()
-        if not self._has_parts:
-            for_training, for_test = holdout_split(torch.tensor([label for label, _ in found]), self.test_fraction)
-            found = [found[place] for place in (for_training if train else for_test).tolist()]
-        return [(path, label) for label, path in found]
+        indexed.sort()
+        if not self._has_train_argument:
+            for_training, for_test = holdout_split(torch.tensor([label for label, _ in indexed]), self.test_fraction)
+            indexed = [indexed[i] for i in (for_training if train else for_test).tolist()]
+        return [(path, label) for label, path in indexed]
 
     def _label(self, target: Any) -> int:
         return self.class_names.index(target) if isinstance(target, str) else int(target)
@@ -121,13 +127,13 @@ class TonicEvents(EventDataModule):
         train, i = self._index[path]
         try:
             events, _ = self._data(train)[i]
-        except Exception as error:  # tonic has no errors of its own
+        except Exception as error:  # tonic defines no errors
             raise RecordingError(f"{path} cannot be read by tonic ({error}). It is damaged or another file.") from error
         return [(label, recording_of(events, name=str(path)))]
 
 
 def _refuse(_: Any) -> None:
-    raise DatasetNotFoundError("files are missing")
+    raise DataNotFoundError("files are missing")
 
 
 def _parameters(kind: Any) -> dict[str, inspect.Parameter]:
@@ -135,7 +141,7 @@ def _parameters(kind: Any) -> dict[str, inspect.Parameter]:
 
 
 def _is_supported(kind: Any) -> bool:
-    """True for a class with a two-dimensional sensor, and recordings of one class each."""
+    """True for a class with a two-dimensional sensor, and a class per recording."""
     size = getattr(kind, "sensor_size", None)
     parameters = _parameters(kind)
     required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
@@ -155,10 +161,14 @@ def _class(name: str | None) -> Any:
     with needed_by("a data set of tonic"):
         import tonic.datasets
 
-    known = [one for one in sorted(tonic.datasets.__all__) if _is_supported(getattr(tonic.datasets, one))]
-    if name not in known:
+    supported = [
+        class_name
+        for class_name in sorted(tonic.datasets.__all__)
+        if _is_supported(getattr(tonic.datasets, class_name))
+    ]
+    if name not in supported:
         raise UserError(
             f"data.name must be a class of tonic.datasets with a two-dimensional sensor and one class for each "
-            f"recording: one of {', '.join(known)}; got {name!r}."
+            f"recording: one of {', '.join(supported)}; got {name!r}."
         )
     return getattr(tonic.datasets, str(name))

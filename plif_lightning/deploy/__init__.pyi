@@ -5,6 +5,5 @@ from .folding import fold as fold
 from .frozen import DeployedNetwork as DeployedNetwork
 from .frozen import Engine as Engine
 from .frozen import deployed as deployed
-from .nir import readers as readers
 from .nir import to_nir as to_nir
 from .streaming import StreamingNetwork as StreamingNetwork

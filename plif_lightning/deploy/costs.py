@@ -1,8 +1,8 @@
 """Estimate operations, memory traffic and energy per sample, and compare with a conventional network.
 
-Energies are those of a 45 nm process (Horowitz, "Computing's energy problem", ISSCC 2014): they compare designs and do
+Energies are for a 45 nm process (Horowitz, "Computing's energy problem", ISSCC 2014): they compare designs and do
 not predict the energy of a real processor. Counting arithmetic alone, as most papers do, flatters spiking networks:
-what they save in multiplications they spend in time-steps, potentials and memory. Memory is therefore estimated too,
+they trade multiplications for time-steps, potentials and memory. Memory is therefore estimated too,
 for both extremes of hardware: every operation fetches its weight from the memory that holds the layer's weights, or
 each weight is fetched once (in a spiking network at most once per time-step) into a buffer of 8 KiB.
 """
@@ -20,12 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import WITH_NEURON, ConvBlock, Residual
-from plif_lightning.network.hooks import hooked, modes_kept
+from plif_lightning.network.blocks import WITH_NEURON, ConvBlock, ResidualBlock
+from plif_lightning.network.hooks import forward_hooks, restore_modes
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
-from plif_lightning.structure import FC, Conv, Integrator, Layer, Neurons, Pool, Votes
-from plif_lightning.structure import Residual as SumLayer
+from plif_lightning.structure import FC, Conv, Integrator, Neurons, NotationLayer, Pool, Residual, Votes
 from plif_lightning.structure.shapes import every_layer
 
 # pJ. float32: multiplication and addition; addition. Below: 8-bit integers with 32-bit sums.
@@ -42,20 +41,20 @@ def picojoules_a_byte(size: int) -> float:
 
 
 class LayerCost(NamedTuple):
-    """Operations and memory of a layer for one sample, over all T steps.
+    """Operations and memory of a layer for a sample, over all T steps.
 
     Attributes:
         layer: name of the layer.
         spikes: the input is binary, so operations are accumulates; otherwise they are multiply-accumulates. Always
             False for layers that take the network's input directly.
         firing: fraction of the inputs that are non-zero.
-        dense: operations without skipping, one for each pair of input and weight.
+        dense: operations without skipping, a pair of input and weight each.
         actual: operations of non-zero inputs.
         once: operations of a conventional layer of this shape on one frame.
         runs: executions per sample: T, or 1 if the input is static.
         updates: neurons times steps.
         parameters: number of parameters of the layer and its neurons.
-        state: numbers kept between steps: of most neurons their potential, of some another one, too.
+        state: numbers kept between steps: for most neurons the potential, for some more.
         states: how many of them for a neuron.
     """
 
@@ -73,7 +72,7 @@ class LayerCost(NamedTuple):
 
     @property
     def macs(self) -> float:
-        """Multiply-accumulates, including one for each neuron and step, whatever its equations."""
+        """Multiply-accumulates, including a neuron update per neuron and step, whatever its equations."""
         return (0.0 if self.spikes else self.actual) + self.updates
 
     @property
@@ -92,7 +91,7 @@ class LayerCost(NamedTuple):
 
     @property
     def traffic(self) -> float:
-        """Bytes moved: one 8-bit weight per operation, and a read and write of each state (4 bytes) per step."""
+        """Bytes moved: an 8-bit weight per operation, and a read and write of each state (4 bytes) per step."""
         return self.actual + 8 * self.updates * self.states
 
     def with_memory(self, reuse: bool) -> float:
@@ -108,7 +107,7 @@ class LayerCost(NamedTuple):
         return self._weights(self.actual, fetched, reuse) + potentials + computed
 
     def conventional(self, reuse: bool) -> float:
-        """The energy of a conventional 8-bit layer of this shape on one frame, memory included [pJ]."""
+        """The energy of a conventional 8-bit layer of this shape on a frame, memory included [pJ]."""
         outputs = self.state // self.states
         activations = 2 * outputs * picojoules_a_byte(outputs)
         return self._weights(self.once, min(self.once, self.parameters), reuse) + MAC_INT8 * self.once + activations
@@ -120,7 +119,7 @@ class LayerCost(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a network for one sample.
+    """Cost of a network for a sample.
 
     Attributes:
         layers: costs of the layers, from input to output.
@@ -132,15 +131,15 @@ class Cost:
     samples: int
     time_steps: int
 
-    def total(self, what: str, *arguments: bool) -> float:
+    def total(self, field: str, *arguments: bool) -> float:
         """The sum of an attribute or method of `LayerCost` over all layers."""
-        values = [getattr(layer, what) for layer in self.layers]
+        values = [getattr(layer, field) for layer in self.layers]
         return sum(value(*arguments) if callable(value) else value for value in values)
 
     def summary(self) -> dict[str, Any]:
         """Costs that a run records, per sample: neurons times steps of each layer, operations, energies [pJ]."""
         updates: dict[str, float] = {}
-        for layer in self.layers:  # one that is used twice is there twice
+        for layer in self.layers:  # a layer that is used twice is there twice
             updates[layer.layer] = updates.get(layer.layer, 0.0) + layer.updates
         return {
             "samples": self.samples,
@@ -155,9 +154,9 @@ class Cost:
 
 
 def mean_cost(costs: Sequence[Cost]) -> Cost:
-    """The cost of a sample, averaged over costs of one network with one sample each."""
+    """The cost of a sample, averaged over costs of a network with a sample each."""
     layers = []
-    for same in zip(*(one.layers for one in costs), strict=True):
+    for same in zip(*(cost_of_sample.layers for cost_of_sample in costs), strict=True):
         firing, actual = (fmean(getattr(layer, name) for layer in same) for name in ("firing", "actual"))
         spikes = all(layer.spikes for layer in same)
         layers.append(same[0]._replace(spikes=spikes, firing=firing, actual=actual))
@@ -172,11 +171,11 @@ _FEATURES: dict[Any, int] = {nn.Conv1d: 2, nn.Conv2d: 3, nn.Linear: 1}
 
 @torch.no_grad()
 def cost(net: nn.Module, x: Tensor) -> Cost:
-    """Estimate the cost of a network for one sample, averaged over the samples in `x`.
+    """Estimate the cost of a network per sample, averaged over the samples in `x`.
 
     Args:
-        net: trained network. Of a user-defined one, convolutions, FC layers and neurons are counted, each by itself,
-            and all other products, such as those of attention, together as `other products`.
+        net: trained network. Of a user-defined network, convolutions, FC layers and neurons are counted individually,
+            and all other products, such as attention's, together as `other products`.
         x: frames [T, N, C, H, W], or static images [N, C, H, W], for which the first convolution runs once.
 
     Raises:
@@ -186,39 +185,39 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
     if isinstance(net, SpikingNetwork):
         x = x.to(next(net.parameters()).dtype)  # as the network does, so that its input is known again
     counter = _Counter(net, x)
-    with modes_kept(net):
+    with restore_modes(net):
         net.eval()
-        with hooked(counter.layers, counter.count):
+        with forward_hooks(counter.layers, counter.count):
             votes = net(x)
-        # Every product of PyTorch, in a call of its own, without those of counting; a structure has its layers' alone.
+        # Every product of PyTorch, in a separate call, without counting's; a structure has its layers' alone.
         # It knows attention only as the products that it is made of.
         with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
             if not isinstance(net, SpikingNetwork):
                 net(x)
     frames = len(x) if x.dim() == 5 else len(votes)
-    found = tuple(one._replace(updates=one.updates * frames) for one in counter.found)
-    if not found:
+    layer_costs = tuple(layer._replace(updates=layer.updates * frames) for layer in counter.layer_costs)
+    if not layer_costs:
         raise UserError(f"{type(net).__name__} has no layers that are counted: pass the network, not a deployed one.")
     if not isinstance(net, SpikingNetwork):
-        others = _other_products(flops, type(net).__name__, counter.layers) / counter.samples
-        none = LayerCost("other products", False, 1.0, others, others, others / frames, frames, 0.0, 0, 0)
-        found = (*found, none) if others else found
-    return Cost(found, counter.samples, frames)
+        rest = _other_products(flops, type(net).__name__, counter.layers) / counter.samples
+        none = LayerCost("other products", False, 1.0, rest, rest, rest / frames, frames, 0.0, 0, 0)
+        layer_costs = (*layer_costs, none) if rest else layer_costs
+    return Cost(layer_costs, counter.samples, frames)
 
 
 def _other_products(flops: FlopCounterMode, net: str, layers: Mapping[str, nn.Module]) -> float:
-    """Multiply-accumulates outside of the layers that are counted by themselves, such as those of attention."""
+    """Multiply-accumulates outside of the layers that are counted individually, such as attention's."""
     counts = flops.get_flop_counts()
-    inside = sum(sum(counts.get(f"{net}.{name}", {}).values()) for name in layers)
-    return (flops.get_total_flops() - inside) / 2
+    counted = sum(sum(counts.get(f"{net}.{name}", {}).values()) for name in layers)
+    return (flops.get_total_flops() - counted) / 2
 
 
-def _is_counted(layer: Layer) -> bool:
-    """True for a layer with weights or neurons, which has a row of its own."""
+def _is_counted(layer: NotationLayer) -> bool:
+    """True for a layer with weights or neurons, which has a row."""
     match layer:
         case Conv() | FC() | Neurons():
             return True
-        case SumLayer():
+        case Residual():
             return layer.neurons is not None
         case Pool() | Votes() | Integrator():
             return False
@@ -229,50 +228,50 @@ class _Counter:
     """Counts the layers of a network as they are called.
 
     Attributes:
-        layers: those that are counted, by name.
-        found: their costs so far, with the updates of one step.
+        layers: counted layers, by name.
+        layer_costs: their costs so far, with the updates of a step.
         samples: N.
     """
 
     def __init__(self, net: nn.Module, x: Tensor) -> None:
         self.net, self.x = net, x
         self.samples = len(x) if x.dim() == 4 else x.shape[1]
-        self.found: list[LayerCost] = []
+        self.layer_costs: list[LayerCost] = []
         if isinstance(net, SpikingNetwork):
-            placed, layers = [*every_layer(net.placed)], net.layers()
-            self.of_spikes = {one.name: one.spikes_in for one in placed}
-            self.layers = {one.name: layers[one.name] for one in placed if _is_counted(one.layer)}
+            specs, layers = [*every_layer(net.layer_specs)], net.layers()
+            self.of_spikes = {spec.name: spec.spikes_in for spec in specs}
+            self.layers = {spec.name: layers[spec.name] for spec in specs if _is_counted(spec.layer)}
             # The neurons behind a sum see the sum; the layers in its branches count themselves.
             self.layers |= {
-                n: b.neuron for n, b in self.layers.items() if isinstance(b, Residual) and b.neuron is not None
+                n: b.neuron for n, b in self.layers.items() if isinstance(b, ResidualBlock) and b.neuron is not None
             }
             return
-        blocks = {name: part for name, part in net.named_modules() if isinstance(part, WITH_NEURON)}
-        inside = {part for block in blocks.values() for part in block.modules()}
+        blocks = {name: module for name, module in net.named_modules() if isinstance(module, WITH_NEURON)}
+        in_blocks = {module for block in blocks.values() for module in block.modules()}
         counted = (*_FEATURES, Neuron)
-        others = {n: p for n, p in net.named_modules() if p not in inside and isinstance(p, counted)}
-        self.layers = {name: part for name, part in net.named_modules() if name in {*blocks, *others}}
+        free = {n: p for n, p in net.named_modules() if p not in in_blocks and isinstance(p, counted)}
+        self.layers = {name: module for name, module in net.named_modules() if name in {*blocks, *free}}
 
-    def count(self, name: str, block: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        """Add the cost of a call. Only the network's own input is never counted as spikes."""
-        x = given[0]
+    def count(self, name: str, block: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Add the cost of a call. The network's input is never counted as spikes."""
+        x = inputs[0]
         if isinstance(self.net, SpikingNetwork):
             analog = not self.of_spikes[name] and _is_input(x, self.x)
         else:
-            analog = not self.found or _is_input(x, self.x)
+            analog = not self.layer_costs or _is_input(x, self.x)
         spikes = not analog and bool(((x == 0) | (x == 1)).all())
         features = next((number for kind, number in _FEATURES.items() if isinstance(block, kind)), None)
         if features is not None:
             x = self._by_steps(x, features)
-        self.found.append(_layer_cost(name, block, x, spikes, self.samples))
+        self.layer_costs.append(_layer_cost(name, block, x, spikes, self.samples))
 
-    def _by_steps(self, given: Tensor, features: int) -> Tensor:
-        """The input of a plain layer as [T, N, *]: it may see steps and samples as one dimension."""
-        if given.dim() - 2 >= features and given.shape[1] == self.samples:
-            return given
-        if given.dim() - 1 >= features and len(given) % self.samples == 0:
-            return given.unflatten(0, (-1, self.samples))
-        return given.reshape(-1, self.samples, *given.shape[given.dim() - features :])
+    def _by_steps(self, x: Tensor, features: int) -> Tensor:
+        """The input of a plain layer as [T, N, *]: it may see steps and samples as a single dimension."""
+        if x.dim() - 2 >= features and x.shape[1] == self.samples:
+            return x
+        if x.dim() - 1 >= features and len(x) % self.samples == 0:
+            return x.unflatten(0, (-1, self.samples))
+        return x.reshape(-1, self.samples, *x.shape[x.dim() - features :])
 
 
 def _is_input(x: Tensor, of_network: Tensor) -> bool:
@@ -281,7 +280,7 @@ def _is_input(x: Tensor, of_network: Tensor) -> bool:
 
 
 def _layer_cost(name: str, block: nn.Module, x: Tensor, spikes: bool, samples: int) -> LayerCost:
-    """The cost of a layer, with the updates of one step."""
+    """The cost of a layer for a sample; `updates` is that of a step, which the caller multiplies by T."""
     fired, steps = (x != 0).float(), len(x)  # 1 for a static input
     conv, fc = (block if isinstance(block, kind) else getattr(block, name, None) for kind, name in _WEIGHTED)
     if conv is not None:

@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
-from plif_lightning.deploy.nir import readers, write_nir
+from plif_lightning.deploy.nir import readers_of, write_nir
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, step, use_backend
 from plif_lightning.network.checkpoint import (
@@ -29,11 +29,11 @@ from plif_lightning.network.checkpoint import (
     network_in,
 )
 from plif_lightning.network.fingerprint import fingerprint
-from plif_lightning.network.output import Integral
+from plif_lightning.network.output import LeakyIntegrator
 from plif_lightning.network.own import description, neurons_of
 from plif_lightning.network.stepping import STATEFUL
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import packed, unpacked
+from plif_lightning.neurons.carry import as_tuple, from_tuple
 from plif_lightning.runtime.program import needed_by
 
 FORMATS = ("network", "pt2", "onnx", "nir")
@@ -44,8 +44,8 @@ _OPSET = 20
 _TRAINING_STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state", "averaging_state")
 
 
-class OneStep(nn.Module):
-    """One time-step of a network with its states as inputs and outputs, for exporters.
+class SingleStep(nn.Module):
+    """A time-step of a network with its states as inputs and outputs, for exporters.
 
     Takes a frame [N, C, H, W] and the states [N, *] of each layer of neurons, in the order of `states_of`. Returns the
     votes [N, num_classes] and the states after the step, in the same order.
@@ -54,14 +54,18 @@ class OneStep(nn.Module):
     def __init__(self, net: SpikingNetwork) -> None:
         super().__init__()
         self.net = net
-        stateful = [(name, part) for name, part in net.named_modules() if isinstance(part, STATEFUL)]
-        self.names = {name: len(part.equations.state) if isinstance(part, Neuron) else 1 for name, part in stateful}
+        stateful = [(name, module) for name, module in net.named_modules() if isinstance(module, STATEFUL)]
+        self.names = {
+            name: len(module.equations.state) if isinstance(module, Neuron) else 1 for name, module in stateful
+        }
 
     def forward(self, frame: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        given = iter(states)
-        before = {name: packed(tuple(itertools.islice(given, number))) for name, number in self.names.items()}
+        values_of_states = iter(states)
+        before = {
+            name: from_tuple(tuple(itertools.islice(values_of_states, number))) for name, number in self.names.items()
+        }
         votes, after = step(self.net, frame, before)
-        return votes, *itertools.chain.from_iterable(unpacked(after[name]) for name in self.names)
+        return votes, *itertools.chain.from_iterable(as_tuple(after[name]) for name in self.names)
 
 
 def states_of(net: nn.Module) -> dict[str, float]:
@@ -69,16 +73,16 @@ def states_of(net: nn.Module) -> dict[str, float]:
 
     That of a readout's leaky integral is `v_` and the name of its module.
     """
-    names = {part: name for name, part in neurons_of(net)}
-    found: dict[str, float] = {}
-    for name, part in net.named_modules():
-        if isinstance(part, Neuron):
-            starts = part.equations.start(part.constants)
-            for state, start in zip(part.equations.state, starts, strict=True):
-                found[f"{state}_{names[part].replace('.', '_')}"] = start
-        elif isinstance(part, Integral):
-            found[f"v_{name.replace('.', '_')}"] = 0.0
-    return found
+    names = {module: name for name, module in neurons_of(net)}
+    initial: dict[str, float] = {}
+    for name, module in net.named_modules():
+        if isinstance(module, Neuron):
+            start_values = module.equations.start(module.constants)
+            for state, start in zip(module.equations.state, start_values, strict=True):
+                initial[f"{state}_{names[module].replace('.', '_')}"] = start
+        elif isinstance(module, LeakyIntegrator):
+            initial[f"v_{name.replace('.', '_')}"] = 0.0
+    return initial
 
 
 def _reference(net: nn.Module) -> Any:
@@ -95,27 +99,27 @@ def to_export(net: nn.Module, static: bool) -> torch.export.ExportedProgram:
     """Trace the folded network into a program of PyTorch operators, for any number of samples.
 
     Args:
-        net: trained network; of a user-defined one, a whole call.
+        net: trained network; of a user-defined network, a complete call.
         static: True for static images [N, C, H, W], False for frames [T, N, C, H, W].
     """
     batch = torch.export.Dim("batch", min=1)
-    made = _reference(net)
-    return _traced(made, (_example(made, static),), ({0 if static else 1: batch},))
+    reference = _reference(net)
+    return _trace(reference, (_example(reference, static),), ({0 if static else 1: batch},))
 
 
 def to_export_step(net: SpikingNetwork) -> torch.export.ExportedProgram:
-    """Trace one time-step of the folded network, see `OneStep`."""
-    made = _reference(net)
+    """Trace a time-step of the folded network, see `SingleStep`."""
+    reference = _reference(net)
     batch = torch.export.Dim("batch", min=1)
-    frame = torch.rand(2, *made.input_shape)
-    states = tuple(torch.zeros_like(v) for layer in step(made, frame)[1].values() for v in unpacked(layer))
+    frame = torch.rand(2, *reference.input_shape)
+    states = tuple(torch.zeros_like(v) for layer in step(reference, frame)[1].values() for v in as_tuple(layer))
     shapes = ({0: batch}, *([tuple({0: batch} for _ in states)] if states else []))
-    return _traced(OneStep(made), (frame, *states), shapes)
+    return _trace(SingleStep(reference), (frame, *states), shapes)
 
 
-def _traced(net: nn.Module, given: tuple[Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
+def _trace(net: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
     # User-defined layers may compare sizes in ways that PyTorch cannot prove for every batch: the program then checks.
-    return torch.export.export(net, given, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True)
+    return torch.export.export(net, inputs, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True)
 
 
 def save_onnx(
@@ -134,21 +138,21 @@ def save_onnx(
         import onnxscript  # noqa: F401
     inputs, outputs = names
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's exporter warns about its own internals
-        made = torch.onnx.export(
+        warnings.simplefilter("ignore")  # PyTorch's exporter warns about its internals
+        onnx_program = torch.onnx.export(
             program, dynamo=True, opset_version=_OPSET, verbose=False, input_names=inputs, output_names=outputs
         )
-    assert made is not None
-    made.model.metadata_props.update(metadata or {})
-    made.save(file)
+    assert onnx_program is not None
+    onnx_program.model.metadata_props.update(metadata or {})
+    onnx_program.save(file)
 
 
 def write_pt2(net: SpikingNetwork, static: bool, folder: Path) -> None:
     """Write network.pt2; see `export`."""
     program = to_export(net, static)
-    whole = io.BytesIO()  # torch.export.save warns about our file objects
-    torch.export.save(program, whole)
-    (folder / "network.pt2").write_bytes(whole.getbuffer())
+    buffer = io.BytesIO()  # torch.export.save warns about our file objects
+    torch.export.save(program, buffer)
+    (folder / "network.pt2").write_bytes(buffer.getbuffer())
 
 
 def write_onnx(net: SpikingNetwork, static: bool, folder: Path) -> None:
@@ -157,7 +161,7 @@ def write_onnx(net: SpikingNetwork, static: bool, folder: Path) -> None:
     if isinstance(net, SpikingNetwork):
         first = states_of(net)
         names = ["frame", *first], ["votes", *(f"{name}_after" for name in first)]
-        metadata = {f"before_the_first_step.{name}": str(v_reset) for name, v_reset in first.items()}
+        metadata = {f"before_the_first_step.{name}": str(initial) for name, initial in first.items()}
         save_onnx(to_export_step(net), folder / "step.onnx", names, metadata)
 
 
@@ -167,35 +171,40 @@ _WRITERS: dict[str, Callable[[SpikingNetwork, bool, Path], None]] = {
 
 
 def _folded_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: SpikingNetwork) -> dict[str, Any]:
-    """A checkpoint of the folded `net` that `test` and `predict` accept like the original one."""
-    kept = {key: value for key, value in checkpoint.items() if key not in _TRAINING_STATE}
+    """A checkpoint of the folded `net` that `test` and `predict` accept like the original."""
+    checkpoint_without_training = {key: value for key, value in checkpoint.items() if key not in _TRAINING_STATE}
     if not isinstance(net, SpikingNetwork):
-        return kept
-    others = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("network.")}
-    kept["state_dict"] = others | {f"network.{name}": value for name, value in net.state_dict().items()}
-    kept["hyper_parameters"] = {**checkpoint["hyper_parameters"], "folded": True}
-    kept["fingerprint"] = fingerprint(net)
+        return checkpoint_without_training
+    other_weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("network.")}
+    checkpoint_without_training["state_dict"] = other_weights | {
+        f"network.{name}": value for name, value in net.state_dict().items()
+    }
+    checkpoint_without_training["hyper_parameters"] = {**checkpoint["hyper_parameters"], "folded": True}
+    checkpoint_without_training["fingerprint"] = fingerprint(net)
     if config:
         config = {**config, "model": {**config["model"], "folded": True}}
-        kept["cli_config"] = yaml.safe_dump(config, sort_keys=False)
-        kept["settings"] = {**kept.get("settings", {}), "model.folded": True}
-    return kept
+        checkpoint_without_training["cli_config"] = yaml.safe_dump(config, sort_keys=False)
+        checkpoint_without_training["settings"] = {
+            **checkpoint_without_training.get("settings", {}),
+            "model.folded": True,
+        }
+    return checkpoint_without_training
 
 
-def _takes_images(how: Mapping[str, Any], formats: Sequence[str], given: Input | None) -> bool:
+def _takes_images(reading: Mapping[str, Any], formats: Sequence[str], requested: Input | None) -> bool:
     """True if inputs are static images [N, C, H, W], False for frames [T, N, C, H, W].
 
     Args:
-        how: `preprocessing` of the data module.
+        reading: `preprocessing` of the data module.
         formats: see `export`.
-        given: what the caller says.
+        requested: the caller's choice.
 
     Raises:
         UserError: a format needs to know, but neither the data module nor the caller says.
     """
-    if given is None and not how.keys() & {"scale", "slicing"} and {*formats} - {"network", "nir"}:
+    if requested is None and not reading.keys() & {"scale", "slicing"} and {*formats} - {"network", "nir"}:
         raise UserError("the data module does not say what its network takes: pass --input=images or --input=frames.")
-    return "slicing" not in how if given is None else given == "images"
+    return "slicing" not in reading if requested is None else requested == "images"
 
 
 def export(
@@ -227,44 +236,46 @@ def export(
     if out.exists() and not (out / EXPORTED).is_file() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} is not what export wrote: --out must name a new folder, or that of an earlier export.")
     there = [name for name in FORMATS if (out / f"network.{name}").is_file()]  # they would be of another network
-    others = list(dict.fromkeys(name for name in (*formats, *there) if name != "network"))
+    requested_formats = list(dict.fromkeys(name for name in (*formats, *there) if name != "network"))
     checkpoint_path = checkpoint_file(Path(checkpoint_path))
     checkpoint = load_checkpoint(checkpoint_path)
     config = configuration_in(checkpoint)
     net = network_in(checkpoint, checkpoint_path)
     if isinstance(net, SpikingNetwork):
         net = fold(net)
-        if net.inputs.name != "direct" and others:
-            raise UserError(f"input_encoder={net.inputs.name!r} cannot be exported to {' or '.join(others)}.")
+        if net.inputs.name != "direct" and requested_formats:
+            raise UserError(
+                f"input_encoder={net.inputs.name!r} cannot be exported to {' or '.join(requested_formats)}."
+            )
     data = config.get("data", {})
     static = _takes_images(checkpoint.get("preprocessing") or {}, formats, takes)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with _replaced(out) as folder:
+    with _replace_files(out) as folder:
         torch.save(_folded_checkpoint(checkpoint, config, net), folder / "network.ckpt")
-        for name in others:
+        for name in requested_formats:
             _WRITERS[name](net, static, folder)
-        facts = {"made_from": checkpoint_path.name, **_facts(net, static, checkpoint, data, formats)}
-        (folder / EXPORTED).write_text(json.dumps(facts, indent=1))
+        metadata = {"made_from": checkpoint_path.name, **_metadata(net, static, checkpoint, data, formats)}
+        (folder / EXPORTED).write_text(json.dumps(metadata, indent=1))
     return {file.name: file.stat().st_size for file in sorted(out.iterdir()) if file.name != EXPORTED}
 
 
 @contextlib.contextmanager
-def _replaced(out: Path) -> Iterator[Path]:
+def _replace_files(out: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `out` once the block has ended without an error."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}", dir=out.parent) as beside:
-        made, before = Path(beside) / "made", Path(beside) / "before"
-        made.mkdir()
-        yield made
+        new_files, before = Path(beside) / "made", Path(beside) / "before"
+        new_files.mkdir()
+        yield new_files
         if out.exists():
             out.rename(before)
-        made.rename(out)
+        new_files.rename(out)
 
 
-def _facts(
+def _metadata(
     net: SpikingNetwork, static: bool, checkpoint: dict[str, Any], data: dict[str, Any], formats: Sequence[str]
 ) -> dict[str, Any]:
-    """What the manifest says of a network, its data set and its classes."""
+    """Manifest entries of a network, its data set and its classes."""
     return {
         "data": str(data["class_path"]).rsplit(".", 1)[-1] if "class_path" in data else None,
         "class_names": class_names_in(checkpoint, net.num_classes),
@@ -273,5 +284,5 @@ def _facts(
         "time_steps": net.time_steps,
         "structure": description(net),
         "states_before_the_first_step": states_of(net),
-        **({"nir_readers": readers(net)} if "nir" in formats else {}),
+        **({"nir_readers": readers_of(net)} if "nir" in formats else {}),
     }

@@ -30,7 +30,7 @@ def network_of(net: nn.Module) -> SpikingNetwork:
         as_written = fingerprint(SpikingNetwork(**net.arguments))
     if fingerprint(net) != as_written:
         raise UserError(f"a part of the network was replaced, so that it is no longer {net.structure}: write it there.")
-    if hooked := [name or "the network" for name, part in net.named_modules() if has_hooks(part)]:
+    if hooked := [name or "the network" for name, module in net.named_modules() if has_hooks(module)]:
         raise UserError(
             f"{', '.join(hooked)} has hooks, which would be lost: remove them, or make them permanent "
             "(torch.nn.utils.prune.remove)."
@@ -42,7 +42,7 @@ def fold(net: nn.Module) -> SpikingNetwork:
     """A copy of a trained network with BN folded into its convolutions, in evaluation mode.
 
     W' = W w / sqrt(var + eps) and b' = b - mean w / sqrt(var + eps), computed in float64 and rounded once. Votes equal
-    those of the network in evaluation mode up to the rounding of potentials.
+    the network's in evaluation mode up to the rounding of potentials.
 
     Args:
         net: network from a structure, with BN or already folded.
@@ -64,7 +64,7 @@ def fold(net: nn.Module) -> SpikingNetwork:
 
 @torch.no_grad()
 def _fold(bn: _BatchNorm, conv: nn.Conv2d) -> None:
-    """Replace the weight and bias of a convolution by those that include its BN."""
+    """Replace the weight and bias of a convolution by values that include its BN."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
     scale = torch.rsqrt(bn.running_var.double() + bn.eps)

@@ -1,7 +1,7 @@
 """A trained network for inference on a CPU: frozen, BN folded, weights in float32 or 8 bits.
 
 Layers of spikes, and a first layer of event frames, read index lists of their non-zero inputs and hand each other bits.
-For one sample, PyTorch's modules, dispatcher and autograd around a layer would take longer than the layer itself.
+For a sample, PyTorch's modules, dispatcher and autograd around a layer would take longer than the layer itself.
 """
 
 import copy
@@ -18,35 +18,35 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plif_lightning.deploy.folding import fold, network_of
-from plif_lightning.dynamics.equations import Dynamics, program, registered
+from plif_lightning.dynamics.equations import Dynamics, program, register
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import EventBlock, Pool, SparseMaps, at_a_time, conv_events, linear_of_bits, table_of
-from plif_lightning.kernels.bits import pack
+from plif_lightning.kernels.bits import pack_spikes
 from plif_lightning.kernels.layout import POOLS, AffineRows, Geometry, NeuronCode, rows_of
 from plif_lightning.kernels.ops import start_of
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.blocks import ConvBlock, FCBlock
 from plif_lightning.network.forms import images_channels_last, refuses_conv
-from plif_lightning.network.hooks import Hear, listening
+from plif_lightning.network.hooks import OnSpikes, record_spikes
 from plif_lightning.network.network import require_input
-from plif_lightning.network.output import Integral
+from plif_lightning.network.output import LeakyIntegrator
 from plif_lightning.network.signals import Signal, run_layer, run_layers
 from plif_lightning.network.stepping import State
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import Carried, LayerState, carrying, unpacked
+from plif_lightning.neurons.carry import Carried, LayerState, as_tuple, carry_states
 
 Engine = Literal["float32", "int8"]
 Maps = Tensor | SparseMaps
 _log = logging.getLogger(__name__)
 _NO_STATES = np.empty((0, 1), np.float32)
 # Explicit, because torch.set_default_dtype and set_default_device may differ.
-_ON: Any = {"dtype": torch.float32, "device": "cpu"}
+_FACTORY: Any = {"dtype": torch.float32, "device": "cpu"}
 # Channels of a frame of events: its polarities.
 _POLARITIES = 2
 
 
-def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight [O, *] as int8 from -127 to 127, and the scale of each output [O].
 
     The input is spikes, which are exact, so only the weight is rounded, and no data is needed to choose scales.
@@ -56,7 +56,7 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     return integers.to(torch.int8), scale.float()
 
 
-class _Fire:
+class _FireStage:
     """Bias, neurons and a 2x2 pool with constant parameters: the kernel of `ops.fire` with low overhead.
 
     Args:
@@ -67,7 +67,7 @@ class _Fire:
 
     def __init__(self, dynamics: Dynamics, bias: Tensor | None = None, pool: Pool = "none") -> None:
         self._bias = None if bias is None else bias.detach()
-        self._learned = rows_of(dynamics, torch.empty(0, **_ON)).detach()
+        self._learned = rows_of(dynamics, torch.empty(0, **_FACTORY)).detach()
         self._program, self._pool = program(dynamics.key), POOLS[pool]
         self._cached: dict[Any, Any] = {}
 
@@ -83,8 +83,8 @@ class _Fire:
             self._cached = {**dict(list(self._cached.items())[-7:]), key: self._rows(y, steps)}
         units, threads, shape, norm_and_neuron, sizes = self._cached[key]
         number = len(self._program.states)
-        after = torch.empty(number, *y.shape[1:], **_ON) if last else None
-        out = torch.empty(shape, **_ON)
+        after = torch.empty(number, *y.shape[1:], **_FACTORY) if last else None
+        out = torch.empty(shape, **_FACTORY)
         flat, spikes = y.numpy().reshape(len(y), -1), out.numpy().reshape(steps, -1)
         v_first = _NO_STATES if states is None else states.numpy().reshape(number, -1)
         v_last = _NO_STATES if after is None else after.numpy().reshape(number, -1)
@@ -93,14 +93,14 @@ class _Fire:
 
     def _rows(self, y: Tensor, steps: int) -> tuple[int, int, tuple[int, ...], Any, Any]:
         """Units, threads, the output's shape, and arguments that depend on no values: norm and neuron, sizes."""
-        from plif_lightning.kernels.machine_code import code_of
+        from plif_lightning.kernels.machine_code import machine_code_of
 
         real = torch.float32
         geometry = Geometry(y.permute(0, 1, 4, 2, 3), steps, self._pool, len(self._program.states))
-        one = torch.ones(0 if self._bias is None else 1, geometry.channels, **_ON)
-        shift = one if self._bias is None else self._bias[None]
-        norm = AffineRows(geometry.tiled(one, real), *[geometry.tiled(shift, real)] * 2)
-        code = code_of("fire", registered(self._program), real, self._learned.shape[1] == 1)
+        scale = torch.ones(0 if self._bias is None else 1, geometry.channels, **_FACTORY)
+        shift = scale if self._bias is None else self._bias[None]
+        norm = AffineRows(geometry.tile_channels(scale, real), *[geometry.tile_channels(shift, real)] * 2)
+        code = machine_code_of("fire", register(self._program), real, self._learned.shape[1] == 1)
         neuron = NeuronCode(code, 0, geometry.parameters(self._learned, real), start_of(self._program, real))
         halve = 2 if geometry.pooled else 1
         _, n, height, width, channels = y.shape
@@ -109,17 +109,17 @@ class _Fire:
 
 
 class Frozen:
-    """A layer as a plain call: `run` as of `signals.Layer`, for tensors and `SparseMaps` [T N, C, H, W].
+    """A layer as a plain call: `run` as of `signals.SignalModule`, for tensors and `SparseMaps` [T N, C, H, W].
 
     Attributes:
-        neurons: its layers of neurons, whose states it takes and gives, by name in the network.
+        neurons: its layers of neurons by name in the network; their states are carried.
         form: event-driven, dense, or `as it is` for a module; with the type of its weight.
-        hear: called with a neuron's name and its spikes [T, N, *], before its pool; None for nobody.
+        on_spikes: called with a neuron's name and its spikes [T, N, *], before its pool; None for nobody.
     """
 
     neurons: dict[str, Neuron]
     form: str
-    hear: Hear | None = None
+    on_spikes: OnSpikes | None = None
 
     def run(self, x: Signal, states: Carried | None) -> Signal:
         if states is None:
@@ -130,8 +130,8 @@ class Frozen:
 
     def _tell(self, spikes: Tensor) -> None:
         (name,) = self.neurons
-        assert self.hear is not None
-        self.hear(name, spikes)
+        assert self.on_spikes is not None
+        self.on_spikes(name, spikes)
 
     def _spikes(
         self, x: Signal, last: bool, before: tuple[Tensor, ...] | None
@@ -150,17 +150,22 @@ class _Conv(Frozen):
         self._conv, self._pool = block.conv, block.kernel_pool
         self.form = "dense" if not events else "event-driven, int8" if int8 else "event-driven"
         pools: tuple[Pool, Pool] = (self._pool, "none")
-        self._fire, self._fire_unpooled = (_Fire(neuron.dynamics, bias, pool) for pool in pools)
+        self._fire, self._fire_unpooled = (_FireStage(neuron.dynamics, bias, pool) for pool in pools)
         self._events: tuple[EventBlock, EventBlock] | None = None
-        integers, scale = quantised(weight) if int8 else (weight, None)
+        integers, scale = quantize(weight) if int8 else (weight, None)
         self._table = table_of(integers) if events else None
         self._scale: Tensor | None = scale
         if self._table is not None and self._pool != "avg":
-            one = torch.ones(1, len(weight), **_ON)
-            shift = torch.zeros_like(one) if bias is None else bias[None]
-            rows = one if scale is None else scale[None], shift, rows_of(neuron.dynamics, one), neuron.dynamics.key
-            made = [EventBlock(self._table, *rows, pool, block.conv.stride[0]) for pool in pools]
-            self._events = made[0], made[1]
+            unit_scale = torch.ones(1, len(weight), **_FACTORY)
+            shift = torch.zeros_like(unit_scale) if bias is None else bias[None]
+            rows = (
+                unit_scale if scale is None else scale[None],
+                shift,
+                rows_of(neuron.dynamics, unit_scale),
+                neuron.dynamics.key,
+            )
+            event_blocks = [EventBlock(self._table, *rows, pool, block.conv.stride[0]) for pool in pools]
+            self._events = event_blocks[0], event_blocks[1]
 
     def _spikes(
         self, x: Signal, last: bool, before: tuple[Tensor, ...] | None
@@ -168,13 +173,13 @@ class _Conv(Frozen):
         first = None if before is None else _together([_channels_innermost(v) for v in before])
         maps: Maps  # [T N, C, H, W]
         if self._events is not None and not x.is_held:
-            is_pooled = self.hear is None
+            is_pooled = self.on_spikes is None
             maps, after = self._events[0 if is_pooled else 1](_sparse(x.values), x.steps, first, last)
         else:
-            is_pooled = self.hear is None and not last
+            is_pooled = self.on_spikes is None and not last
             fired, after = (self._fire if is_pooled else self._fire_unpooled)(self._sums(x), x.steps, first, last)
             maps = fired.flatten(0, 1).permute(0, 3, 1, 2)
-        if self.hear is not None:
+        if self.on_spikes is not None:
             maps = _images(maps)
             self._tell(_over_time(maps, x.steps))
         if not is_pooled and self._pool != "none":
@@ -203,8 +208,8 @@ class _FC(Frozen):
         self.neurons = {name: block.neuron}
         self.form = "event-driven, int8" if int8 else "event-driven"
         self._scale: Tensor | None
-        weight, self._scale = quantised(block.fc.weight) if int8 else (block.fc.weight, None)
-        self._table, self._fire = table_of(weight), _Fire(block.neuron.dynamics, block.fc.bias)
+        weight, self._scale = quantize(block.fc.weight) if int8 else (block.fc.weight, None)
+        self._table, self._fire = table_of(weight), _FireStage(block.neuron.dynamics, block.fc.bias)
 
     def _spikes(
         self, x: Signal, last: bool, before: tuple[Tensor, ...] | None
@@ -213,14 +218,14 @@ class _FC(Frozen):
             bits, inputs = x.values.flattened(), math.prod(x.values.shape[1:])
         else:
             inputs = math.prod(x.values.shape[2:])
-            bits = pack(x.values.reshape(-1, inputs)).words
+            bits = pack_spikes(x.values.reshape(-1, inputs)).words
         totals = linear_of_bits(bits, inputs, self._table, self._scale)
         length, (rows, outputs) = 1 if x.is_held else x.steps, totals.shape
         shape = length, rows // length, 1, 1, outputs
         first = None if before is None else _together([v.reshape(shape[1:]) for v in before])
         fired, after = self._fire(totals.view(shape), x.steps, first, last)
         spikes = fired.view(x.steps, -1, outputs)
-        if self.hear is not None:
+        if self.on_spikes is not None:
             self._tell(spikes)
         return spikes, None if after is None else tuple(v.view(spikes.shape[1:]) for v in after)
 
@@ -238,13 +243,13 @@ class _AsItIs(Frozen):
 
     def __init__(self, prefix: str, block: nn.Module, flat: bool) -> None:
         self._block, self._flat = block, flat
-        self.neurons = {f"{prefix}.{n}": part for n, part in block.named_modules() if isinstance(part, Neuron)}
+        self.neurons = {f"{prefix}.{n}": module for n, module in block.named_modules() if isinstance(module, Neuron)}
 
     def run(self, x: Signal, states: Carried | None) -> Signal:
         dense = _dense(x.values, x.steps)
-        given = Signal(dense.flatten(2) if self._flat else dense, x.steps)
-        with nullcontext() if self.hear is None else listening(self.neurons, self.hear):
-            return run_layer(self._block, given, states)
+        signal = Signal(dense.flatten(2) if self._flat else dense, x.steps)
+        with nullcontext() if self.on_spikes is None else record_spikes(self.neurons, self.on_spikes):
+            return run_layer(self._block, signal, states)
 
 
 def _run_frozen(layer: Frozen, x: Signal, states: Carried | None) -> Signal:
@@ -277,7 +282,7 @@ def _channels_innermost(maps: Tensor) -> Tensor:
 
 
 def _together(states: list[Tensor]) -> Tensor:
-    """States as one tensor, without a copy if there is one."""
+    """States as a single tensor, without a copy for a single state."""
     return states[0][None] if len(states) == 1 else torch.stack(states)
 
 
@@ -291,7 +296,7 @@ class DeployedNetwork(nn.Module):
         layers: of its blocks, in order, by name.
 
     Attributes:
-        forms: one per block.
+        forms: for each block.
     """
 
     def __init__(self, net: SpikingNetwork, layers: dict[str, Frozen]) -> None:
@@ -300,11 +305,13 @@ class DeployedNetwork(nn.Module):
         self.input_shape, self.num_classes, self.time_steps = net.input_shape, net.num_classes, net.time_steps
         self._layers = list(layers.values())
         # In a tuple and a dictionary: not registered as submodules.
-        self._ends = (net.inputs, net.voting)
-        self._stateful: dict[str, nn.Module] = {n: part for layer in self._layers for n, part in layer.neurons.items()}
-        self._stateful |= {"voting": net.voting} if isinstance(net.voting, Integral) else {}
-        first = net.placed[0]
-        # The first layer's output, before its stride and pool, is the largest; an event-driven one is never stored.
+        self._input_and_voting = (net.inputs, net.voting)
+        self._stateful: dict[str, nn.Module] = {
+            n: module for layer in self._layers for n, module in layer.neurons.items()
+        }
+        self._stateful |= {"voting": net.voting} if isinstance(net.voting, LeakyIntegrator) else {}
+        first = net.layer_specs[0]
+        # 0 unless the first layer is dense: only then is its output, the largest map, stored, and a batch split.
         stored = self._layers[0].form == "dense"
         self._largest_map = math.prod((first.after[0], *first.before[1:])) if stored else 0
 
@@ -314,9 +321,9 @@ class DeployedNetwork(nn.Module):
         require_input(x, self.time_steps, self.input_shape)
         x = (x[None] if x.dim() == 4 else x).to("cpu", torch.float32)
         some = max(1, x.shape[1])
-        if self._largest_map and self._layers[0].hear is None:  # who listens hears a layer once, with all samples
+        if self._largest_map and self._layers[0].on_spikes is None:  # who listens hears a layer once, with all samples
             some = min(some, max(1, at_a_time(x.device) // (len(x) * self._largest_map)))
-        votes = [self._run(Signal(part, self.time_steps), None) for part in x.split(some, 1)]
+        votes = [self._run(Signal(chunk, self.time_steps), None) for chunk in x.split(some, 1)]
         return votes[0] if len(votes) == 1 else torch.cat(votes, 1)
 
     @torch.no_grad()
@@ -327,21 +334,23 @@ class DeployedNetwork(nn.Module):
             UserError: another shape of frame, or a state of another network or batch.
         """
         names = list(self._stateful)
-        sizes = {len(v) for of_layer in (state or {}).values() for v in unpacked(of_layer)}
+        sizes = {len(v) for of_layer in (state or {}).values() for v in as_tuple(of_layer)}
         if frame.shape[1:] != self.input_shape or (state and list(state) != names) or sizes - {len(frame)}:
             c, h, w = self.input_shape
             raise UserError(
                 f"a step takes a frame [N, {c}, {h}, {w}] and the state of {', '.join(names)} that the step before "
                 f"returned for as many samples, got {list(frame.shape)} and the state of {', '.join(state or ())}."
             )
-        before = {self._stateful[name]: one for name, one in (state or {}).items()}
-        with carrying(before) as states:  # in the context too, for modules of the user's own
+        before = {self._stateful[name]: state_of_module for name, state_of_module in (state or {}).items()}
+        with carry_states(before) as states:  # in the context too, for user-defined modules
             votes = self._run(Signal(frame.to("cpu", torch.float32)[None], 1), states)
-        return votes[0], {name: states.after[part] for name, part in self._stateful.items() if part in states.after}
+        return votes[0], {
+            name: states.after[module] for name, module in self._stateful.items() if module in states.after
+        }
 
     def _run(self, x: Signal, states: Carried | None) -> Tensor:
         """Votes [T, N, classes] of x [T or 1, N, C, H, W]."""
-        inputs, voting = self._ends
+        inputs, voting = self._input_and_voting
         if not x.values.shape[1]:
             return torch.zeros(x.steps, 0, self.num_classes)
         with torch.autocast("cpu", enabled=False):
@@ -352,16 +361,16 @@ class DeployedNetwork(nn.Module):
         return votes
 
     @contextmanager
-    def listening(self, hear: Hear) -> Iterator[None]:
-        """Call `hear(layer, spikes)` with each layer's spikes [T, N, *], before its pool, while the context lasts."""
+    def record_spikes(self, on_spikes: OnSpikes) -> Iterator[None]:
+        """Call `on_spikes(layer, spikes)` with each layer's spikes [T, N, *], before its pool, in the context."""
         # encoder.res1.branch.conv2.neuron belongs to conv2
         for layer in self._layers:
-            layer.hear = lambda name, spikes: hear(name.removesuffix(".neuron").rpartition(".")[2], spikes)
+            layer.on_spikes = lambda name, spikes: on_spikes(name.removesuffix(".neuron").rpartition(".")[2], spikes)
         try:
             yield
         finally:
             for layer in self._layers:
-                layer.hear = None
+                layer.on_spikes = None
 
 
 def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
@@ -384,17 +393,17 @@ def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
     use_backend(folded, "cpu", "never")
     all_fire = all(neuron.fires for _, neuron in folded.neurons())
     layers: dict[str, Frozen] = {}
-    for i, (placed, (name, block)) in enumerate(zip(net.placed, folded.blocks().items(), strict=True)):
-        room = "encoder" if name in dict(folded.encoder.named_children()) else "classifier"
-        own = getattr(block, "neuron", None)
-        known, of_spikes = own is not None and own.fires, placed.spikes_in and all_fire
-        neuron = f"{room}.{name}.neuron"
-        if known and isinstance(block, ConvBlock) and not refuses_conv(block) and block.pool_name is not None:
+    for i, (spec, (name, block)) in enumerate(zip(net.layer_specs, folded.blocks().items(), strict=True)):
+        stage = "encoder" if name in dict(folded.encoder.named_children()) else "classifier"
+        neuron_of_block = getattr(block, "neuron", None)
+        is_binary, of_spikes = neuron_of_block is not None and neuron_of_block.fires, spec.spikes_in and all_fire
+        neuron = f"{stage}.{name}.neuron"
+        if is_binary and isinstance(block, ConvBlock) and not refuses_conv(block) and block.pool_name is not None:
             frames = i == 0 and net.input_shape[0] == _POLARITIES and net.inputs.name == "direct"
             layers[name] = _Conv(neuron, block, of_spikes or frames, int8=engine == "int8" and of_spikes)
-        elif known and isinstance(block, FCBlock) and of_spikes:
+        elif is_binary and isinstance(block, FCBlock) and of_spikes:
             layers[name] = _FC(neuron, block, engine == "int8")
         else:
-            layers[name] = _AsItIs(f"{room}.{name}", block, flat=room == "classifier")
+            layers[name] = _AsItIs(f"{stage}.{name}", block, flat=stage == "classifier")
     _log.info("deployed: %s", "; ".join(f"{name} {layer.form}" for name, layer in layers.items()))
     return DeployedNetwork(folded, layers)

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from plif_lightning.deploy.folding import fold
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.output import Integral, Voting
+from plif_lightning.network.output import LeakyIntegrator, Voting
 from plif_lightning.neurons import LIF, PLIF, Neuron
 from plif_lightning.runtime.program import needed_by
-from plif_lightning.structure import FC, Conv, Integrator, Neurons, Placed, Pool, Residual, Votes
+from plif_lightning.structure import FC, Conv, Integrator, LayerSpec, Neurons, Pool, Residual, Votes
 from plif_lightning.structure.layers import pair
-from plif_lightning.structure.shapes import padding_of, swept
+from plif_lightning.structure.shapes import padding_of, window_count
 
 _log = logging.getLogger(__name__)
 # Time-step that the simulators assume when they read NIR [s].
@@ -44,22 +44,22 @@ def write_nir(net: SpikingNetwork, file: Path) -> None:
     _nir().write(file, to_nir(net))
 
 
-def readers(net: SpikingNetwork) -> dict[str, str | None]:
+def readers_of(net: SpikingNetwork) -> dict[str, str | None]:
     """For each simulator, return None if it reproduces every spike of the network's NIR graph, otherwise the reason.
 
     Measured with SpikingJelly 2.0, snnTorch 1.0 and Norse 1.1 (repeated by the tests). Norse must be passed the graph's
     dt.
 
     Args:
-        net: network whose neurons have a leak and a hard reset.
+        net: network of neurons with a leak and a hard reset.
     """
     neurons = [neuron for _, neuron in net.neurons()]
     taus = any(isinstance(neuron, LIF) and _differ(neuron.tau) for neuron in neurons)
     thresholds = any(_differ(torch.as_tensor(neuron.firing.v_threshold)) for neuron in neurons)
     resets = any(neuron.firing.v_reset != 0 for neuron in neurons)
-    averages = any(isinstance(part, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)) for part in net.modules())
-    integrates = isinstance(net.voting, Integral)
-    found: dict[str, list[tuple[bool, str]]] = {
+    averages = any(isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)) for module in net.modules())
+    integrates = isinstance(net.voting, LeakyIntegrator)
+    of_formats: dict[str, list[tuple[bool, str]]] = {
         "SpikingJelly": [
             (taus, "refuses a tau per channel"),
             (thresholds, "refuses a V_th per channel"),
@@ -77,7 +77,7 @@ def readers(net: SpikingNetwork) -> dict[str, str | None]:
             (resets, "fires different spikes without a warning if V_reset is not 0"),
         ],
     }
-    return {name: next((reason for holds, reason in of if holds), None) for name, of in found.items()}
+    return {name: next((reason for holds, reason in of if holds), None) for name, of in of_formats.items()}
 
 
 def _differ(values: Tensor) -> bool:
@@ -85,12 +85,12 @@ def _differ(values: Tensor) -> bool:
 
 
 def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
-    """Convert the network, with BN folded, to a `nir.NIRGraph` from one frame [C, H, W] to votes [num_classes].
+    """Convert the network, with BN folded, to a `nir.NIRGraph` from a frame [C, H, W] to votes [num_classes].
 
-    A warning names the simulators that do not reproduce every spike, see `readers`.
+    A warning names the simulators that do not reproduce every spike, see `readers_of`.
 
     Args:
-        net: network whose neurons have a leak and a hard reset.
+        net: network of neurons with a leak and a hard reset.
         dt: duration of a time-step [s].
 
     Raises:
@@ -102,29 +102,29 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
         raise UserError(
             f"input_encoder={net.inputs.name!r} cannot be part of a NIR graph: pass its spikes to the simulator."
         )
-    made = _Writer(net, dt)
-    flat = next(i for i, placed in enumerate(net.placed) if isinstance(placed.layer, FC))
-    ends, shape = made.layers(net.placed[:flat], ["input"]), net.placed[flat].before
+    writer = _Writer(net, dt)
+    flat = next(i for i, spec in enumerate(net.layer_specs) if isinstance(spec.layer, FC))
+    outputs, shape = writer.layers(net.layer_specs[:flat], ["input"]), net.layer_specs[flat].before
     if len(shape) == 3:
         # Negative dimensions, so that a simulator may prepend a batch dimension.
-        ends = made.add("flatten", nir.Flatten({"input": np.array(shape)}, -3, -1), ends)
-    ends = made.layers(net.placed[flat:], ends)
+        outputs = writer.add("flatten", nir.Flatten({"input": np.array(shape)}, -3, -1), outputs)
+    outputs = writer.layers(net.layer_specs[flat:], outputs)
     classes = net.num_classes
     if isinstance(net.voting, Voting):
         per_class = net.voting.votes_per_class
         mean = np.full((1, per_class), 1 / per_class, np.float32)
-        ends = made.add("voting", nir.Linear(np.kron(np.eye(classes, dtype=np.float32), mean)), ends)
-    elif isinstance(net.voting, Integral):
+        outputs = writer.add("voting", nir.Linear(np.kron(np.eye(classes, dtype=np.float32), mean)), outputs)
+    elif isinstance(net.voting, LeakyIntegrator):
         ones = np.ones(classes, np.float32)
-        ends = made.add("voting", nir.LI(net.voting.init_tau * np.float32(dt) * ones, ones, 0 * ones), ends)
-    made.add("output", nir.Output(np.array((classes,))), ends)
-    if failing := [f"{name} {reason}" for name, reason in readers(net).items() if reason is not None]:
+        outputs = writer.add("voting", nir.LI(net.voting.init_tau * np.float32(dt) * ones, ones, 0 * ones), outputs)
+    writer.add("output", nir.Output(np.array((classes,))), outputs)
+    if failing := [f"{name} {reason}" for name, reason in readers_of(net).items() if reason is not None]:
         _log.warning("Not every simulator reproduces this NIR graph: %s.", "; ".join(failing))
-    return nir.NIRGraph(made.nodes, made.edges)
+    return nir.NIRGraph(writer.nodes, writer.edges)
 
 
 class _Writer:
-    """Collects the nodes of a graph. A signal is the names of the nodes whose outputs are summed.
+    """Collects the nodes of a graph. A signal is the names of nodes, the sum of their outputs.
 
     Attributes:
         nodes: by name.
@@ -139,83 +139,83 @@ class _Writer:
 
     def add(self, name: str, node: Any, before: list[str]) -> list[str]:
         self.nodes[name] = node
-        self.edges += [(one, name) for one in before]
+        self.edges += [(source, name) for source in before]
         return [name]
 
-    def layers(self, layers: Sequence[Placed], ends: list[str]) -> list[str]:
-        """Add layers behind the nodes `ends`; returns the names of the last ones."""
-        for placed in layers:
-            name, layer = placed.name, placed.layer
+    def layers(self, layers: Sequence[LayerSpec], outputs: list[str]) -> list[str]:
+        """Add layers behind the nodes `outputs`; returns the names of the last ones."""
+        for spec in layers:
+            name, layer = spec.name, spec.layer
             match layer:
                 case Conv():
-                    ends = self.conv(placed, layer, ends)
+                    outputs = self.conv(spec, layer, outputs)
                 case FC():
                     fc = self.blocks[name].fc
                     node = _nir().Affine(_array(fc.weight), _array(fc.bias)) if layer.bias else None
-                    ends = self.add(f"{name}_fc", node or _nir().Linear(_array(fc.weight)), ends)
+                    outputs = self.add(f"{name}_fc", node or _nir().Linear(_array(fc.weight)), outputs)
                     if layer.neurons is not None:
-                        ends = self.neurons(name, placed.after, ends)
+                        outputs = self.neurons(name, spec.after, outputs)
                 case Neurons():
-                    ends = self.neurons(name, placed.after, ends)
+                    outputs = self.neurons(name, spec.after, outputs)
                 case Pool():
-                    ends = self.pool(name, layer, placed.before, placed.after, ends, placed.spikes_in)
+                    outputs = self.pool(name, layer, spec.before, spec.after, outputs, spec.spikes_in)
                 case Residual():
-                    ends = self.residual(placed, layer, ends)
+                    outputs = self.residual(spec, layer, outputs)
                 case Votes() | Integrator():
                     raise AssertionError(layer)  # no placed layer
                 case _:
                     assert_never(layer)
-        return ends
+        return outputs
 
-    def residual(self, placed: Placed, layer: Residual, ends: list[str]) -> list[str]:
-        if layer.how != "ADD":
-            raise UserError(f"{placed.name} combines by {layer.how}, and NIR only adds: export ADD.")
-        branch, shortcut = (self.layers(part, ends) for part in (placed.branch, placed.shortcut))
+    def residual(self, spec: LayerSpec, layer: Residual, outputs: list[str]) -> list[str]:
+        if layer.combination != "ADD":
+            raise UserError(f"{spec.name} combines by {layer.combination}, and NIR only adds: export ADD.")
+        branch, shortcut = (self.layers(specs, outputs) for specs in (spec.branch, spec.shortcut))
         if twice := set(branch) & set(shortcut):
             raise UserError(
-                f"{placed.name} adds the output of {', '.join(sorted(twice))} twice, which NIR cannot write: a branch "
+                f"{spec.name} adds the output of {', '.join(sorted(twice))} twice, which NIR cannot write: a branch "
                 "must have layers of its own."
             )
-        ends = [*branch, *shortcut]
-        return ends if layer.neurons is None else self.neurons(placed.name, placed.after, ends)
+        outputs = [*branch, *shortcut]
+        return outputs if layer.neurons is None else self.neurons(spec.name, spec.after, outputs)
 
-    def conv(self, placed: Placed, layer: Conv, ends: list[str]) -> list[str]:
-        name, conv = placed.name, self.blocks[placed.name].conv
+    def conv(self, spec: LayerSpec, layer: Conv, outputs: list[str]) -> list[str]:
+        name, conv = spec.name, self.blocks[spec.name].conv
         padding = padding_of(layer)
         _require_square(name, layer.kernel)
-        sides = swept(placed.before, layer.kernel, layer.stride, padding, layer.dilation)
+        sides = window_count(spec.before, layer.kernel, layer.stride, padding, layer.dilation)
         bias = torch.zeros(layer.channels) if conv.bias is None else conv.bias
-        # NIR's own check of types does not know groups: their weights are written with the zeros between them.
+        # NIR's type check does not know groups: their weights are written with the zeros between them.
         weight = torch.block_diag(*conv.weight.flatten(1).chunk(conv.groups)) if conv.groups > 1 else conv.weight
         weight = weight.view(len(weight), -1, *conv.kernel_size)
-        given = placed.before[1:], _array(weight), pair(layer.stride), pair(padding), pair(layer.dilation), 1
-        ends = self.add(f"{name}_conv", _nir().Conv2d(*given, _array(bias)), ends)
+        arguments = spec.before[1:], _array(weight), pair(layer.stride), pair(padding), pair(layer.dilation), 1
+        outputs = self.add(f"{name}_conv", _nir().Conv2d(*arguments, _array(bias)), outputs)
         shape = (layer.channels, *sides)
         if layer.neurons is not None:
-            ends = self.neurons(name, shape, ends)
-        return ends if layer.pool is None else self.pool(name, layer.pool, shape, placed.after, ends, True)
+            outputs = self.neurons(name, shape, outputs)
+        return outputs if layer.pool is None else self.pool(name, layer.pool, shape, spec.after, outputs, True)
 
-    def neurons(self, name: str, shape: tuple[int, ...], ends: list[str]) -> list[str]:
-        return self.add(f"{name}_neuron", _neuron(name, self.blocks[name].neuron, shape, self.dt), ends)
+    def neurons(self, name: str, shape: tuple[int, ...], outputs: list[str]) -> list[str]:
+        return self.add(f"{name}_neuron", _neuron(name, self.blocks[name].neuron, shape, self.dt), outputs)
 
     def pool(
-        self, name: str, pool: Pool, before: tuple[int, ...], after: tuple[int, ...], ends: list[str], spikes: bool
+        self, name: str, pool: Pool, before: tuple[int, ...], after: tuple[int, ...], outputs: list[str], spikes: bool
     ) -> list[str]:
         """A pool; a maximum of spikes takes two nodes."""
         nir = _nir()
         window: Any = (before[1:], before[1:], 0) if pool.kernel is None else (pool.kernel, pool.stride, pool.padding)
         arrays = [np.array(pair(size)) for size in window]
         if pool.kind == "AP":
-            return self.add(f"{name}_pool", nir.AvgPool2d(*arrays), ends)
+            return self.add(f"{name}_pool", nir.AvgPool2d(*arrays), outputs)
         if not spikes or arrays[2].any():
             raise UserError(
                 f"{name} takes the maximum of what are not spikes, or pads it, which NIR lacks: put a pool without "
                 "padding behind neurons."
             )
-        ends = self.add(f"{name}_pool", nir.SumPool2d(*arrays), ends)
+        outputs = self.add(f"{name}_pool", nir.SumPool2d(*arrays), outputs)
         ones = np.ones(after, np.float32)
         over = nir.LIF(2 * self.dt * ones, 2 * ones, 0 * ones, np.float32(0.1) * ones, 0 * ones)
-        return self.add(f"{name}_max", over, ends)
+        return self.add(f"{name}_max", over, outputs)
 
 
 def _require_square(name: str, kernel: Any) -> None:

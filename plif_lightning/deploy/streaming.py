@@ -16,16 +16,16 @@ from plif_lightning.events.integration import (
     Slicing,
     count_events,
     integrate,
-    resized,
+    resize,
     without_background,
 )
-from plif_lightning.events.recording import Packed, Recording, Sensor, pack, recording_of
+from plif_lightning.events.recording import Packed, Recording, Sensor, pack_events, recording_of
 from plif_lightning.network import step
 from plif_lightning.neurons.carry import LayerState
 
 
 class StreamingNetwork:
-    """Runs a network one time-step at a time, on a stream of any length.
+    """Runs a network time-step by time-step, on a stream of any length.
 
     Holds a copy of the network with BN folded. It sums in a fixed order, so votes do not depend on how a stream is
     split into calls. On a CPU it is `deployed`: layers process only non-zero inputs.
@@ -83,7 +83,7 @@ class StreamingNetwork:
         self.frame = Sensor(*net.input_shape[1:])
         self.background_us, self.last = background_us, last
         self.sensor = self.frame if sensor is None else Sensor.of(sensor)
-        self._resized = None if self.sensor == self.frame else resized(self.sensor, self.frame)
+        self._resized = None if self.sensor == self.frame else resize(self.sensor, self.frame)
         self.reset()
 
     def reset(self) -> None:
@@ -94,7 +94,7 @@ class StreamingNetwork:
         self.steps = 0
         self._recent: list[Tensor] = []  # votes of the last steps
         self._waiting = np.zeros((2, 0), np.int64)  # address and time
-        self.step_ends: int | None = None  # time at which the current time-step ends [us]
+        self.step_end: int | None = None  # time at which the current time-step ends [us]
         self.latest: int | None = None  # time of the last event, or of `advance` [us]
 
     @property
@@ -115,7 +115,7 @@ class StreamingNetwork:
 
     @torch.no_grad()
     def step(self, frame: Any) -> Tensor:
-        """Process one frame and return the running votes, [num_classes] or [N, num_classes].
+        """Process a frame and return the running votes, [num_classes] or [N, num_classes].
 
         Args:
             frame: [C, H, W], or [N, C, H, W] for N streams at once; of any numeric type.
@@ -158,14 +158,14 @@ class StreamingNetwork:
             UserError: neither events_per_step nor us_per_step was given; an event lies outside the sensor or goes back
                 in time. The state is unchanged.
         """
-        return self._stacked(self.pushed(x, y, t, p, name))
+        return self._stack_votes(self.pushed(x, y, t, p, name))
 
     def pushed(self, x: Any, y: Any = None, t: Any = None, p: Any = None, name: str = "events") -> Iterator[Tensor]:
         """Like `push`, but yield the votes after each time-step; events not yet processed stay pending."""
         if self.events_per_step is None and self.us_per_step is None:
             raise UserError("push needs to know where a time-step ends: pass events_per_step or us_per_step.")
         recording = x if isinstance(x, Recording) else recording_of(x, y, t, p, name)
-        packed = pack(recording, self.sensor, name)
+        packed = pack_events(recording, self.sensor, name)
         time = packed.time.astype(np.int64) + packed.start
         if len(time):
             if self.latest is not None and time[0] < self.latest:
@@ -176,7 +176,7 @@ class StreamingNetwork:
             self.latest = int(time[-1])
             address = self._addresses(packed).astype(np.int64)
             if self._filter is not None:
-                keep = self._filter.kept(packed)
+                keep = self._filter.keep_mask(packed)
                 address, time = address[keep], time[keep]
             self._waiting = np.concatenate([self._waiting, np.stack([address, time])], 1)
         return map(self.step, self._frames())
@@ -196,7 +196,7 @@ class StreamingNetwork:
         Raises:
             UserError: the stream has no `us_per_step`, or t lies before the last event. The state is unchanged.
         """
-        return self._stacked(self.advanced(t))
+        return self._stack_votes(self.advanced(t))
 
     def advanced(self, t: int) -> Iterator[Tensor]:
         """Like `advance`, but yield the votes after each time-step."""
@@ -205,20 +205,22 @@ class StreamingNetwork:
         if self.latest is not None and t < self.latest:
             raise UserError(f"t must not lie before the last event at {self.latest} us, got {t}.")
         self.latest = int(t)
-        self.step_ends = self.step_ends or self.latest + self.us_per_step
+        self.step_end = self.step_end or self.latest + self.us_per_step
         return map(self.step, self._frames())
 
-    def _stacked(self, votes: Iterable[Tensor]) -> Tensor:
-        found = list(votes)
-        if found:
-            return torch.stack(found)
+    def _stack_votes(self, votes: Iterable[Tensor]) -> Tensor:
+        stacked = list(votes)
+        if stacked:
+            return torch.stack(stacked)
         return torch.zeros(0, self.net.num_classes if self.total is None else self.total.shape[-1], dtype=torch.float64)
 
     def _addresses(self, packed: Packed) -> Any:
         """Map events from the sensor to addresses in a frame."""
         return packed.address if self._resized is None else self._resized[packed.address]
 
-    def whole(self, recording: Recording, slicing: Slicing = "by_count", name: str = "events") -> Iterator[Tensor]:
+    def run_recording(
+        self, recording: Recording, slicing: Slicing = "by_count", name: str = "events"
+    ) -> Iterator[Tensor]:
         """Slice a complete recording into T frames as a data set does, and yield the running votes after each.
 
         Args:
@@ -229,7 +231,7 @@ class StreamingNetwork:
         Raises:
             UserError: an event lies outside the sensor or goes back in time. The state is unchanged.
         """
-        packed = pack(recording, self.sensor, name)
+        packed = pack_events(recording, self.sensor, name)
         if self.background_us is not None:
             packed = without_background(packed, self.sensor, self.background_us)
         packed = packed._replace(address=self._addresses(packed))
@@ -245,12 +247,12 @@ class StreamingNetwork:
                     break
             else:
                 assert self.us_per_step is not None
-                if self.step_ends is None and waiting.shape[1]:
-                    self.step_ends = int(waiting[1, 0]) + self.us_per_step
-                if self.step_ends is None or (self.latest or 0) < self.step_ends:
+                if self.step_end is None and waiting.shape[1]:
+                    self.step_end = int(waiting[1, 0]) + self.us_per_step
+                if self.step_end is None or (self.latest or 0) < self.step_end:
                     break
-                end = int(np.searchsorted(waiting[1], self.step_ends))
-                self.step_ends += self.us_per_step
+                end = int(np.searchsorted(waiting[1], self.step_end))
+                self.step_end += self.us_per_step
             address = waiting[0, :end].astype(np.uint32)
             self._waiting = waiting[:, end:]
             yield count_events(address, np.array([[0, end]]), 2 * self.frame.pixels).reshape(2, *self.frame)

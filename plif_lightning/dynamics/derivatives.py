@@ -39,14 +39,14 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
     """
 
     @functools.wraps(backward)
-    def checked(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+    def check_gradient_support(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         if torch.compiler.is_compiling():  # compiled graphs raise this error themselves
             return backward(ctx, *gradients)
         with torch.no_grad():
-            found = backward(ctx, *gradients)
+            first_order = backward(ctx, *gradients)
         depends_on = (*gradients, *ctx.saved_tensors) if torch.is_grad_enabled() else ()
-        if not any(isinstance(one, Tensor) and one.requires_grad for one in depends_on):
-            return found
-        return _Undifferentiable.apply(len(found), *found, *depends_on)
+        if not any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in depends_on):
+            return first_order
+        return _Undifferentiable.apply(len(first_order), *first_order, *depends_on)
 
-    return checked
+    return check_gradient_support

@@ -1,4 +1,4 @@
-"""A neuron as its equations, and one time-step of it: run by PyTorch, or recorded for compiled code."""
+"""A neuron as its equations, and a time-step of it: run by PyTorch, or recorded for compiled code."""
 
 import functools
 import hashlib
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plif_lightning.dynamics.derivatives import once_differentiable
-from plif_lightning.dynamics.expression import Gradient, Value, as_text, constant, gradients, number_of, recorded
+from plif_lightning.dynamics.expression import Gradient, Value, as_text, constant, gradients, number_of, record
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.dynamics.surrogate import spike
 from plif_lightning.errors import UserError
@@ -22,14 +22,14 @@ GIVEN = ("x", "h", "s", "reset", "v_threshold", "v_reset")
 
 @dataclass(frozen=True)
 class Equations:
-    """The equations of a neuron: plain functions whose arguments name the values they need.
+    """The equations of a neuron: plain functions with arguments named after the values they need.
 
     Values are `x`, the input of the step; the states before the step; the parameters; `v_threshold` and `v_reset`. In
     `after` also `h`, the potential that was compared with the threshold; `s`, the spike, 1 or 0, without gradient if
     `Firing.detach_reset`; and `reset`, h after the reset that `Firing.reset` names.
 
     Args:
-        state: names of the states. One named v starts at V_reset, any other at 0.
+        state: names of the states. A state named v starts at V_reset, any other at 0.
         charge: gives h.
         after: gives the states after the spike, in order; by default `reset`.
         threshold: gives the threshold of h; by default `v_threshold`.
@@ -65,7 +65,7 @@ class Equations:
         return tuple(dict.fromkeys(name for name in names if name not in (*self.state, *GIVEN)))
 
     @property
-    def resets(self) -> bool:
+    def uses_firing_reset(self) -> bool:
         """True if `Firing.reset` defines the reset; False if the equations do."""
         return self.after is None or "reset" in _arguments(self.after)
 
@@ -74,7 +74,7 @@ class Equations:
         return tuple(firing.v_reset if name == "v" else 0.0 for name in self.state)
 
     def step(self, x: Any, states: Sequence[Any], parameters: Mapping[str, Any], firing: Firing, ops: Any) -> "Step":
-        """One time-step.
+        """A time-step.
 
         Args:
             x: the input.
@@ -93,7 +93,7 @@ class Equations:
         threshold = firing.v_threshold if self.threshold is None else of(self.threshold)
         s = ops.spike(h, threshold, firing)
         fired = s.detach() if firing.detach_reset else s
-        if self.resets:
+        if self.uses_firing_reset:
             values["reset"] = ops.chosen(fired, firing.v_reset if firing.reset == "hard" else h - threshold, h)
         if self.after is None:
             return Step(h, s, (values["reset"],), threshold)
@@ -115,13 +115,13 @@ def _arguments(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 class Step(NamedTuple):
-    """Values of one time-step.
+    """Values of a time-step.
 
     Attributes:
         h: the potential that is compared with the threshold.
         s: the spike.
         after: the states after it.
-        threshold: what h is compared with.
+        threshold: the threshold that h is compared with.
     """
 
     h: Any
@@ -178,7 +178,7 @@ class VALUES:
 
     @staticmethod
     def call(function: Callable[..., Any], values: dict[str, Any]) -> Any:
-        return recorded(function, **values)
+        return record(function, **values)
 
     @staticmethod
     def filled(value: Value, like: Value) -> Value:
@@ -194,11 +194,11 @@ class VALUES:
 
 
 class Dynamics(NamedTuple):
-    """A layer of neurons as its values: what runs it over time takes them together.
+    """A layer of neurons as its values, which functions that run it over time take together.
 
     Attributes:
         equations: the neuron.
-        parameters: of the equations by name, a scalar or one value per channel each.
+        parameters: of the equations by name, a scalar or a value per channel each.
         firing: threshold, reset and surrogate.
         key: of their program.
     """
@@ -247,7 +247,7 @@ _programs: dict[str, Program] = {}
 
 
 def program_of(equations: Equations, firing: Firing) -> Program:
-    """The program of a neuron; a learned threshold is one of its parameters, other constants are part of it.
+    """The program of a neuron; a learned threshold is a parameter, other constants are part of it.
 
     So are numbers that the equations take from elsewhere, as they are now.
 
@@ -255,10 +255,10 @@ def program_of(equations: Equations, firing: Firing) -> Program:
         UserError: an equation cannot be recorded; names the line.
     """
     with torch.enable_grad():
-        return _recorded(equations, firing)
+        return _record_program(equations, firing)
 
 
-def _recorded(equations: Equations, firing: Firing) -> Program:
+def _record_program(equations: Equations, firing: Firing) -> Program:
     learned = isinstance(firing.v_threshold, Tensor)
     names = (*equations.parameters, *(["v_threshold"] if learned else []))
     x, *inputs = (Value("input", name) for name in ("x", *equations.state, *names))
@@ -267,25 +267,25 @@ def _recorded(equations: Equations, firing: Firing) -> Program:
     step = equations.step(x, states, dict(zip(equations.parameters, parameters, strict=False)), constants, VALUES)
     seeds = [(step.s, Value("input", "d s"))]
     seeds += [(after, Value("input", f"d {name}")) for after, name in zip(step.after, equations.state, strict=True)]
-    by_x, *found = gradients(seeds, [x, *states, *parameters], cast("Any", firing.gradient.derivative))
-    by_states, by_parameters = tuple(found[: len(states)]), tuple(found[len(states) :])
+    by_x, *derivatives = gradients(seeds, [x, *states, *parameters], cast("Any", firing.gradient.derivative))
+    by_states, by_parameters = tuple(derivatives[: len(states)]), tuple(derivatives[len(states) :])
     if not firing.through_time:
         by_states = (None,) * len(states)
     start = equations.start(constants)
     back = [by_x, *by_states, *by_parameters]
     text = as_text([step.s, *step.after, *(constant(0.0) if value is None else value for value in back)])
     key = _digest(f"{equations.state} {names} {start}\n{text}")
-    made = Program(key, equations.state, names, start, step.s, step.after, by_x, by_states, by_parameters)
-    return _programs.setdefault(key, made)
+    program = Program(key, equations.state, names, start, step.s, step.after, by_x, by_states, by_parameters)
+    return _programs.setdefault(key, program)
 
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def registered(made: Program) -> str:
+def register(program: Program) -> str:
     """The key of a program, which may come from another process."""
-    return _programs.setdefault(made.key, made).key
+    return _programs.setdefault(program.key, program).key
 
 
 def program(key: str) -> Program:

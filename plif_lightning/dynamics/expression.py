@@ -1,6 +1,6 @@
 """Equations as expressions: recorded by calling ordinary PyTorch functions, and differentiated.
 
-Calling a function of numbers with a `Value` for each of its arguments records what it computes, operation by operation,
+Calling a function of numbers with a `Value` for each of its arguments records its operations in order,
 in the order in which it is written. Compiled code is made from the record, and so is the gradient.
 """
 
@@ -51,12 +51,12 @@ class Value:
     def __new__(cls, op: str, *args: Any) -> "Value":
         # By identity: a comparison of values is a value itself.
         key = (op, *(id(arg) if isinstance(arg, Value) else repr(arg) for arg in args))
-        made = cls._made.get(key)
-        if made is None:
-            made = super().__new__(cls)
-            made.op, made.args = op, args
-            cls._made[key] = made
-        return made
+        value = cls._made.get(key)
+        if value is None:
+            value = super().__new__(cls)
+            value.op, value.args = op, args
+            cls._made[key] = value
+        return value
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Value, (self.op, *self.args)
@@ -171,9 +171,9 @@ class Value:
         """The value of a function of PyTorch, called with values."""
         record = _FUNCTIONS.get(function)
         if record is None:
-            known = ", ".join(sorted({f"torch.{f.__name__}" for f in _FUNCTIONS if f in vars(torch).values()}))
+            functions = ", ".join(sorted({f"torch.{f.__name__}" for f in _FUNCTIONS if f in vars(torch).values()}))
             name = getattr(function, "__name__", str(function))
-            raise UnsupportedError(f"{name} is not among the functions that equations may use: {known}")
+            raise UnsupportedError(f"{name} is not among the functions that equations may use: {functions}")
         return record(*args, **(named or {}))
 
 
@@ -224,10 +224,10 @@ def _operation(op: str, *args: Any) -> Value:
         return a
     if op == "add" and rest[0].op == "neg":
         return _operation("sub", a, *rest[0].args)
-    return _made(op, *values)
+    return _new_value(op, *values)
 
 
-def _made(op: str, *values: Value) -> Value:
+def _new_value(op: str, *values: Value) -> Value:
     if not torch.is_grad_enabled():
         raise UnsupportedError("torch.no_grad in an equation: write value.detach()")
     return Value(op, *values)
@@ -251,15 +251,15 @@ def _power(base: Value, exponent: Any) -> Value:
 
 
 def _where(condition: Any, a: Any, b: Any) -> Value:
-    return _made("where", _condition(condition), number_of(a), number_of(b))
+    return _new_value("where", _condition(condition), number_of(a), number_of(b))
 
 
 def _clamp(input: Any, min: Any = None, max: Any = None) -> Value:  # noqa: A002
     # As PyTorch differentiates it: 1 at both ends too, where `max` and `min` of two values share the gradient.
-    found = _value(input)
+    clamped = _value(input)
     if min is not None:
-        found = _where(found < min, min, found)
-    return found if max is None else _where(found > max, max, found)
+        clamped = _where(clamped < min, min, clamped)
+    return clamped if max is None else _where(clamped > max, max, clamped)
 
 
 # How a function of PyTorch, or a method of a tensor, is recorded.
@@ -291,40 +291,40 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Value]] = {
 }
 
 
-def recorded(function: Callable[..., Any], **values: Any) -> Any:
+def record(function: Callable[..., Any], **values: Any) -> Any:
     """The result of an equation for the arguments that it names.
 
     Raises:
         UserError: it cannot be recorded; names the line.
     """
     try:
-        _require_no_own_backward(function)
+        _require_no_custom_backward(function)
         with torch.enable_grad():
-            found = function(**values)
-        return tuple(map(number_of, found)) if isinstance(found, tuple) else number_of(found)
+            outputs = function(**values)
+        return tuple(map(number_of, outputs)) if isinstance(outputs, tuple) else number_of(outputs)
     except (UnsupportedError, TypeError, ValueError, AttributeError, NameError, ArithmeticError) as error:
-        # The last line of the equation's own file, which may call functions of other files.
+        # The last line of the equation's file, which may call functions of other files.
         file = function.__code__.co_filename
         lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        place = "" if not lines else f" ({file}, line {lines[-1].lineno}: `{_source(file, lines[-1].lineno)}`)"
+        line_of_source = "" if not lines else f" ({file}, line {lines[-1].lineno}: `{_source(file, lines[-1].lineno)}`)"
         raise UserError(
-            f"the equation `{function.__qualname__}` cannot be compiled{place}: {error}. Equations are sums, products "
-            "and functions of numbers, and torch.where instead of a branch."
+            f"the equation `{function.__qualname__}` cannot be compiled{line_of_source}: {error}. Equations are sums, "
+            "products and functions of numbers, and torch.where instead of a branch."
         ) from None
 
 
-def _require_no_own_backward(function: Callable[..., Any]) -> None:
-    """Refuse an `autograd.Function`, whose backward would be lost, in an equation or a function that it calls."""
-    found: set[Any] = set()
+def _require_no_custom_backward(function: Callable[..., Any]) -> None:
+    """Refuse an `autograd.Function`, because its backward would be lost, in an equation or a function that it calls."""
+    seen: set[Any] = set()
     waiting: list[Any] = [function]
     while waiting:
-        one = waiting.pop()
-        if one in found or not inspect.isfunction(one):
+        node = waiting.pop()
+        if node in seen or not inspect.isfunction(node):
             continue
-        found.add(one)
-        if "apply" in one.__code__.co_names:
-            raise UnsupportedError(f"{one.__qualname__} calls apply: a user-defined backward is not known")
-        names = inspect.getclosurevars(one)
+        seen.add(node)
+        if "apply" in node.__code__.co_names:
+            raise UnsupportedError(f"{node.__qualname__} calls apply: a user-defined backward is not known")
+        names = inspect.getclosurevars(node)
         waiting += [*names.globals.values(), *names.nonlocals.values()]
 
 
@@ -334,18 +334,18 @@ def _source(file: str, line: int | None) -> str:
 
 def in_order(values: Sequence[Value]) -> list[Value]:
     """These values and all that they depend on, each after its arguments."""
-    found: dict[Value, None] = {}
+    ordered: dict[Value, None] = {}
     stack: list[tuple[Value, bool]] = [(value, False) for value in reversed(values)]
     while stack:
         value, ready = stack.pop()
-        if value in found:
+        if value in ordered:
             continue
         if ready or not isinstance(value.args[0], Value):
-            found[value] = None
+            ordered[value] = None
             continue
         stack.append((value, True))
         stack += [(arg, False) for arg in reversed(value.args)]
-    return list(found)
+    return list(ordered)
 
 
 Gradient = Value | None  # None is zero
@@ -363,24 +363,24 @@ def gradients(
     """Gradients of a sum of products by values: reverse accumulation, as in PyTorch's autograd.
 
     Args:
-        of: pairs of an output and its own gradient.
+        of: pairs of an output and its gradient.
         by: values to differentiate by.
         surrogate: derivative of a spike by the distance between potential and threshold.
 
     Returns:
         A gradient for each of `by`; None where it is zero.
     """
-    found: dict[Value, Gradient] = {}
-    for output, own in of:
-        found[output] = _sum(found.get(output), own)
+    of_values: dict[Value, Gradient] = {}
+    for output, own_gradient in of:
+        of_values[output] = _sum(of_values.get(output), own_gradient)
     for value in reversed(in_order([output for output, _ in of])):
-        gradient = found.get(value)
+        gradient = of_values.get(value)
         if gradient is None or value.op not in _DERIVATIVES:
             continue
         parts = _DERIVATIVES[value.op](value, gradient, surrogate)
-        for arg, part in zip(value.args, parts, strict=True):
-            found[arg] = _sum(found.get(arg), part)
-    return [found.get(value) for value in by]
+        for arg, term in zip(value.args, parts, strict=True):
+            of_values[arg] = _sum(of_values.get(arg), term)
+    return [of_values.get(value) for value in by]
 
 
 def _zero() -> Value:
@@ -394,12 +394,12 @@ def _of_spike(value: Value, g: Value, surrogate: Callable[[Value], Value]) -> li
 
 
 def _of_extreme(condition: str) -> Callable[..., list[Gradient]]:
-    """Gradients of max and min: to the one that is taken, half to each where they are equal."""
+    """Gradients of max and min: to the value taken, half to each where they are equal."""
 
     def parts(value: Value, g: Value, surrogate: Any) -> list[Gradient]:
         a, b = value.args
-        to_one = [Value("where", Value(condition, *pair), g, _zero()) for pair in ((a, b), (b, a))]
-        return [Value("where", Value("eq", a, b), g * 0.5, part) for part in to_one]
+        where_larger = [Value("where", Value(condition, *pair), g, _zero()) for pair in ((a, b), (b, a))]
+        return [Value("where", Value("eq", a, b), g * 0.5, of_other) for of_other in where_larger]
 
     return parts
 
@@ -432,7 +432,7 @@ _DERIVATIVES: dict[str, Callable[[Value, Value, Callable[[Value], Value]], list[
 
 
 def as_text(values: Sequence[Value]) -> str:
-    """A line for each operation, and one with the results; equal for equal expressions."""
+    """A line for each operation, and a line with the results; equal for equal expressions."""
     numbers: dict[Value, str] = {}
     lines: list[str] = []
     ordered = in_order(values)

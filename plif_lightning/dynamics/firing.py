@@ -24,12 +24,12 @@ class Firing:
 
     Args:
         v_threshold: V_th, at which a neuron fires; for `integrate_and_fire` also a tensor, a scalar or
-            one value per channel.
+            a value per channel.
         v_reset: V_reset < V_th: initial potential, resting potential of the leak and potential after a hard reset.
         reset: effect of a spike on the potential: hard sets it to V_reset (the paper), soft subtracts V_th.
         detach_reset: block the gradient through the spike in the reset (S-Sec. 6).
-        through_time: False drops the gradient from a step to the one before (SLTT, Meng et al. 2023): each step is
-            trained on its own spikes and votes.
+        through_time: False drops the gradient from a step to the previous step (SLTT, Meng et al. 2023): each step is
+            trained on its spikes and votes alone.
         surrogate: derivative of the step function in the backward pass, see `Surrogate`; the paper uses atan.
         surrogate_width: its width, see `Surrogate`.
 

@@ -21,5 +21,5 @@ PERFECT = Equations(("v",), charge=_perfect)
 
 
 def leaky(k: Tensor | None, firing: Firing) -> Dynamics:
-    """The paper's neurons with the leak k = 1/tau, a scalar or one value per channel; without leak for None."""
+    """The paper's neurons with the leak k = 1/tau, a scalar or a value per channel; without leak for None."""
     return Dynamics.of(PERFECT, {}, firing) if k is None else Dynamics.of(LEAKY, {"k": k}, firing)

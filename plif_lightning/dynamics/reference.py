@@ -28,9 +28,9 @@ def run(
 
     Args:
         x: input X, [T, N, *], or [1, N, *] with `time_steps` for an input that is constant over T steps.
-        dynamics: the neuron; its parameters are scalars or have one value per channel (dimension 2 of x).
+        dynamics: the neuron; its parameters are scalars or have a value per channel (dimension 2 of x).
         states: before the first step, [N, *] each; None for V_reset and zeros.
-        time_steps: T, only for an x with one step.
+        time_steps: T, only for an x with a single step.
 
     Returns:
         Spikes of 0 and 1, [T, N, *] in the dtype of x; the states after the last step, [N, *], at least float32,
@@ -39,9 +39,9 @@ def run(
     Raises:
         UserError: x has fewer than two dimensions or no time-step, or shapes do not match.
     """
-    time_steps = checked(x, dynamics, states, time_steps)
+    time_steps = check_inputs(x, dynamics, states, time_steps)
     spikes, last = [], None
-    with in_own_precision(x.device):
+    with in_real_precision(x.device):
         for last in _steps(x, dynamics, states, time_steps):
             spikes.append(last.s.to(x.dtype))
         assert last is not None
@@ -64,7 +64,7 @@ def integrate_and_fire(
 
     Args:
         x: as in `run`.
-        k: 1/tau in (0, 1), a scalar or one value per channel (dimension 2 of x); None: no leak (IF).
+        k: 1/tau in (0, 1), a scalar or a value per channel (dimension 2 of x); None: no leak (IF).
         v: potential V_{-1} before the first step, [N, *]; V_reset by default.
         firing: threshold, reset and surrogate.
         time_steps: as in `run`.
@@ -107,8 +107,8 @@ def trace(
     time_steps: int | None = None,
 ) -> Trace:
     """Spikes and potentials of every step, without gradients; arguments and errors as in `run`."""
-    time_steps = checked(x, dynamics, states, time_steps)
-    with in_own_precision(x.device):
+    time_steps = check_inputs(x, dynamics, states, time_steps)
+    with in_real_precision(x.device):
         steps = list(_steps(x, dynamics, states, time_steps))
     equations, firing = dynamics.equations, dynamics.firing
     after = {name: torch.stack([step.after[i] for step in steps]) for i, name in enumerate(equations.state)}
@@ -119,7 +119,7 @@ def trace(
     return Trace(spikes, charged, after[equations.state[0]], threshold, after)
 
 
-def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
+def in_real_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Context manager that disables autocast on a device."""
     return torch.autocast(device.type, enabled=False) if autocast_in_force(device) else nullcontext()
 
@@ -135,8 +135,8 @@ def _steps(x: Tensor, dynamics: Dynamics, states: Sequence[Tensor] | None, time_
     equations, parameters, firing, _ = dynamics
     dtype = torch.promote_types(x.dtype, torch.float32)
     if states is None:
-        starts = equations.start(firing)
-        states = [torch.full((), start, dtype=dtype, device=x.device).expand(x.shape[1:]) for start in starts]
+        initial = equations.start(firing)
+        states = [torch.full((), start, dtype=dtype, device=x.device).expand(x.shape[1:]) for start in initial]
     states = tuple(state.to(dtype) for state in states)
     values = {name: over_channels(value, x).to(dtype) for name, value in parameters.items()}
     if isinstance(firing.v_threshold, Tensor):
@@ -150,11 +150,11 @@ def _steps(x: Tensor, dynamics: Dynamics, states: Sequence[Tensor] | None, time_
 
 
 def over_channels(value: Tensor, x: Tensor) -> Tensor:
-    """One value per channel in a shape that broadcasts with one step of x; one for all is a scalar."""
+    """A value per channel in a shape that broadcasts with a step of x; a shared value is a scalar."""
     return value.reshape(()) if value.numel() == 1 else value.view(-1, *[1] * (x.dim() - 3))
 
 
-def checked(x: Tensor, dynamics: Dynamics, states: Sequence[Tensor] | None, time_steps: int | None) -> int:
+def check_inputs(x: Tensor, dynamics: Dynamics, states: Sequence[Tensor] | None, time_steps: int | None) -> int:
     """Check the arguments of `run` and return T.
 
     Raises:
@@ -162,11 +162,11 @@ def checked(x: Tensor, dynamics: Dynamics, states: Sequence[Tensor] | None, time
     """
     equations, parameters, firing, _ = dynamics
     time_steps = _number_of_steps(x, time_steps)
-    given = [(tuple(state.shape), state.device) for state in states or ()]
-    if states is not None and given != [(tuple(x.shape[1:]), x.device)] * len(equations.state):
+    given_shapes = [(tuple(state.shape), state.device) for state in states or ()]
+    if states is not None and given_shapes != [(tuple(x.shape[1:]), x.device)] * len(equations.state):
         raise UserError(
             f"states must be {', '.join(equations.state)}, each of the shape of one step of x, {tuple(x.shape[1:])} on "
-            f"{x.device}, got {', '.join(f'{shape} on {device}' for shape, device in given)}."
+            f"{x.device}, got {', '.join(f'{shape} on {device}' for shape, device in given_shapes)}."
         )
     for name, value in (*parameters.items(), ("v_threshold", firing.v_threshold)):
         if isinstance(value, Tensor) and value.numel() != 1 and value.shape != x.shape[2:3]:
@@ -176,7 +176,7 @@ def checked(x: Tensor, dynamics: Dynamics, states: Sequence[Tensor] | None, time
 
 
 def _number_of_steps(x: Tensor, time_steps: int | None) -> int:
-    """T of an input with that many steps, or with one step that is held for `time_steps`."""
+    """T of an input with that many steps, or with a single step that is held for `time_steps`."""
     if x.dim() < 2 or x.shape[0] == 0:
         raise UserError(f"x must be [T, N, *] with T >= 1, got shape {tuple(x.shape)}.")
     if time_steps is None:

@@ -26,7 +26,7 @@ _TABLES = (0x184D2204, -0x02D04AD8)
 
 
 def _after_header(data: bytes, path: Path) -> int:
-    """Length of the leading lines that begin with `#`, up to one that ends the header at most."""
+    """Length of the leading lines that begin with `#`, up to the line that ends the header at most."""
     at = 0
     while data.startswith(b"#", at):
         line_end = data.find(b"\n", at) + 1
@@ -85,8 +85,8 @@ def read_aedat3(path: Path) -> Recording:
         if len(data) - at < _PACKET_3.size:
             raise RecordingError(f"{path} ends within the packet at byte {at}. It is truncated.")
         kind, _, size, time_at, loops, capacity, number, _ = _PACKET_3.unpack_from(data, at)
-        is_whole = 0 <= kind < _TYPES and size >= 1 and 0 <= number <= capacity and loops >= 0
-        if not is_whole or (kind == _POLARITY and (size, time_at) != (8, 4)):
+        is_valid = 0 <= kind < _TYPES and size >= 1 and 0 <= number <= capacity and loops >= 0
+        if not is_valid or (kind == _POLARITY and (size, time_at) != (8, 4)):
             raise RecordingError(
                 f"{path}: the packet at byte {at} says type {kind}, {number} of {capacity} events of {size} bytes and "
                 f"{loops} overflows. The file is damaged."
@@ -101,7 +101,7 @@ def read_aedat3(path: Path) -> Recording:
     raw = np.concatenate(parts)
     event, t = raw[:, 0], raw[:, 1].astype(np.int64)
     if any(overflows):
-        t += np.repeat(2**31 * np.array(overflows), [len(part) for part in parts])
+        t += np.repeat(2**31 * np.array(overflows), [len(times_of_packet) for times_of_packet in parts])
     valid = (event & 1).astype(bool)
     if not valid.all():
         event, t = event[valid], t[valid]
@@ -125,22 +125,22 @@ class _Table:
             raise ValueError("an offset points outside its packet")
         return int(struct.unpack_from(kind, self.data, at)[0])
 
-    def _place(self, field: int) -> int:
+    def _slot(self, field: int) -> int:
         """Position of a field in the buffer; 0 if the table does not have it."""
-        place = 4 + 2 * field
-        offset = self._number("<H", self.fields + place) if place < self._number("<H", self.fields) else 0
+        slot = 4 + 2 * field
+        offset = self._number("<H", self.fields + slot) if slot < self._number("<H", self.fields) else 0
         return self.root + offset if offset else 0
 
     def number(self, field: int, kind: str, default: int) -> int:
-        place = self._place(field)
-        return self._number(kind, place) if place else default
+        slot = self._slot(field)
+        return self._number(kind, slot) if slot else default
 
     def vector(self, field: int, kind: Any) -> NDArray[Any]:
         """Elements of a vector of structs or bytes; empty if the table does not have it."""
-        place = self._place(field)
-        if not place:
+        slot = self._slot(field)
+        if not slot:
             return np.zeros(0, kind)
-        start = place + self._number("<I", place)
+        start = slot + self._number("<I", slot)
         return np.frombuffer(self.data, kind, self._number("<I", start), start + 4)
 
 
@@ -181,7 +181,7 @@ def sensor_in_aedat4(path: Path) -> Sensor | None:
         return _header_4(start + file.read(int.from_bytes(start[-4:], "little")), path).sensor
 
 
-def _unpacked(data: memoryview, compression: int) -> bytes | memoryview:
+def _unpack(data: memoryview, compression: int) -> bytes | memoryview:
     """Content of a packet. Compression: 0 none, 1 and 2 LZ4, 3 and 4 Zstandard."""
     if compression == 0:
         return data
@@ -216,7 +216,7 @@ def read_aedat4(path: Path) -> Recording:
         if stream not in header.streams or size < 0 or at + 8 + size > min(end, len(data)):
             raise RecordingError(f"{path}: the packet at byte {at} is damaged, or the file is truncated.")
         if stream == header.events:
-            content = memoryview(_unpacked(view[at + 8 : at + 8 + size], header.compression))
+            content = memoryview(_unpack(view[at + 8 : at + 8 + size], header.compression))
             packets.append(_Table(content[4:]).vector(0, _EVENT))
         at += 8 + size
     return Recording(*(np.concatenate([packet[name] for packet in packets]) for name in ("t", "x", "y", "on")))

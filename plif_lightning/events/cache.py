@@ -1,4 +1,4 @@
-"""Arrays that are built once and memory-mapped afterwards: the one cache of events and of decoded images."""
+"""Arrays that are built once and memory-mapped afterwards: the cache of events and of decoded images."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plif_lightning.errors import UserError
-from plif_lightning.runtime.files import folder_lock, naming, reason, written_whole
+from plif_lightning.runtime.files import atomic_write, folder_lock, naming, reason
 from plif_lightning.runtime.process import cores
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _UNUSED = 30 * 24 * 3600
 
 
 class DamagedArraysError(UserError):
-    """An array differs from what was written."""
+    """An array differs from the written one."""
 
 
 class Arrays(Mapping[str, NDArray[Any]]):
@@ -43,7 +43,7 @@ class Arrays(Mapping[str, NDArray[Any]]):
         content: hash of all arrays, made while they were written.
 
     Raises:
-        DamagedArraysError: an array is missing, or its size or shape differs from what was written.
+        DamagedArraysError: an array is missing, or its size or shape differs from the manifest.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,7 +53,7 @@ class Arrays(Mapping[str, NDArray[Any]]):
         try:
             self._manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
             self.content: str = self._manifest["content"]
-            self._arrays = {name: _mapped(folder, name, entry) for name, entry in self._manifest["arrays"].items()}
+            self._arrays = {name: _memory_map(folder, name, entry) for name, entry in self._manifest["arrays"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedArraysError(f"{folder} is incomplete or damaged ({error}).") from error
 
@@ -78,7 +78,7 @@ class Arrays(Mapping[str, NDArray[Any]]):
         """Read arrays in full and compare their hashes.
 
         Args:
-            changed: only those whose modification time differs from the one that was noted.
+            changed: only arrays with another modification time than noted.
 
         Returns:
             Number of arrays that were read.
@@ -100,7 +100,7 @@ class Arrays(Mapping[str, NDArray[Any]]):
                 raise DamagedArraysError(f"{path} is damaged. Delete {self.folder} to build it again.")
             read, entry["time"] = read + 1, changed_at
         if read:
-            with suppress(OSError), written_whole(self.folder / _MANIFEST) as file:  # the folder may be read-only
+            with suppress(OSError), atomic_write(self.folder / _MANIFEST) as file:  # the folder may be read-only
                 json.dump(self._manifest, file)
         return read
 
@@ -109,7 +109,7 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.npy"
 
 
-def _mapped(folder: Path, name: str, entry: Mapping[str, Any]) -> NDArray[Any]:
+def _memory_map(folder: Path, name: str, entry: Mapping[str, Any]) -> NDArray[Any]:
     path, shape = _file(folder, name), tuple(entry["shape"])
     if path.stat().st_size != entry["size"]:
         raise ValueError(f"{path.name} has another size than what was written")
@@ -139,7 +139,7 @@ class ArrayWriter:
             column.file.close()
 
     def append(self, name: str, values: NDArray[Any]) -> None:
-        """Append along the first axis to the array of this name; type and further axes are those of the first call."""
+        """Append along the first axis to the array of this name; type and further axes are fixed by the first call."""
         if name not in self._columns:
             self._columns[name] = _Column(_file(self.folder, name), values)
         self._columns[name].append(values)
@@ -149,7 +149,7 @@ class ArrayWriter:
         arrays = {name: column.complete() for name, column in self._columns.items()}
         parts = [(name, *(arrays[name][key] for key in ("dtype", "shape", "blake2b"))) for name in sorted(arrays)]
         content = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-        with written_whole(self.folder / _MANIFEST) as file:
+        with atomic_write(self.folder / _MANIFEST) as file:
             json.dump({"content": content, "arrays": arrays}, file)
 
 
@@ -193,43 +193,43 @@ class _Column:
 
 
 def find(folder: Path, key: str | None = None, files: Sequence[str | Path] = ()) -> Arrays | None:
-    """The arrays of a key, or those used last if what they are made of is not there; None if none is whole."""
-    places = sorted(folder.glob("*"), key=_last_use, reverse=True) if key is None else [folder / key]
-    for place in places:
-        if place.suffix != ".tmp" and (place / _MANIFEST).is_file():
+    """The arrays of `key`; without a key (the source files are missing) the last used; None if none is complete."""
+    folders = sorted(folder.glob("*"), key=_last_use, reverse=True) if key is None else [folder / key]
+    for candidate in folders:
+        if candidate.suffix != ".tmp" and (candidate / _MANIFEST).is_file():
             try:
-                arrays = Arrays(place)
+                arrays = Arrays(candidate)
                 arrays.verify(changed=True)
-                if _same_files(place, files):
+                if _same_files(candidate, files):
                     return arrays
-                _log.info("%s is built again: files that it was made of have changed.", place)
+                _log.info("%s is built again: files that it was made of have changed.", candidate)
             except DamagedArraysError as error:
                 _log.warning("%s It is built again, if its files are there.", error)
     return None
 
 
 def cached(folder: Path, key: str, build: Callable[[ArrayWriter], None], files: Sequence[str | Path] = ()) -> Arrays:
-    """Arrays of a folder; they are built if it does not hold those of this key, or if one of the files has changed.
+    """Arrays of a folder; they are built if the key is missing or damaged, or a file has changed.
 
-    One process builds, others wait. The arrays are written into a temporary folder, which is renamed when it is
+    A single process builds, others wait. The arrays are written into a temporary folder, which is renamed when it is
     complete: a killed process leaves nothing that counts. Arrays of other keys are deleted if nobody opened them for
-    30 days: another run may map those that it has open again, in a new worker process.
+    30 days: another run may map arrays that it has open again, in a new worker process.
 
     Args:
         folder: folder of the arrays; each key has a folder in it.
-        key: tells what they are made of, as a file name.
+        key: identifies their content, as a file name.
         build: appends all arrays to a writer.
-        files: what they are made of, if that is files.
+        files: files from which they are made, if any.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    if (found := find(folder, key, files)) is not None:
-        return found
+    if (arrays := find(folder, key, files)) is not None:
+        return arrays
     try:
         with folder_lock(folder):
-            if (found := find(folder, key, files)) is not None:  # another process has built them meanwhile
-                return found
+            if (arrays := find(folder, key, files)) is not None:  # another process has built them meanwhile
+                return arrays
             final, staging = folder / key, folder / f"{key}.tmp"
             _remove(folder.glob("*.tmp"))  # of killed processes
             staging.mkdir()
@@ -260,7 +260,7 @@ def _remove(folders: Iterable[Path]) -> None:
 
 
 def _time(path: str | Path) -> int:
-    """Time of the last change of a file [ns]; 0 for a recording without a file of its own."""
+    """Time of the last change of a file [ns]; 0 for a recording that shares its file."""
     try:
         return os.stat(path).st_mtime_ns  # noqa: PTH116 (faster for many files)
     except FileNotFoundError:
@@ -284,18 +284,18 @@ def _note(folder: Path, files: Sequence[str | Path], digests: Sequence[str] | No
     if digests is None:
         with ThreadPoolExecutor(cores()) as pool:
             digests = [*pool.map(_digest, files)]
-    with written_whole(folder / _SOURCES) as out:
+    with atomic_write(folder / _SOURCES) as out:
         json.dump({"times": times, "digests": digests}, out)
 
 
 def _same_files(folder: Path, files: Sequence[str | Path]) -> bool:
-    """True if files are those that arrays were made of: only those with another time, as of a copy, are read."""
+    """True if arrays were made of these files: only files with another time, as after a copy, are read."""
     if not files:
         return True
     try:
         noted = json.loads((folder / _SOURCES).read_text("utf-8"))
-        known = zip(files, noted["times"], noted["digests"], strict=True)
-        changed = [(path, digest) for path, time_then, digest in known if _time(path) != time_then]
+        recorded = zip(files, noted["times"], noted["digests"], strict=True)
+        changed = [(path, digest) for path, time_then, digest in recorded if _time(path) != time_then]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     with ThreadPoolExecutor(cores()) as pool:

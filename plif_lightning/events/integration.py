@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plif_lightning.errors import require_count, require_one_of
-from plif_lightning.events.recording import Packed, Recording, RecordingError, Sensor, pack, recording_of
-from plif_lightning.runtime.compiled import compiled
+from plif_lightning.events.recording import Packed, Recording, RecordingError, Sensor, pack_events, recording_of
+from plif_lightning.runtime.compiled import compile_cached
 
 Slicing = Literal["by_count", "by_time"]
 Array = NDArray[Any]
@@ -17,19 +17,19 @@ _COUNT_TYPES = (np.uint8, np.int16, np.int32)
 _NEVER = -(2**62)
 
 
-@compiled
-def _supported(pixel: Array, time: Array, last: Array, width: int, us: int, keep: Array) -> None:
+@compile_cached
+def _has_neighbours(pixel: Array, time: Array, last: Array, width: int, us: int, keep: Array) -> None:
     """Mark events with a neighbour's event in the last `us`; `last` is [H + 2, W + 2], its rim is never read."""
     stride = width + 2
     for e in range(len(pixel)):
         y, x = pixel[e] // width, pixel[e] % width
-        place = (y + 1) * stride + x + 1
+        index = (y + 1) * stride + x + 1
         now = time[e]
-        keep[e] = now - last[place] <= us
+        keep[e] = now - last[index] <= us
         for row in range(-1, 2):
             for column in range(-1, 2):
                 if row != 0 or column != 0:
-                    last[place + row * stride + column] = now
+                    last[index + row * stride + column] = now
 
 
 def pixels_of(packed: Packed, sensor: Sensor) -> Array:
@@ -54,18 +54,18 @@ class BackgroundFilter:
         self.sensor, self.us = sensor, us
         self.last = np.full((sensor.height + 2) * (sensor.width + 2), _NEVER, np.int64)
 
-    def kept(self, packed: Packed) -> NDArray[np.bool_]:
+    def keep_mask(self, packed: Packed) -> NDArray[np.bool_]:
         """Which events of the next piece of a stream stay, bool [N]."""
         pixel = pixels_of(packed, self.sensor)
         keep = np.empty(len(pixel), np.bool_)
         time = packed.time.astype(np.int64) + packed.start
-        _supported(pixel, time, self.last, self.sensor.width, self.us, keep)
+        _has_neighbours(pixel, time, self.last, self.sensor.width, self.us, keep)
         return keep
 
 
 def without_background(packed: Packed, sensor: Sensor, us: int) -> Packed:
     """A recording after `BackgroundFilter`; its times count from the first event that stays."""
-    keep = BackgroundFilter(sensor, us).kept(packed)
+    keep = BackgroundFilter(sensor, us).keep_mask(packed)
     address, time = packed.address[keep], packed.time[keep]
     first = int(time[0]) if len(time) else 0
     return Packed(address, time - np.uint32(first), packed.start + first if len(time) else 0)
@@ -76,11 +76,11 @@ def bounds_by_count(begin: Array, end: Array, time_steps: int) -> Array:
 
     Args:
         begin: first event of each recording, int64 [N].
-        end: one past its last event, int64 [N].
+        end: index past its last event, int64 [N].
         time_steps: T.
 
     Returns:
-        int64 [N, T + 1]. Each slice has floor(n / T) of n events; the last one also takes the remainder, which is
+        int64 [N, T + 1]. Each slice has floor(n / T) of n events; the last also takes the remainder, which is
         all events if n < T.
 
     Source: Fang et al. 2021, Eq. S1.
@@ -94,7 +94,7 @@ def bounds_by_count(begin: Array, end: Array, time_steps: int) -> Array:
     return bounds
 
 
-@compiled
+@compile_cached
 def _search(time: Array, begin: Array, end: Array, start: Array, length: Array, bounds: Array) -> None:
     """Fill `bounds` with the first event at or after each slice's start; times must ascend."""
     slices = bounds.shape[1] - 1
@@ -128,15 +128,15 @@ def bounds_by_time(
     Args:
         time: times of all recordings' events, ascending within each recording.
         begin: first event of each recording, int64 [N].
-        end: one past its last event, int64 [N].
+        end: index past its last event, int64 [N].
         time_steps: T.
         start: time t_0 of each recording, if it is not that of its first event, int64 [N].
-        duration: its duration D, which covers all of its events, int64 [N]; where it is -1, t_0 and D are those of the
+        duration: its duration D, which covers all of its events, int64 [N]; where it is -1, t_0 and D come from the
             first and the last event.
 
     Returns:
         int64 [N, T + 1], as in `bounds_by_count`. Slice j holds the events with
-        j D / T <= t - t_0 < (j + 1) D / T; the last one also includes t_0 + D.
+        j D / T <= t - t_0 < (j + 1) D / T; the last also includes t_0 + D.
 
     >>> time = np.array([10, 11, 12, 14, 20], dtype=np.uint32)
     >>> bounds_by_time(time, np.array([0]), np.array([5]), 5)
@@ -164,7 +164,7 @@ def slice_bounds(
 
 
 class Pass(NamedTuple):
-    """M passes, each over one recording and into one row of the batch. All arrays are [M].
+    """M passes, each over a recording and into a row of the batch. All arrays are [M].
 
     Attributes:
         row: row of the batch.
@@ -183,7 +183,7 @@ class Pass(NamedTuple):
     key: Array
 
 
-@compiled
+@compile_cached
 def _count(address: Array, bounds: Array, frames: Array) -> int:
     """Count events into frames [T, N, size]; error bits: 1 if a count overflowed, 2 if an address is out of range."""
     status = 0
@@ -193,8 +193,8 @@ def _count(address: Array, bounds: Array, frames: Array) -> int:
         for j in range(bounds.shape[1] - 1):
             frame = frames[j, i]
             # Zeroed here rather than in a separate pass, so that the frame is in L1 cache when counting starts.
-            for place in range(size):
-                frame[place] = 0
+            for pixel in range(size):
+                frame[pixel] = 0
             for e in range(bounds[i, j], bounds[i, j + 1]):
                 a = address[e]
                 if a < size:
@@ -207,7 +207,7 @@ def _count(address: Array, bounds: Array, frames: Array) -> int:
     return status
 
 
-@compiled
+@compile_cached
 def _count_slice(
     address: Array,
     bounds: Array,
@@ -220,7 +220,7 @@ def _count_slice(
     key: int,
     frame: Array,
 ) -> int:
-    """Count the events of slice j of one pass with its changes, see `Pass`; error bits as in `_count`."""
+    """Count the events of slice j of a pass with its changes, see `Pass`; error bits as in `_count`."""
     status = 0
     first, size = bounds[0], maps.shape[1]
     top = np.iinfo(frame.dtype).max
@@ -250,7 +250,7 @@ def _count_slice(
     return status
 
 
-@compiled
+@compile_cached
 def _count_changed(
     address: Array,
     bounds: Array,
@@ -265,15 +265,15 @@ def _count_changed(
 ) -> int:
     """`_count` with augmentation: address remapping (-1 drops the event) and dropped events.
 
-    The first N passes fill one row each; later ones add to an existing row.
+    The first N passes fill a row each; later ones add to an existing row.
     """
     status = 0
     for i in range(bounds.shape[0]):
         for j in range(bounds.shape[1] - 1):
             frame = frames[j, row[i]]
             if i < frames.shape[1]:
-                for place in range(frame.shape[0]):
-                    frame[place] = 0
+                for pixel in range(frame.shape[0]):
+                    frame[pixel] = 0
             status |= _count_slice(
                 address, bounds[i], j, maps, pixel_map[i], drop_begin[i], drop_end[i], keep[i], key[i], frame
             )
@@ -325,7 +325,7 @@ def count_events(
 def integrate(
     recording: Recording | Packed, sensor: Sensor | tuple[int, int], time_steps: int, slicing: Slicing = "by_count"
 ) -> NDArray[Any]:
-    """Frames of one recording.
+    """Frames of a recording.
 
     Args:
         recording: N >= 0 events in order of time.
@@ -349,7 +349,7 @@ def integrate(
     require_count("time_steps", time_steps)
     require_one_of("slicing", slicing, Slicing)
     sensor = Sensor.of(sensor)
-    packed = recording if isinstance(recording, Packed) else pack(recording, sensor, "recording")
+    packed = recording if isinstance(recording, Packed) else pack_events(recording, sensor, "recording")
     begin, end = np.array([0]), np.array([len(packed.address)])
     bounds = slice_bounds(slicing, packed.time, begin, end, time_steps)
     frames = count_events(packed.address, bounds, 2 * sensor.pixels)
@@ -391,13 +391,13 @@ def frames_of(
     return integrate(recording_of(x, y, t, p), sensor, time_steps, slicing)
 
 
-def resized(sensor: Sensor, size: Sensor) -> Array:
+def resize(sensor: Sensor, size: Sensor) -> Array:
     """Target address of every sensor address when the sensor is downsampled to `size`, int32 [2 H W].
 
     Pixel x maps to floor(x * new width / width). This keeps every event; if the new size divides the old one, each new
     pixel sums equally many old ones.
 
-    >>> resized(Sensor(2, 4), Sensor(1, 2)).tolist()
+    >>> resize(Sensor(2, 4), Sensor(1, 2)).tolist()
     [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
     """
     p, y, x = np.indices((2, *sensor))

@@ -52,7 +52,7 @@ class LiveText:
         self.name = "standard input" if path == Path("-") else str(path)
         self._columns, self._unit = columns, unit
         self._layout: TextLayout | None = None
-        self._incomplete = b""  # a line whose end has not arrived
+        self._incomplete = b""  # an incomplete line
         self._arrived: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
         try:
             descriptor = 0 if path == Path("-") else os.open(path, os.O_RDONLY)

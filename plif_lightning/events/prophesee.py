@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plif_lightning.events.recording import Recording, RecordingError, Sensor
-from plif_lightning.runtime.compiled import compiled
+from plif_lightning.runtime.compiled import compile_cached
 
 Array = NDArray[Any]
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _NO_PIXELS_2 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 15
 _NO_PIXELS_21 = 1 << 10 | 1 << 14 | 1 << 15
 
 
-@compiled
+@compile_cached
 def count_evt3(words: Array) -> int:
     """Number of pixels in EVT 3 words."""
     total: Any = 0
@@ -53,7 +53,7 @@ def count_evt3(words: Array) -> int:
     return total
 
 
-@compiled
+@compile_cached
 def _row(
     bits: int,
     now: int,
@@ -82,9 +82,9 @@ def _row(
     return n, outside
 
 
-@compiled
+@compile_cached
 def evt3(words: Array, state: Array, height: int, width: int, t: Array, x: Array, y: Array, p: Array) -> int:
-    """EVT 3: words of 16 bits, of a whole file. State: pixels outside, lower parts of times that run backwards."""
+    """EVT 3: words of 16 bits, of a file. State: pixels outside, lower parts of times that run backwards."""
     high: Any = np.int64(-1)
     now: Any = np.int64(0)
     row: Any = np.int64(-1)
@@ -133,7 +133,7 @@ def evt3(words: Array, state: Array, height: int, width: int, t: Array, x: Array
     return n
 
 
-@compiled
+@compile_cached
 def _outside_2(words: Array, height: int, width: int) -> int:
     """Number of EVT 2 pixels outside the sensor."""
     outside = 0
@@ -142,7 +142,7 @@ def _outside_2(words: Array, height: int, width: int) -> int:
     return outside
 
 
-@compiled
+@compile_cached
 def _all_2(words: Array, now: int, t: Array, x: Array, y: Array, p: Array) -> None:
     """Fill all EVT 2 pixels. Loops without branches over few arrays become vector instructions."""
     for i in range(len(words)):
@@ -153,8 +153,8 @@ def _all_2(words: Array, now: int, t: Array, x: Array, y: Array, p: Array) -> No
         p[i] = words[i] >> 28
 
 
-@compiled
-def _inside_2(words: Array, now: int, height: int, width: int, t: Array, x: Array, y: Array, p: Array) -> int:
+@compile_cached
+def _decode_in_sensor(words: Array, now: int, height: int, width: int, t: Array, x: Array, y: Array, p: Array) -> int:
     """Fill the EVT 2 pixels that lie within the sensor; their number."""
     n = 0
     for word in words:
@@ -165,7 +165,7 @@ def _inside_2(words: Array, now: int, height: int, width: int, t: Array, x: Arra
     return n
 
 
-@compiled
+@compile_cached
 def evt2(words: Array, state: Array, height: int, width: int, t: Array, x: Array, y: Array, p: Array) -> int:
     """EVT 2: words of 32 bits. State: pixels outside, 0, 1 + time high in us, us that its overflows add."""
     outside, high, added = state[0], state[2] - 1, state[3]
@@ -179,7 +179,7 @@ def evt2(words: Array, state: Array, height: int, width: int, t: Array, x: Array
                 run = words[i:end]
                 beyond = _outside_2(run, height, width)
                 if beyond:
-                    _inside_2(run, added + high, height, width, t[n:], x[n:], y[n:], p[n:])
+                    _decode_in_sensor(run, added + high, height, width, t[n:], x[n:], y[n:], p[n:])
                 else:
                     _all_2(run, added + high, t[n:], x[n:], y[n:], p[n:])
                 n += end - i - beyond
@@ -199,7 +199,7 @@ def evt2(words: Array, state: Array, height: int, width: int, t: Array, x: Array
     return n
 
 
-@compiled
+@compile_cached
 def count_evt21(words: Array) -> int:
     """Number of pixels in EVT 2.1 words."""
     total = 0
@@ -212,7 +212,7 @@ def count_evt21(words: Array) -> int:
     return total
 
 
-@compiled
+@compile_cached
 def evt21(words: Array, state: Array, height: int, width: int, t: Array, x: Array, y: Array, p: Array) -> int:
     """EVT 2.1: words of 64 bits, each up to 32 pixels of a row. State as in `evt2`."""
     outside, high, added = state[0], state[2] - 1, state[3]
@@ -238,7 +238,7 @@ def evt21(words: Array, state: Array, height: int, width: int, t: Array, x: Arra
     return n
 
 
-@compiled
+@compile_cached
 def _all_dat(words: Array, t: Array, x: Array, y: Array, p: Array) -> None:
     """Fill all DAT events. Without a branch in it, this loop becomes vector instructions."""
     for i in range(len(words)):
@@ -249,7 +249,7 @@ def _all_dat(words: Array, t: Array, x: Array, y: Array, p: Array) -> None:
         p[i] = (address >> np.uint64(28)) & np.uint64(1)
 
 
-@compiled
+@compile_cached
 def dat(words: Array, state: Array, height: int, width: int, t: Array, x: Array, y: Array, p: Array) -> int:
     """DAT: words of 64 bits, an address above a time [us]. State: pixels outside, 0, last time, us of overflows."""
     outside, last, added = state[0], state[2], state[3]
@@ -287,7 +287,7 @@ class _Encoding(NamedTuple):
         title: name, for messages.
         word: type of a word.
         loop: decodes words.
-        pixels: counts the pixels in words; None if a word holds at most one.
+        pixels: counts the pixels in words; None if a word holds at most one event.
     """
 
     title: str
@@ -355,7 +355,7 @@ def sensor_in_prophesee(path: Path) -> Sensor | None:
 
 def _words(content: bytes, header: _Header) -> Array:
     words = np.frombuffer(content, header.encoding.word)
-    if header.swapped:  # two halves of 32 bits, the upper one first
+    if header.swapped:  # two halves of 32 bits, the upper first
         words = words.view("<u4").reshape(-1, 2)[:, ::-1].copy().view("<u8").reshape(-1)
     return words
 
@@ -387,8 +387,8 @@ def read_prophesee(path: Path) -> Recording:
         file.seek(header.begin)
         end = header.begin + size  # a file that grows is read up to here
         words = _words(file.read(size if pixels else min(_PORTION, size)), header)
-        room = size // width if pixels is None else pixels(words)
-        columns: list[Any] = [np.empty(room, kind) for kind in (np.int64, np.uint16, np.uint16, np.uint8)]
+        capacity = size // width if pixels is None else pixels(words)
+        columns: list[Any] = [np.empty(capacity, kind) for kind in (np.int64, np.uint16, np.uint16, np.uint8)]
         state, n = np.zeros(4, np.int64), 0
         while len(words):
             more = loop(words, state, *(header.sensor or _ANY), *(column[n:] for column in columns))

@@ -29,7 +29,7 @@ def read_nmnist(path: Path) -> Recording:
     """Events of an N-MNIST file (also N-Caltech101): 40 bits each, big-endian.
 
     x (8 bits), y (8), polarity (1), time (23) [us]. y = 240 marks an overflow of the clock: it is not an event, and
-    adds 2^13 us to every later time (as in the data set's own Matlab reader).
+    adds 2^13 us to every later time (as in the data set's Matlab reader).
 
     Source: Orchard et al. 2015.
     """
@@ -50,7 +50,7 @@ def read_nmnist(path: Path) -> Recording:
 
 
 def _read_aedat(path: Path) -> Recording:
-    """Events of an .aedat file, whose first line tells the version."""
+    """Events of an .aedat file, with the version in the first line."""
     with path.open("rb") as file:
         first = file.read(10)
     if first not in _AEDAT:
@@ -73,9 +73,9 @@ _TABLES: dict[str, Callable[[Path, Sequence[str] | None, TimeUnit | None], Recor
     ".npz": read_numpy,
     ".txt": read_text,
 }
-# Suffixes of files that hold one recording.
+# Suffixes of files that hold a recording.
 SUFFIXES = tuple(sorted((*_READERS, *_TABLES)))
-# Suffixes of files whose times are in a unit that they need not name.
+# Suffixes of files that need not name their unit of time.
 TABLES = tuple(_TABLES)
 
 
@@ -103,7 +103,7 @@ def read_any(path: str | Path, columns: Sequence[str] | None = None, time_unit: 
         raise
     except FileNotFoundError as error:
         raise RecordingError(f"{path} does not exist.") from error
-    except Exception as error:  # h5py, NumPy, lz4 and the others each raise their own for a damaged file
+    except Exception as error:  # h5py, NumPy, lz4 and the others each raise different errors for a damaged file
         reason = " ".join(str(error).split())[:200]
         raise RecordingError(f"{path} cannot be read ({reason}). It is truncated, damaged or another file.") from error
 

@@ -62,10 +62,10 @@ class Recording(NamedTuple):
     p: Ints
 
 
-def rescaled(recording: Recording, sensor: Sensor, size: Sensor) -> Recording:
-    """Recording of a sensor, as one of another size: pixel x becomes floor(x * new width / width), and y likewise.
+def rescale(recording: Recording, sensor: Sensor, size: Sensor) -> Recording:
+    """Rescale a recording to another sensor size: pixel x becomes floor(x * new width / width), and y likewise.
 
-    >>> rescaled(Recording(*np.array([[0], [5], [3], [1]])), Sensor(4, 8), Sensor(2, 2)).x
+    >>> rescale(Recording(*np.array([[0], [5], [3], [1]])), Sensor(4, 8), Sensor(2, 2)).x
     array([1])
     """
     y = np.asarray(recording.y, np.int64) * size.height // sensor.height
@@ -92,17 +92,17 @@ def address_type(sensor: Sensor) -> np.dtype[Any]:
     return np.dtype(np.uint16 if 2 * sensor.pixels <= 2**16 else np.uint32)
 
 
-def _whole(values: NDArray[Any], what: str, name: str) -> Ints:
+def _integers(values: NDArray[Any], column: str, name: str) -> Ints:
     """Integers, converted from booleans or from floating-point numbers without a fraction."""
     if values.dtype.kind in "iu":
         return values
     if values.dtype == bool:
         return values.astype(np.uint8)
-    is_whole = (np.abs(values) < 2**63) & (values == np.floor(values))  # neither NaN nor infinite
-    if is_whole.all():
+    is_integer = (np.abs(values) < 2**63) & (values == np.floor(values))  # neither NaN nor infinite
+    if is_integer.all():
         return values.astype(np.int64)
-    unit = " [us]" if what == "t" else ""
-    raise RecordingError(f"{name}: {what} must be whole numbers{unit}, got some such as {values[~is_whole][0]}.")
+    unit = " [us]" if column == "t" else ""
+    raise RecordingError(f"{name}: {column} must be whole numbers{unit}, got some such as {values[~is_integer][0]}.")
 
 
 def _columns_of(x: Any, y: Any, t: Any, p: Any, name: str) -> tuple[Any, Any, Any, Any]:
@@ -120,11 +120,13 @@ def _columns_of(x: Any, y: Any, t: Any, p: Any, name: str) -> tuple[Any, Any, An
     return x["x"], x["y"], x["t"], x[polarity]
 
 
-def _numbers(values: Any, what: str, name: str) -> NDArray[Any]:
-    """One number per event, [N], from an array, a list or a tensor."""
+def _numbers(values: Any, column: str, name: str) -> NDArray[Any]:
+    """A number per event, [N], from an array, a list or a tensor."""
     numbers = np.asarray(values.detach() if hasattr(values, "detach") else values)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iufb":
-        raise RecordingError(f"{name}: {what} must be one number per event, got {numbers.dtype} {list(numbers.shape)}.")
+        raise RecordingError(
+            f"{name}: {column} must be one number per event, got {numbers.dtype} {list(numbers.shape)}."
+        )
     return numbers
 
 
@@ -146,21 +148,21 @@ def recording_of(
         RecordingError: a column is missing, not numeric or of another length.
     """
     x, y, t, p = _columns_of(x, y, t, p, name)
-    columns = {what: _numbers(values, what, name) for what, values in (("t", t), ("x", x), ("y", y), ("p", p))}
+    columns = {column: _numbers(values, column, name) for column, values in (("t", t), ("x", x), ("y", y), ("p", p))}
     if len({len(values) for values in columns.values()}) > 1:
-        lengths = ", ".join(f"{len(values)} of {what}" for what, values in columns.items())
+        lengths = ", ".join(f"{len(values)} of {column}" for column, values in columns.items())
         raise RecordingError(f"{name}: every event needs x, y, t and p, got {lengths}.")
-    columns["t"] = _whole(columns["t"], "t", name)
+    columns["t"] = _integers(columns["t"], "t", name)
     polarities = columns["p"]
     if polarities.min(initial=0) == -1 and ((polarities == -1) | (polarities == 1)).all():
         columns["p"] = (polarities > 0).astype(np.uint8)
     if sorted_by_time:
         order = np.argsort(columns["t"], kind="stable")
-        columns = {what: values[order] for what, values in columns.items()}
+        columns = {column: values[order] for column, values in columns.items()}
     return Recording(**columns)
 
 
-def pack(recording: Recording, sensor: Sensor, name: str) -> Packed:
+def pack_events(recording: Recording, sensor: Sensor, name: str) -> Packed:
     """Check a recording and convert it to the format of the cache.
 
     Args:
@@ -174,7 +176,9 @@ def pack(recording: Recording, sensor: Sensor, name: str) -> Packed:
     """
     if len(recording.t) == 0:
         return Packed(np.zeros(0, address_type(sensor)), np.zeros(0, np.uint32), 0)
-    t, x, y, p = (_whole(np.asarray(column), what, name) for what, column in recording._asdict().items())
+    t, x, y, p = (
+        _integers(np.asarray(column), column_name, name) for column_name, column in recording._asdict().items()
+    )
     for axis, values, size in (("x", x, sensor.width), ("y", y, sensor.height), ("polarity", p, 2)):
         if values.min() < 0 or values.max() >= size:
             i = int(np.argmax((values < 0) | (values >= size)))

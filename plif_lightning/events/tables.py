@@ -25,7 +25,7 @@ _US = {"s": 10**6, "ms": 10**3, "us": 1, "ns": 1e-3}
 
 
 def _named(names: Iterable[str]) -> dict[str, str]:
-    """Each of t, x, y and p that is among some names, usual aliases included, and its name there."""
+    """Each of t, x, y and p that is among some names, common aliases included, and its name there."""
     return {column: name for name in names if (column := _NAMES.get(name.strip().lower())) is not None}
 
 
@@ -99,7 +99,7 @@ class TextLayout(NamedTuple):
 
     @classmethod
     def of(cls, first: str, columns: Sequence[str] | None, name: str) -> "TextLayout":
-        """Layout of a table whose first line, without comments, is `first`.
+        """Layout of a table from `first`, its first line that is neither blank nor a comment.
 
         Raises:
             RecordingError: neither the line nor `columns` names t, x, y and p.
@@ -110,8 +110,8 @@ class TextLayout(NamedTuple):
         names = columns or (fields if has_header else ())
         named = _named(names)
         if len(named) < len(_COLUMNS):
-            found = "has no header that names its columns" if not names else f"has the columns {', '.join(names)}"
-            raise RecordingError(f"{name} {found}: name t, x, y and p, such as with --data.columns=[t,x,y,p].")
+            header = "has no header that names its columns" if not names else f"has the columns {', '.join(names)}"
+            raise RecordingError(f"{name} {header}: name t, x, y and p, such as with --data.columns=[t,x,y,p].")
         return cls(separator, [list(names).index(named[column]) for column in _COLUMNS], has_header)
 
     def read(self, lines: Any, unit: TimeUnit | None, name: str, **settings: Any) -> Recording:
@@ -148,43 +148,43 @@ def read_text(path: Path, columns: Sequence[str] | None = None, unit: TimeUnit |
 def read_hdf5(path: Path, unit: TimeUnit | None = None) -> Recording:
     """Events of an HDF5 file, read by h5py.
 
-    It holds one group with the data sets x, y, t and p under their usual names (DSEC: `events`, with `t_offset` beside
-    it, which is added to the times), or one structured data set (Metavision: `CD/events`).
+    It holds a group with the data sets x, y, t and p under their common names (DSEC: `events`, with `t_offset` beside
+    it, which is added to the times), or a structured data set (Metavision: `CD/events`).
 
     Source: https://dsec.ifi.uzh.ch/data-format; https://docs.prophesee.ai/stable/data/file_formats/hdf5.html
     """
     with needed_by("a recording in HDF5"):
         import h5py
-        import hdf5plugin  # noqa: F401 (registers filters, such as the one of DSEC)
+        import hdf5plugin  # noqa: F401 (registers filters, such as DSEC's)
 
     with h5py.File(path) as file:
-        found: list[Any] = []
+        candidates: list[Any] = []
 
         def look(_: str, item: Any) -> None:
             names = item if isinstance(item, h5py.Group) else item.dtype.names or ()
             if len(_named(names)) == len(_COLUMNS):
-                found.append(item)
+                candidates.append(item)
 
         look("", file)
         file.visititems(look)
-        if len(found) != 1:
-            which = ", ".join(item.name for item in found) or "none"
+        if len(candidates) != 1:
+            which = ", ".join(item.name for item in candidates) or "none"
             raise RecordingError(f"{path} must hold one set of events with t, x, y and p; it holds {which}.")
-        events = found[0]
+        events = candidates[0]
         name = f"{path} ({events.name})"
         if isinstance(events, h5py.Dataset):
-            return _from_array(_whole(events, path), None, unit, name)
-        columns = {column: _whole(events[field], path) for column, field in _named(events).items()}
+            return _from_array(_contiguous(events, path), None, unit, name)
+        columns = {column: _contiguous(events[field], path) for column, field in _named(events).items()}
         if "t_offset" in file:
             columns["t"] = columns["t"].astype(np.int64) + int(file["t_offset"][()])
         return _recording(columns, unit, name)
 
 
-def _whole(data: Any, path: Path) -> NDArray[Any]:
+def _contiguous(data: Any, path: Path) -> NDArray[Any]:
     """A data set of HDF5, which reads as zeros where it was never written.
 
     Raises:
-        RecordingError: it was not written as a whole.
+        RecordingError: it was written incompletely.
     """
     chunks = -(-len(data) // data.chunks[0]) if data.chunks else 1
     written = data.id.get_num_chunks() if data.chunks else data.id.get_storage_size() > 0
@@ -199,5 +199,5 @@ def sensor_in_hdf5(path: Path) -> Sensor | None:
         import h5py
 
     with h5py.File(path) as file:
-        found = re.fullmatch(r"(\d+)x(\d+)", str(file.attrs.get("geometry", "")))
-    return Sensor(int(found[2]), int(found[1])) if found else None
+        match = re.fullmatch(r"(\d+)x(\d+)", str(file.attrs.get("geometry", "")))
+    return Sensor(int(match[2]), int(match[1])) if match else None

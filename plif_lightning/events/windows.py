@@ -1,4 +1,4 @@
-"""Samples of cached events: whole recordings, or windows of them. Windows are bounds; no event is copied."""
+"""Samples of cached events: recordings, or windows of them. Windows are bounds; no event is copied."""
 
 from typing import Any, NamedTuple
 
@@ -15,9 +15,9 @@ class Samples(NamedTuple):
 
     Attributes:
         begin: first event.
-        end: one past the last event.
+        end: index past the last event.
         recording: index of the recording that they lie in.
-        part: 0; 1 and 2 for the later parts of recordings that `parted` cut.
+        part: 0; 1 and 2 for the later parts of recordings that `split_at` cut.
         start: time at which a window by time begins [us]; otherwise 0.
         duration: of a window by time [us]; otherwise -1, from the first event to the last.
     """
@@ -35,10 +35,10 @@ class Samples(NamedTuple):
 
 
 def recordings_of(offset: Array) -> Samples:
-    """Each recording as a whole; recording i has the events [offset[i], offset[i + 1])."""
+    """Each recording as a sample; recording i has the events [offset[i], offset[i + 1])."""
     n = len(offset) - 1
-    nothing = np.zeros(n, np.int64)
-    return Samples(offset[:-1], offset[1:], np.arange(n), nothing.copy(), nothing, nothing - 1)
+    zero = np.zeros(n, np.int64)
+    return Samples(offset[:-1], offset[1:], np.arange(n), zero.copy(), zero, zero - 1)
 
 
 class Windows(NamedTuple):
@@ -46,7 +46,7 @@ class Windows(NamedTuple):
 
     Attributes:
         length: of a window, in events or us.
-        stride: from the beginning of one to that of the next.
+        stride: between the beginnings of windows.
         by_time: length and stride are us; otherwise events.
     """
 
@@ -97,7 +97,7 @@ def _cut_at(time: Array, begin: int, end: int, share: float, by_time: bool) -> i
     return begin + int(np.searchsorted(time[begin:end], first + round((1 - share) * (last - first))))
 
 
-def parted(samples: Samples, time: Array, share: float, by_time: bool, last: int = 1) -> Samples:
+def split_at(samples: Samples, time: Array, share: float, by_time: bool, last: int = 1) -> Samples:
     """Cut each sample of part 0 in two: its last `share`, in events or in time, becomes part `last`."""
     parts = []
     for begin, end, recording, part, *span in zip(*samples, strict=True):
@@ -114,55 +114,57 @@ def left_out(samples: Samples, windows: Samples) -> Array:
 
     Args:
         samples: stretches of events, in their order.
-        windows: those that `windowed` found in them.
+        windows: from `cut_windows`.
 
-    >>> one = Samples(*(np.array([value]) for value in (0, 5, 0, 0, 0, -1)))
-    >>> left_out(one, windowed(one, np.arange(5), Windows(2, 2, by_time=False)))
+    >>> sample = Samples(*(np.array([value]) for value in (0, 5, 0, 0, 0, -1)))
+    >>> left_out(sample, cut_windows(sample, np.arange(5), Windows(2, 2, by_time=False)))
     array([0.2])
     """
     before = np.maximum.accumulate(np.concatenate([[0], windows.end]))[:-1]
-    held = np.maximum(windows.end - np.maximum(windows.begin, before), 0)
+    overlap = np.maximum(windows.end - np.maximum(windows.begin, before), 0)
     n = int(samples.recording.max(initial=-1)) + 1
     all_events = np.bincount(samples.recording, samples.end - samples.begin, n)
-    return 1 - np.bincount(windows.recording, held, n) / np.maximum(all_events, 1) - (all_events == 0)
+    return 1 - np.bincount(windows.recording, overlap, n) / np.maximum(all_events, 1) - (all_events == 0)
 
 
-def windowed(samples: Samples, time: Array, windows: Windows) -> Samples:
+def cut_windows(samples: Samples, time: Array, windows: Windows) -> Samples:
     """All complete windows of each sample that hold an event. Windows of different samples never overlap.
 
-    A window by time covers length us from its beginning, its end excluded; the first one begins with the first event.
+    A window by time covers length us from its beginning, its end excluded; the first begins with the first event.
 
     Args:
         samples: stretches of events.
         time: times of all events, ascending within a recording.
         windows: their length and distance.
 
-    >>> one = Samples(*(np.array([value]) for value in (0, 5, 0, 0, 0, -1)))
-    >>> windowed(one, np.array([0, 10, 20, 30, 40]), Windows(20, 10, by_time=True))[:2]
+    >>> sample = Samples(*(np.array([value]) for value in (0, 5, 0, 0, 0, -1)))
+    >>> cut_windows(sample, np.array([0, 10, 20, 30, 40]), Windows(20, 10, by_time=True))[:2]
     (array([0, 1, 2]), array([2, 3, 4]))
     """
-    begins, ends, counts, times = [], [], [], []
+    begins, stops, counts, times = [], [], [], []
     for begin, end in zip(samples.begin, samples.end, strict=True):
         if windows.by_time:
-            own = time[begin:end]
-            first, last = (int(own[0]), int(own[-1])) if len(own) else (0, -1)
-            starts = np.arange(first, last + 2 - windows.length, windows.stride, dtype=np.int64)
-            a = begin + np.searchsorted(own, starts)
-            b = begin + np.searchsorted(own, starts + windows.length)
-            a, b, starts = a[a < b], b[a < b], starts[a < b]
+            times_of_recording = time[begin:end]
+            first, last = (
+                (int(times_of_recording[0]), int(times_of_recording[-1])) if len(times_of_recording) else (0, -1)
+            )
+            start_times = np.arange(first, last + 2 - windows.length, windows.stride, dtype=np.int64)
+            a = begin + np.searchsorted(times_of_recording, start_times)
+            b = begin + np.searchsorted(times_of_recording, start_times + windows.length)
+            a, b, start_times = a[a < b], b[a < b], start_times[a < b]
         else:
             a = np.arange(begin, end + 1 - windows.length, windows.stride, dtype=np.int64)
-            b, starts = a + windows.length, np.zeros(len(a), np.int64)
+            b, start_times = a + windows.length, np.zeros(len(a), np.int64)
         begins.append(a)
-        ends.append(b)
+        stops.append(b)
         counts.append(len(a))
-        times.append(starts)
-    nothing = [np.zeros(0, np.int64)]
+        times.append(start_times)
+    empty = [np.zeros(0, np.int64)]
     return Samples(
-        np.concatenate(begins or nothing),
-        np.concatenate(ends or nothing),
+        np.concatenate(begins or empty),
+        np.concatenate(stops or empty),
         np.repeat(samples.recording, counts),
         np.repeat(samples.part, counts),
-        np.concatenate(times or nothing),
+        np.concatenate(times or empty),
         np.full(sum(counts), windows.length if windows.by_time else -1),
     )

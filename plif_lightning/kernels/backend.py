@@ -12,9 +12,9 @@ from plif_lightning.dynamics import reference
 from plif_lightning.dynamics.equations import Dynamics
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import fused
-from plif_lightning.kernels.bits import look
+from plif_lightning.kernels.bits import estimate_density
 from plif_lightning.kernels.dense import WIDENS_BFLOAT16, takes_patches
-from plif_lightning.kernels.layout import ACCELERATORS, interpreted
+from plif_lightning.kernels.layout import ACCELERATORS, uses_interpreter
 from plif_lightning.kernels.trust import agrees
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def break_even(name: OpName, weight: Tensor, dtype: torch.dtype, side: int) -> t
     Args:
         name: the operator.
         weight: [O, C, K, K] or [O, K].
-        dtype: of the products, one of TYPES.
+        dtype: of the products, a type of TYPES.
         side: shorter side of the maps.
     """
     if min(weight.shape[:2]) < LEAST_WIDTH[name] or (name == "conv" and side < LEAST_SIDE and _has_amx()):
@@ -92,20 +92,22 @@ class Backend:
 
     Args:
         name: `auto` takes the fastest form that runs on the device of the data: numba kernels on a CPU, Triton on a
-            CUDA device, otherwise the reference, as in `torch.export`. `reference`, `cpu` and `triton` force one.
+            CUDA device, otherwise the reference, as in `torch.export`. `reference`, `cpu` and `triton` force theirs.
         sparse: skip silent inputs in convolutions and FC layers of spikes on a CPU: `auto` up to the densities of
             `BREAK_EVEN`; `never` and `always` are for tests.
 
     Raises:
-        UserError: an unknown name, or one that cannot run on this machine.
+        UserError: an unknown name, or a backend that cannot run on this machine.
     """
 
     def __init__(self, name: BackendName = "auto", sparse: Sparse = "auto") -> None:
-        for argument, value, known in (("sparse", sparse, Sparse), ("backend", name, BackendName)):
-            require_one_of(argument, value, known)
+        for argument, value, literal in (("sparse", sparse, Sparse), ("backend", name, BackendName)):
+            require_one_of(argument, value, literal)
         self.name, self.sparse = name, sparse
         self._installed = {
-            one.device: name for name, one in ACCELERATORS.items() if importlib.util.find_spec(one.package) is not None
+            accelerator.device: name
+            for name, accelerator in ACCELERATORS.items()
+            if importlib.util.find_spec(accelerator.package) is not None
         }
 
     def chosen(self, device: torch.device) -> str:
@@ -119,7 +121,7 @@ class Backend:
                 return "reference"
             return "cpu" if device.type == "cpu" else self._installed.get(device.type, "reference")
         runs_on = device.type if self.name == "reference" else "cpu"
-        if self.name in ACCELERATORS and not interpreted():
+        if self.name in ACCELERATORS and not uses_interpreter():
             runs_on = ACCELERATORS[self.name].device
         if device.type != runs_on:
             raise UserError(
@@ -150,7 +152,7 @@ class Backend:
             name: the operator.
             x: [N, C, H, W], C innermost in memory, or [*, K], in the type that the layer computes in.
             weight: weight of a convolution [O, C, K, K], or of an FC layer [O, K].
-            value: of a spike; a layer of spikes whose sample has other values than this one and zero is dense.
+            value: of a spike; a layer of spikes is dense if its sample has values other than this and zero.
             stride: of the convolution.
         """
         if self.sparse == "never" or x.dtype not in TYPES or self.chosen(x.device) != "cpu":
@@ -164,7 +166,7 @@ class Backend:
             return NEVER._replace(reason="too few products to look for silent inputs")
         if self.sparse == "auto" and conv and takes_patches(x, weight, stride):
             return NEVER._replace(reason="few pixels: a product of patches")
-        density, only_spikes = look(rows, value)
+        density, only_spikes = estimate_density(rows, value)
         if name != "events" and not only_spikes:
             return NEVER._replace(density=density, reason="its input has other values than 0 and 1")
         if self.sparse == "always":

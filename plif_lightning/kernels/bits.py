@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plif_lightning.kernels.layout import threads_for
-from plif_lightning.kernels.ops import uncompiled
+from plif_lightning.kernels.ops import outside_compile
 from plif_lightning.kernels.parallel import parallel
 
 _WORD = 64
-# Cost of listing one spike, in neuron-steps.
+# Cost of listing a spike, in neuron-steps.
 _LISTED = 4
 # Number of values sampled to estimate a density.
 _SAMPLE = 2**17
@@ -36,12 +36,12 @@ def pixels_of(x: Tensor) -> Tensor:
 
 
 def words_for(inputs: int) -> int:
-    """Number of words that hold one bit per input."""
+    """Number of words that hold a bit per input."""
     return -(-inputs // _WORD)
 
 
 class Bits(NamedTuple):
-    """The non-zero values of x [R, K], one bit each.
+    """The non-zero values of x [R, K], a bit each.
 
     Attributes:
         words: [R, K / 64], int64.
@@ -54,17 +54,17 @@ class Bits(NamedTuple):
     only_spikes: bool
 
 
-def pack(x: Tensor, value: float = 1.0) -> Bits:
-    """Bits of x [R, K], whose spikes have a value."""
+def pack_spikes(x: Tensor, value: float = 1.0) -> Bits:
+    """Bits of the spikes x [R, K] of a value."""
     from plif_lightning.kernels import cpu_sparse  # deferred: imports numba
 
     words = torch.empty(len(x), words_for(x.shape[1]), dtype=torch.int64, device="cpu")
     threads = threads_for(x.numel())
     counts = np.zeros((threads, 2), np.int64)
     x = x.detach().contiguous()
-    parallel(cpu_sparse.pack, len(x), threads, array_of_rows(x), _as(value, x.dtype), array_of_bits(words), counts)
-    number, others = counts.sum(0)
-    return Bits(words, int(number), not others)
+    parallel(cpu_sparse.pack_bits, len(x), threads, array_of_rows(x), _as(value, x.dtype), array_of_bits(words), counts)
+    number, not_binary = counts.sum(0)
+    return Bits(words, int(number), not not_binary)
 
 
 @functools.cache
@@ -79,7 +79,7 @@ def unpack(bits: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
 
     x = torch.empty(len(bits), inputs, dtype=dtype, device="cpu")
     threads = threads_for(x.numel())
-    parallel(cpu_sparse.unpack, len(x), threads, array_of_bits(bits), _as(1.0, dtype), array_of_rows(x))
+    parallel(cpu_sparse.unpack_bits, len(x), threads, array_of_bits(bits), _as(1.0, dtype), array_of_rows(x))
     return x
 
 
@@ -93,15 +93,15 @@ def number_of_spikes(bits: Tensor) -> int:
     return int(counts.sum())
 
 
-@uncompiled
-def look(x: Tensor, value: float) -> tuple[float, bool]:
+@outside_compile
+def estimate_density(x: Tensor, value: float) -> tuple[float, bool]:
     """Estimated density of x [R, K], from a deterministic sample of its rows, and if its spikes all have a value."""
     from plif_lightning.kernels import cpu_sparse
 
     x = x.detach().contiguous()
     rows = min(len(x), -(-_SAMPLE // x.shape[1]))
-    spikes, others = cpu_sparse.sample(rows, array_of_rows(x), _as(value, x.dtype))
-    return spikes / (rows * x.shape[1]), others == 0
+    spikes, not_binary = cpu_sparse.sample(rows, array_of_rows(x), _as(value, x.dtype))
+    return spikes / (rows * x.shape[1]), not_binary == 0
 
 
 class SparseMaps(NamedTuple):
@@ -122,7 +122,7 @@ class SparseMaps(NamedTuple):
         """From a tensor [N, C, H, W]."""
         n, channels, height, width = x.shape
         rows = pixels_of(x.detach()).contiguous()
-        bits = pack(rows)
+        bits = pack_spikes(rows)
         return cls(bits.words, None if bits.only_spikes else rows, (n, channels, height, width))
 
     def images(self, dtype: torch.dtype) -> Tensor:
@@ -142,16 +142,16 @@ class SparseMaps(NamedTuple):
         return bits
 
     def arrays(self, table: NDArray[Any] | None = None) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """As the compiled loops take them: `list_rows`' places and starts, and the values, flat.
+        """As the compiled loops take them: `list_rows`' indices and offsets, and the values, flat.
 
         For spikes the values are empty, with the dtype that values for this table would have.
         """
-        places, starts = self._lists()
+        indices, offsets = self._lists()
         if self.values is not None:
-            return places, starts, array_of_rows(self.values).reshape(-1)
+            return indices, offsets, array_of_rows(self.values).reshape(-1)
         # The same type as values, so that the loops are compiled for fewer types.
         wide = table is None or table.dtype != np.uint16
-        return places, starts, np.empty(0, np.float32 if wide else np.uint16)
+        return indices, offsets, np.empty(0, np.float32 if wide else np.uint16)
 
     def _lists(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         from plif_lightning.kernels import cpu_sparse
@@ -159,12 +159,12 @@ class SparseMaps(NamedTuple):
         n, channels, height, width = self.shape
         rows, bits = n * height, array_of_bits(self.bits)
         if threads_for(_LISTED * rows * width) == 1:
-            return cpu_sparse.listed(bits, rows, width, channels)
-        counts, starts = np.empty(rows, np.int64), np.empty(rows * width + 1, np.int64)
+            return cpu_sparse.list_maps(bits, rows, width, channels)
+        counts, offsets = np.empty(rows, np.int64), np.empty(rows * width + 1, np.int64)
         parallel(cpu_sparse.count_rows, rows, threads_for(bits.size), bits, width, counts)
-        ends = counts.cumsum()
-        starts[-1] = total = ends[-1] if rows else 0
-        places = np.empty(total, np.int32)
+        bounds = counts.cumsum()
+        offsets[-1] = total = bounds[-1] if rows else 0
+        indices = np.empty(total, np.int32)
         threads = threads_for(_LISTED * (rows * width + total))
-        parallel(cpu_sparse.list_rows, rows, threads, bits, ends - counts, width, channels, places, starts)
-        return places, starts
+        parallel(cpu_sparse.list_rows, rows, threads, bits, bounds - counts, width, channels, indices, offsets)
+        return indices, offsets

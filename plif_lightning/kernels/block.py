@@ -1,6 +1,6 @@
-"""Convolution, BN, neurons and pool as one function that never stores the convolution's full output.
+"""Convolution, BN, neurons and pool as a function that never stores the convolution's full output.
 
-The event-driven form sums the non-zero inputs around each position; the dense form computes one band of rows at a time
+The event-driven form sums the non-zero inputs around each position; the dense form computes a band of rows at a time
 with PyTorch's convolution. Both compute it again in the backward pass.
 """
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plif_lightning.dynamics.derivatives import once_differentiable
-from plif_lightning.dynamics.equations import Dynamics, program, registered
-from plif_lightning.dynamics.reference import in_own_precision
+from plif_lightning.dynamics.equations import Dynamics, program, register
+from plif_lightning.dynamics.reference import in_real_precision
 from plif_lightning.kernels import ops
 from plif_lightning.kernels.backend import NEVER, Skip
 from plif_lightning.kernels.bits import SparseMaps, array_of_bits, array_of_rows, words_for
@@ -32,13 +32,13 @@ from plif_lightning.kernels.layout import (
     array_of,
     at_a_time,
     channels_last,
-    convolved,
+    conv_output_size,
     real_type,
     rows_of,
     threads_for,
 )
-from plif_lightning.kernels.ops import codes_of_backward, seed_of, start_of, sums_for, sums_of_backward, uncompiled
-from plif_lightning.kernels.parallel import parallel, unnamed
+from plif_lightning.kernels.ops import codes_of_backward, outside_compile, seed_of, start_of, sums_for, sums_of_backward
+from plif_lightning.kernels.parallel import as_plain_tuples, parallel
 from plif_lightning.kernels.sparse import in_vectors, kernel_of, table_of
 
 # Potentials per unit of work: they fill half of a first-level cache.
@@ -51,7 +51,7 @@ _NO_STATES = torch.empty(0, 1, 1, dtype=torch.float32, device="cpu")
 class EventBlock:
     """A convolution with padding K // 2, BN's affine map or a bias, neurons and a 2x2 max-pool; no gradients.
 
-    Its spikes equal those of the parts run one by one: the sums are bit-identical to `conv_events`.
+    Its spikes equal the unfused layers': the sums are bit-identical to `conv_events`.
 
     Args:
         table: `table_of` the weight [K K C, O]: float32, bfloat16 or int8.
@@ -86,40 +86,40 @@ class EventBlock:
 
         States [S, N, H, W, O]; None: the neurons' first ones.
         """
-        n, (height, width) = x.shape[0] // steps, convolved(x.shape[2:], self._stride)
+        n, (height, width) = x.shape[0] // steps, conv_output_size(x.shape[2:], self._stride)
         of_state = self._start.size, -1, self._outputs
         before = _NO_STATES if states is None else states.reshape(of_state)
         size = self._start.size, n, height, width, self._outputs
         after = torch.empty(size, dtype=torch.float32, device="cpu") if last else None
         # With an odd size, neurons outside of all windows need their states too: pool afterwards.
-        inside = self._pooled and not (last and (height % 2 or width % 2))
-        spikes = self._run(x, steps, inside, before, _NO_STATES if after is None else after.view(of_state))
-        if self._pooled and not inside:
+        pools_in_kernel = self._pooled and not (last and (height % 2 or width % 2))
+        spikes = self._run(x, steps, pools_in_kernel, before, _NO_STATES if after is None else after.view(of_state))
+        if self._pooled and not pools_in_kernel:
             spikes = SparseMaps.of(F.max_pool2d(spikes.images(torch.float32), 2))
         return spikes, after
 
     def _run(self, x: SparseMaps, steps: int, pooled: bool, v_first: Tensor, v_last: Tensor) -> SparseMaps:
         from plif_lightning.kernels import cpu_block, cpu_sparse  # deferred: imports numba
-        from plif_lightning.kernels.machine_code import code_of
+        from plif_lightning.kernels.machine_code import machine_code_of
 
         images, channels, *of_maps = x.shape
-        height, width = convolved((of_maps[0], of_maps[1]), self._stride)
+        height, width = conv_output_size((of_maps[0], of_maps[1]), self._stride)
         taps = cpu_sparse.taps_of(kernel_of(self._table.shape, channels))
         halve = 2 if pooled else 1
         rows, windows = height // halve, width // halve
         threads = threads_for(SUM * images * height * width * self._outputs)
-        of_thread = images // steps * rows * windows // threads
-        of_window = halve**2 * self._table.shape[1] * self._start.size
-        run = max(1, min(windows, _AT_A_TIME // of_window, of_thread // _UNITS))
+        windows_per_thread = images // steps * rows * windows // threads
+        values_per_window = halve**2 * self._table.shape[1] * self._start.size
+        run = max(1, min(windows, _AT_A_TIME // values_per_window, windows_per_thread // _UNITS))
         words = words_for(self._outputs)
         bits = torch.empty(images * rows * windows, words, dtype=torch.int64, device="cpu")
         units = images // steps * rows * -(-windows // run)
-        code = code_of("fire_window", registered(self._program), *self._variant)
+        code = machine_code_of("fire_window", register(self._program), *self._variant)
         neuron = tuple(NeuronCode(code, 0, self._parameters, self._start))
-        around = v_first.contiguous().numpy(), v_last.numpy()
+        states = v_first.contiguous().numpy(), v_last.numpy()
         sizes = tuple(Sizes(steps, of_maps[0], of_maps[1], channels, run, POOLS["max_first" if pooled else "none"]))
         parallel(
-            cpu_block.conv_fire_pool, units, threads, x.arrays(self._table), self._table, self._norm, neuron, around,
+            cpu_block.conv_fire_pool, units, threads, x.arrays(self._table), self._table, self._norm, neuron, states,
             array_of_bits(bits), self._valid, sizes, self._stride, taps,
         )  # fmt: skip
         return SparseMaps(bits, None, (images, self._outputs, rows, windows))
@@ -138,7 +138,7 @@ class PatchMoments(NamedTuple):
 
     @staticmethod
     def of(x: Tensor, events: bool = False) -> "PatchMoments":
-        """Moments of x [T, N, C, H, W]; `events`: from its non-zero values only, which must be whole numbers."""
+        """Moments of x [T, N, C, H, W]; `events`: from its non-zero values only, which must be integers."""
         if events:
             return _moments_of_events(SparseMaps.of(x.flatten(0, 1)), len(x))
         means, covariances = [], []
@@ -259,13 +259,15 @@ def _backward_of_events(
     sums, sums_learned = sums_for(geometry, len(scale), learned, real)
     table = array_of_rows(in_vectors(table_of(conv)))
     grad_table = np.zeros((slots, len(scale), *table.shape), np.float32)
-    norm = AffineRows(*(geometry.tiled(row, real) for row in (scale, shift, mean)))
+    norm = AffineRows(*(geometry.tile_channels(row, real) for row in (scale, shift, mean)))
     codes = codes_of_backward(neuron, number, real, learned)
     loop = NeuronCode(*codes, geometry.parameters(learned, real), start_of(program(neuron), real))
     grads = Gradients(array_of(channels_last(grad_out.to(conv.dtype))), *[_NO_STATES.flatten(1).numpy()] * 3)
     sizes = Sizes(steps, height, width, outputs, run, number)
     maps_and_table = maps_of_x.arrays(table), table
-    arguments = unnamed(*maps_and_table, norm, loop, grads, (sums, sums_learned), grad_table, sizes, seed_of(seed))
+    arguments = as_plain_tuples(
+        *maps_and_table, norm, loop, grads, (sums, sums_learned), grad_table, sizes, seed_of(seed)
+    )
     units = n * (height // halve) * -(-(width // halve) // run)
     parallel(cpu_block.conv_fire_pool_backward, units, slots, *arguments)
     of_steps = torch.from_numpy(grad_table.sum(0))[..., :outputs] * scale[:, None]
@@ -308,7 +310,7 @@ def _bands(x: Tensor, channels: int, pool: Pool) -> Iterator[tuple[int, Tensor]]
         yield first, padded[:, :, first : min(first + rows, last) + 2]
 
 
-@uncompiled
+@outside_compile
 def conv_fire_pool(
     x: Tensor,
     conv: Tensor,
@@ -342,7 +344,7 @@ def conv_fire_pool(
     Returns:
         Spikes [T, N, C', H', W'] in the dtype of x.
     """
-    with in_own_precision(x.device):
+    with in_real_precision(x.device):
         norm = norm.to(real_type(x))
         return _ConvFirePool.apply(
             x, conv, norm.weight, norm.bias, rows_of(dynamics, x), *norm[2:], no_seed() if seed is None else seed,

@@ -1,11 +1,11 @@
-"""BN, the neuron over all T and the pool in one pass, compiled for the CPU; the neuron is `machine_code.py`'s.
+"""BN, the neuron over all T and the pool in a single pass, compiled for the CPU; the neuron is `machine_code.py`'s.
 
 A feature map is processed as rows of neighbouring values with C innermost (PyTorch's channels_last): BN, neurons and
-windows run over long rows in short loops over few arrays, which the compiler vectorises. One unit of work is a run of a
+windows run over long rows in short loops over few arrays, which the compiler vectorises. A unit of work is a run of a
 row (without a pool) or of two rows (with a pool): all T steps of a unit run before the next unit, so that its
 potentials stay in the cache. bfloat16 is passed as its bits in uint16.
 
-The loops take whole arrays and unsigned indices into them. A slice would cost two atomic operations on its array's
+The loops take complete arrays and unsigned indices into them. A slice would cost two atomic operations on its array's
 reference count, and a signed index a test for negative values: as much as the loop itself. Each loop reads and writes
 so few arrays that the compiler can check at run time that they do not overlap (at most 8 comparisons).
 """
@@ -16,7 +16,7 @@ from numba.extending import overload
 
 from plif_lightning.kernels.layout import LANES, POOLS
 from plif_lightning.kernels.machine_code import call, keep
-from plif_lightning.runtime.compiled import compiled, inner
+from plif_lightning.runtime.compiled import compile_cached, inner
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -52,8 +52,8 @@ def _narrow_overload(wide, array):
     return lambda wide, array: wide
 
 
-@compiled
-def aligned(size, dtype):
+@compile_cached
+def aligned_rows(size, dtype):
     """A flat uninitialised array of `size` values, aligned so that no vector crosses a cache line."""
     at_least = np.empty(size + 64, dtype)
     first = -at_least.ctypes.data % 64 // at_least.itemsize
@@ -63,16 +63,16 @@ def aligned(size, dtype):
 @inner
 def working_rows(rows, run, dtype):
     """Workspace of `rows` rows of `run` zeros."""
-    flat = aligned(rows * run, dtype)
+    flat = aligned_rows(rows * run, dtype)
     flat[:] = 0
     return flat.reshape((rows, run))
 
 
 @inner
-def _place(unit, height, width, channels, pooled, run, starts):
-    """Output offset and length of a unit; writes the offsets of its four neurons in a step to `starts`."""
+def _unit_bounds(unit, height, width, channels, pooled, run, offsets):
+    """Output offset and length of a unit; writes the offsets of its four neurons in a step to `offsets`."""
     if not pooled:
-        starts[0] = unit * run
+        offsets[0] = unit * run
         return unit * run, min(run, height * width * channels - unit * run)
     rows, windows = height // 2, width // 2
     per_run = run // channels
@@ -80,7 +80,7 @@ def _place(unit, height, width, channels, pooled, run, starts):
     r, first = unit // runs, (unit % runs) * per_run
     for i in range(4):
         row = r // rows * height + 2 * (r % rows) + i // 2
-        starts[i] = (row * width + 2 * first + i % 2) * channels
+        offsets[i] = (row * width + 2 * first + i % 2) * channels
     return (r * windows + first) * channels, min(per_run, windows - first) * channels
 
 
@@ -150,23 +150,23 @@ def _pool(spikes, n, average, out, t, start):
     else:
         for j in range(n):
             i = np.uintp(j)
-            most = max(max(spikes[a, i], spikes[b, i]), max(spikes[c, i], spikes[d, i]))
-            out[step, first + i] = _narrow(most, out)
+            largest = max(max(spikes[a, i], spikes[b, i]), max(spikes[c, i], spikes[d, i]))
+            out[step, first + i] = _narrow(largest, out)
 
 
 @inner
-def whole_vectors(run):
+def padded_width(run):
     """Length of a row of the workspace for `run` values."""
     return (run + LANES - 1) // LANES * LANES
 
 
 @inner
-def begin_states(v_first, start, states, rows, starts, chunk, n):
+def begin_states(v_first, start, states, rows, offsets, chunk, n):
     """Write the states before the first step to `states` [S * rows, width]: v_first [S, N H W C], or `start` [S]."""
     for s in range(start.size):
         for i in range(rows):
             if v_first.shape[0]:
-                _load(v_first, s, starts[i], chunk, n, states, s * rows + i)
+                _load(v_first, s, offsets[i], chunk, n, states, s * rows + i)
             else:
                 _fill(states, s * rows + i, n, start[s])
 
@@ -194,8 +194,8 @@ def address(maps, t, start):
     return maps.ctypes.data + (t * maps.shape[1] + start) * maps.itemsize
 
 
-@compiled
-def forward(begin, end, slot, y, added, norm, neuron, states_around, out, sizes):
+@compile_cached
+def forward(begin, end, slot, y, added, norm, neuron, states_io, out, sizes):
     """Spikes of units begin .. end - 1; `slot` is the thread's number, see `parallel`.
 
     Args:
@@ -203,45 +203,46 @@ def forward(begin, end, slot, y, added, norm, neuron, states_around, out, sizes)
         added: added to BN's output, as y; empty for nothing.
         norm: `layout.AffineRows`.
         neuron: `layout.NeuronCode`: addresses of its code, and its parameters.
-        states_around: those before the first step and after the last one, [S, N H W C] or empty.
+        states_io: before the first step and after the last, [S, N H W C] or empty.
         out: [T, N H' W' C].
         sizes: `layout.Sizes`.
     """
     scale, shift, _ = norm
     fire, _, parameters, start = neuron
-    v_first, v_last = states_around
+    v_first, v_last = states_io
     steps, height, width, channels, run, pool = sizes
     pooled = pool != NO_POOL
     first = np.int64(0)  # numba compiles a function again for a literal
     rows = 4 if pooled else 1
-    starts = np.zeros(4, np.int64)
-    padded = whole_vectors(run)
+    offsets = np.zeros(4, np.int64)
+    padded = padded_width(run)
     x = working_rows(rows, padded, scale.dtype)
     states = working_rows(start.size * rows, padded, scale.dtype)
     spikes = working_rows(rows, padded, scale.dtype)
     of_row, of_state = padded * x.itemsize, rows * padded
     constant = y.shape[0] == 1
     for unit in range(begin, end):
-        target, n = _place(unit, height, width, channels, pooled, run, starts)
+        target, n = _unit_bounds(unit, height, width, channels, pooled, run, offsets)
         chunk = channels if pooled else n
         direct = is_direct(y, added, scale, x, pooled, n)
-        begin_states(v_first, start, states, rows, starts, chunk, n)
+        begin_states(v_first, start, states, rows, offsets, chunk, n)
         if constant and not direct:
             for i in range(rows):
-                read_input(y, first, starts[i], chunk, n, added, scale, shift, first, x, i)
+                read_input(y, first, offsets[i], chunk, n, added, scale, shift, first, x, i)
         for t in range(steps):
             s = t if scale.shape[0] > 1 else 0
             for i in range(rows):
                 if not (constant or direct):
-                    read_input(y, t, starts[i], chunk, n, added, scale, shift, s, x, i)
-                own = states.ctypes.data + i * of_row
+                    read_input(y, t, offsets[i], chunk, n, added, scale, shift, s, x, i)
+                state_pointer = states.ctypes.data + i * of_row
                 from_x, to_spikes = x.ctypes.data + i * of_row, spikes.ctypes.data + i * of_row
                 if direct:
                     from_x, to_spikes = address(y, first if constant else t, target), address(out, t, target)
                 call(
                     fire,
                     (
-                        n, from_x, own, of_state, own, of_state, parameters.ctypes.data, parameters.shape[1], to_spikes,
+                        n, from_x, state_pointer, of_state, state_pointer, of_state, parameters.ctypes.data,
+                        parameters.shape[1], to_spikes,
                     ),
                 )  # fmt: skip
             if pooled:
@@ -250,7 +251,7 @@ def forward(begin, end, slot, y, added, norm, neuron, states_around, out, sizes)
                 _store(spikes, first, n, n, out, t, target)
         if v_last.shape[0]:
             for i in range(start.size * rows):
-                _store(states, i, n, chunk, v_last, i // rows, starts[i % rows])
+                _store(states, i, n, chunk, v_last, i // rows, offsets[i % rows])
     keep(x)
     keep(states)
     keep(spikes)
@@ -259,7 +260,7 @@ def forward(begin, end, slot, y, added, norm, neuron, states_around, out, sizes)
     keep(out)
 
 
-@compiled
+@compile_cached
 def statistics(begin, end, slot, y, pivot, run, sums):
     """Add the sums over step t of y - pivot and of its square, per position of a run, to sums[slot, 0 and 1, t]."""
     per_step = (y.shape[1] + run - 1) // run

@@ -1,4 +1,4 @@
-"""Gradients of `kernels/cpu.py`: the potentials are recomputed from the input, one unit of work at a time."""
+"""Gradients of `kernels/cpu.py`: the potentials are recomputed from the input, a unit of work at a time."""
 
 import numpy as np
 
@@ -9,28 +9,28 @@ from plif_lightning.kernels.cpu import (
     _fill,
     _load,
     _narrow,
-    _place,
     _store,
+    _unit_bounds,
     _wide,
     address,
-    aligned,
+    aligned_rows,
     begin_states,
     is_direct,
+    padded_width,
     read_input,
-    whole_vectors,
     working_rows,
 )
 from plif_lightning.kernels.machine_code import call, keep
-from plif_lightning.runtime.compiled import compiled, inner
+from plif_lightning.runtime.compiled import compile_cached, inner
 
 # mypy: disable-error-code="no-untyped-def"
 
 
 @inner
 def _count_fired(spikes, n, tied):
-    """Number of tied neurons in each window: those that fired, or all four if none did."""
-    one = tied.dtype.type(1.0)
-    zero, four = one - one, one + one + one + one
+    """Number of tied neurons in each window: neurons that fired, or all four if none did."""
+    unit_value = tied.dtype.type(1.0)
+    zero, four = unit_value - unit_value, unit_value + unit_value + unit_value + unit_value
     a, b, c, d = np.uintp(0), np.uintp(1), np.uintp(2), np.uintp(3)
     for j in range(n):
         i = np.uintp(j)
@@ -39,13 +39,13 @@ def _count_fired(spikes, n, tied):
 
 
 @inner
-def _ranks(tied, n, number, place, seed, rank, row):
+def _ranks(tied, n, number, position, seed, rank, row):
     """Draw a rank uniformly from 0 to tied - 1 by hashing the position of the window (lowbias32, Wellons 2018)."""
     scale = rank.dtype.type(2**-24)
     r = np.uintp(row)
     for j in range(n):
         i = np.uintp(j)
-        z = np.uint32(np.uint32(number[i] + place) ^ seed)
+        z = np.uint32(np.uint32(number[i] + position) ^ seed)
         z = np.uint32((z ^ (z >> np.uint32(16))) * np.uint32(0x7FEB352D))
         z = np.uint32((z ^ (z >> np.uint32(15))) * np.uint32(0x846CA68B))
         z = np.uint32(z ^ (z >> np.uint32(16)))
@@ -55,16 +55,16 @@ def _ranks(tied, n, number, place, seed, rank, row):
 @inner
 def _winners(spikes, n, winner, row):
     """Replace a rank among the tied neurons of each window by the index of that neuron, 0 to 3."""
-    one = winner.dtype.type(1.0)
-    zero, r = one - one, np.uintp(row)
+    unit_value = winner.dtype.type(1.0)
+    zero, r = unit_value - unit_value, np.uintp(row)
     a, b, c, d = np.uintp(0), np.uintp(1), np.uintp(2), np.uintp(3)
     for j in range(n):
         i = np.uintp(j)
         rank = winner[r, i]
         of_two = spikes[a, i] + spikes[b, i]
         of_three = of_two + spikes[c, i]
-        passed = (one if spikes[a, i] <= rank else zero) + (one if of_two <= rank else zero)
-        passed = passed + (one if of_three <= rank else zero)
+        passed = (unit_value if spikes[a, i] <= rank else zero) + (unit_value if of_two <= rank else zero)
+        passed = passed + (unit_value if of_three <= rank else zero)
         winner[r, i] = passed if of_three + spikes[d, i] > zero else rank
 
 
@@ -101,14 +101,14 @@ def _scale(rows, row, n, factor):
 @inner
 def work_of_backward(real, steps, states, run, channels, pooled, map_windows):
     """Workspace of `backward_unit`; `number` identifies window and channel when ties are drawn."""
-    rows, width = 4 if pooled else 1, whole_vectors(run)
+    rows, width = 4 if pooled else 1, padded_width(run)
     history = working_rows((steps + 1) * states * rows, width, real)  # the states before step 0, 1, ...
     by_states = working_rows(states * rows, width, real)
     x = working_rows(rows, width, real)
     by_x = working_rows(rows, width, real)  # of a held input: its sum over the steps
     spikes = working_rows(rows, width, real)  # of a step
     by_step = working_rows(2, width, real)  # gradients of a step: of its window, and of X
-    tied, winner = aligned(width, real), working_rows(steps if pooled else 1, width, real)
+    tied, winner = aligned_rows(width, real), working_rows(steps if pooled else 1, width, real)
     number = np.empty(run, np.uint32)
     for i in range(run):
         number[i] = i // channels + i % channels * map_windows
@@ -116,49 +116,49 @@ def work_of_backward(real, steps, states, run, channels, pooled, map_windows):
 
 
 @inner
-def place_of_ties(target, image_windows, channels):
+def tie_position(target, image_windows, channels):
     """First hash input of a unit's ties at the first step, from the offset `target` of its output."""
     windows = target // channels
     return windows // image_windows * channels * image_windows + windows % image_windows
 
 
-@compiled
+@compile_cached
 def backward(begin, end, slot, y, added, norm, neuron, v_first, grads, sums, sizes, seed):
     """Gradients of units begin .. end - 1.
 
     Args:
         y: as in `cpu.forward`, and so are added, norm, neuron and sizes.
         v_first: states before the first step, [S, N H W C] or empty.
-        grads: `layout.Gradients`; those of y and of v_first are written.
+        grads: `layout.Gradients`; gradients of y and of v_first are written.
         sums: [slots, 2, rows of scale, run], which get for each row of scale the sums of dL/dX and of dL/dX (y - mean),
-            and [slots, P, width], which get those of the gradients of the parameters, spread over 16 places if all
+            and [slots, P, width], which get the gradients of the parameters, spread over 16 places if all
             neurons share them.
         seed: of the ties of a maximum.
     """
     steps, height, width, channels, run, pool = sizes
     pooled = pool != NO_POOL
-    starts = np.zeros(4, np.int64)
+    offsets = np.zeros(4, np.int64)
     image_windows = (height // 2) * (width // 2)
     work = work_of_backward(norm[0].dtype, steps, neuron[3].size, run, channels, pooled, image_windows)
     of_step = y.shape[1] // (height * width) * image_windows
     for unit in range(begin, end):
-        target, n = _place(unit, height, width, channels, pooled, run, starts)
-        place = place_of_ties(target, image_windows, channels) if pooled else 0
-        of_unit = starts, target, n, channels if pooled else n
+        target, n = _unit_bounds(unit, height, width, channels, pooled, run, offsets)
+        position = tie_position(target, image_windows, channels) if pooled else 0
+        of_unit = offsets, target, n, channels if pooled else n
         backward_unit(
-            y, added, norm, neuron, v_first, grads, sums, slot, of_unit, steps, pool, (seed, place, of_step), work
+            y, added, norm, neuron, v_first, grads, sums, slot, of_unit, steps, pool, (seed, position, of_step), work
         )
 
 
 @inner(inline="always")  # or it would be compiled twice
 def backward_unit(y, added, norm, neuron, v_first, grads, sums, slot, of_unit, steps, pool, ties, work):
-    """Gradients of one unit: n outputs from `target` on; `starts` are the offsets of its neurons in a step of y."""
+    """Gradients of a unit: n outputs from `target` on; `offsets` are the offsets of its neurons in a step of y."""
     scale, shift, mean = norm
     fire, fire_back, parameters, start = neuron
     grad_out, grad_v_last, grad_y, grad_v_first = grads
     of_norm, of_parameters = sums
-    starts, target, n, chunk = of_unit
-    seed, place, places_of_step = ties
+    offsets, target, n, chunk = of_unit
+    seed, position, positions_of_step = ties
     history, by_states, x, by_x, spikes, by_step, tied, winner, number = work
     pooled = pool != NO_POOL
     first, second = np.int64(0), np.int64(1)  # numba compiles a function again for a literal
@@ -173,21 +173,21 @@ def backward_unit(y, added, norm, neuron, v_first, grads, sums, slot, of_unit, s
     of_step = history.shape[0] // (steps + 1) * of_row
     to_learned = of_parameters.ctypes.data + slot * of_parameters.shape[1] * of_parameters.shape[2] * 8
     zero = x.dtype.type(0.0)
-    begin_states(v_first, start, history, rows, starts, chunk, n)
+    begin_states(v_first, start, history, rows, offsets, chunk, n)
     for i in range(start.size * rows):
         if grad_v_last.shape[0]:
-            _load(grad_v_last, i // rows, starts[i % rows], chunk, n, by_states, i)
+            _load(grad_v_last, i // rows, offsets[i % rows], chunk, n, by_states, i)
         else:
             _fill(by_states, i, n, zero)
     if constant:
         for i in range(rows):
-            read_input(y, first, starts[i], chunk, n, added, scale, shift, first, x, i)
+            read_input(y, first, offsets[i], chunk, n, added, scale, shift, first, x, i)
             _fill(by_x, i, n, zero)
     for t in range(steps):
         s = t if norm_rows > 1 else 0
         for i in range(rows):
             if not (constant or direct):
-                read_input(y, t, starts[i], chunk, n, added, scale, shift, s, x, i)
+                read_input(y, t, offsets[i], chunk, n, added, scale, shift, s, x, i)
             before = history.ctypes.data + t * of_step + i * of_row
             call(
                 fire,
@@ -200,7 +200,7 @@ def backward_unit(y, added, norm, neuron, v_first, grads, sums, slot, of_unit, s
         if pooled_max:
             if pool == MAX_RANDOM:
                 _count_fired(spikes, n, tied)
-                _ranks(tied, n, number, np.uint32(place + t * places_of_step), seed, winner, t)
+                _ranks(tied, n, number, np.uint32(position + t * positions_of_step), seed, winner, t)
             else:
                 _fill(winner, t, n, zero)
             _winners(spikes, n, winner, t)
@@ -212,7 +212,7 @@ def backward_unit(y, added, norm, neuron, v_first, grads, sums, slot, of_unit, s
                 _scale(by_step, 0, n, x.dtype.type(0.25))
         for i in range(rows):
             if not (constant or direct):
-                read_input(y, t, starts[i], chunk, n, added, scale, shift, s, x, i)
+                read_input(y, t, offsets[i], chunk, n, added, scale, shift, s, x, i)
             from_x, by_window, to_x = x.ctypes.data + i * of_row, by_step.ctypes.data, by_step.ctypes.data + of_row
             if direct:
                 from_x, by_window = address(y, t, target), address(grad_out, t, target)
@@ -231,18 +231,18 @@ def backward_unit(y, added, norm, neuron, v_first, grads, sums, slot, of_unit, s
                 if norm_rows:
                     to_grad = 2 * norm_rows * slot + s
                     _sum_with_y(
-                        y, t, starts[i], chunk, n, mean, s, by_step, second, totals, to_grad, to_grad + norm_rows
+                        y, t, offsets[i], chunk, n, mean, s, by_step, second, totals, to_grad, to_grad + norm_rows
                     )
-                _store(by_step, second, n, chunk, grad_y, t, starts[i])
+                _store(by_step, second, n, chunk, grad_y, t, offsets[i])
     if constant:
         for i in range(rows):
             if norm_rows:
                 to_grad = 2 * slot
-                _sum_with_y(y, first, starts[i], chunk, n, mean, first, by_x, i, totals, to_grad, to_grad + 1)
-            _store(by_x, i, n, chunk, grad_y, first, starts[i])
+                _sum_with_y(y, first, offsets[i], chunk, n, mean, first, by_x, i, totals, to_grad, to_grad + 1)
+            _store(by_x, i, n, chunk, grad_y, first, offsets[i])
     if grad_v_first.shape[0]:
         for i in range(start.size * rows):
-            _store(by_states, i, n, chunk, grad_v_first, i // rows, starts[i % rows])
+            _store(by_states, i, n, chunk, grad_v_first, i // rows, offsets[i % rows])
     keep(history)
     keep(winner)
     keep(spikes)
@@ -255,7 +255,7 @@ def backward_unit(y, added, norm, neuron, v_first, grads, sums, slot, of_unit, s
     keep(grad_y)
 
 
-@compiled
+@compile_cached
 def normalise_back(begin, end, slot, y, grad, factor, offset, slope, run):
     """Replace dL/d(BN's output) in `grad` by dL/dy = factor grad + offset + slope y, `run` values at a time."""
     per_step = (y.shape[1] + run - 1) // run

@@ -1,7 +1,7 @@
-"""Event-driven convolution, BN's affine map, the neuron over all T and the pool in one pass, compiled for the CPU.
+"""Event-driven convolution, BN's affine map, the neuron over all T and the pool in a single pass, compiled for the CPU.
 
 Only the neurons read a convolution's output, the largest feature map of a network, so it is never stored. A unit of
-work is a short run of a row (without a pool) or of two rows (with a pool), whose potentials stay in the first-level
+work is a short run of a row (without a pool) or of two rows (with a pool); its potentials stay in the first-level
 cache for all T steps. At each step the sums of a position are computed from the non-zero inputs in its receptive field,
 and its neurons consume them at once. Where all inputs are zero, as at most positions of an event frame, the sums are
 zero and only the neurons are computed.
@@ -17,12 +17,12 @@ from plif_lightning.kernels.cpu import (
     _wide,
     working_rows,
 )
-from plif_lightning.kernels.cpu_backward import backward_unit, place_of_ties, work_of_backward
-from plif_lightning.kernels.cpu_sparse import around, is_silent, sum_around, taps_of, totals
+from plif_lightning.kernels.cpu_backward import backward_unit, tie_position, work_of_backward
+from plif_lightning.kernels.cpu_sparse import is_silent, ranges_around, sum_ranges, taps_of, totals
 from plif_lightning.kernels.layout import LANES
 from plif_lightning.kernels.machine_code import call, keep
 from plif_lightning.kernels.vectors import add_row_16
-from plif_lightning.runtime.compiled import compiled, inner
+from plif_lightning.runtime.compiled import compile_cached, inner
 
 _TAPS_OF_3X3 = taps_of(3)
 
@@ -39,12 +39,12 @@ def _round_overload(table, sums, to):
     if table.dtype != types.uint16:
         return lambda table, sums, to: None
 
-    def rounded(table, sums, to):
+    def round_up(table, sums, to):
         for j in range(table.shape[1]):
             i = np.uintp(to + j)
             sums[i] = _wide(_narrow(sums[i], table))
 
-    return rounded
+    return round_up
 
 
 @inner
@@ -61,29 +61,29 @@ def _store(states, state, at, maps, pixel):
         maps[s, p, np.uintp(j)] = states[s, np.uintp(at + j)]
 
 
-@compiled
-def conv_fire_pool(begin, end, slot, maps, table, norm, neuron, states_around, out, valid, sizes, stride, taps):
+@compile_cached
+def conv_fire_pool(begin, end, slot, maps, table, norm, neuron, states_io, out, valid, sizes, stride, taps):
     """Spikes of units begin .. end - 1, as bits. A unit is `run` positions of a row, or `run` windows of two rows.
 
     Args:
-        maps: places, starts and values, as in `cpu_sparse.conv`, of feature maps [T N, height, width], whose
+        maps: indices, offsets and values, as in `cpu_sparse.conv`, of feature maps [T N, height, width], whose
             convolution is [T N, H, W]; table, stride and taps likewise. The number of outputs O of the table is a
             multiple of 16.
         norm: `layout.AffineRows`, [T or 1, O], flat and float32.
         neuron: `layout.NeuronCode`, of `fire_window`; parameters [P, 1 or O].
-        states_around: before the first step and after the last one, [S, N H W, outputs], or empty.
+        states_io: before the first step and after the last, [S, N H W, outputs], or empty.
         out: [T N H' W', O / 64].
         valid: the bits of outputs in the last word of a position.
         sizes: `layout.Sizes` of the feature maps.
     """
-    places, starts, values = maps
+    indices, offsets, values = maps
     scale, shift, _ = norm
     fire_window, _, parameters, start = neuron
-    v_first, v_last = states_around
+    v_first, v_last = states_io
     steps, of_height, of_width, _, run, pool = sizes
     pooled = pool != NO_POOL
     outputs = table.shape[1]
-    images = (starts.size - 1) // (steps * of_height * of_width)
+    images = (offsets.size - 1) // (steps * of_height * of_width)
     height, width = (of_height - 1) // stride + 1, (of_width - 1) // stride + 1
     halve = 2 if pooled else 1
     neurons = halve * halve
@@ -110,11 +110,11 @@ def conv_fire_pool(begin, end, slot, maps, table, norm, neuron, states_around, o
                 for i in range(neurons):
                     y, x = stride * (top + i // halve), stride * (left + halve * w + i % halve)
                     row = step * of_height + y
-                    ranges = around(starts, row, y, x, of_height, of_width, taps)
+                    ranges = ranges_around(offsets, row, y, x, of_height, of_width, taps)
                     at[i] = neurons * outputs
                     if not is_silent(ranges):
                         at[i] = i * outputs
-                        sum_around(places, ranges, values, row, x, of_width, table, sums, at[i])
+                        sum_ranges(indices, ranges, values, row, x, of_width, table, sums, at[i])
                         _round(table, sums, at[i])
                 window = (step * rows + r) * windows + first + w
                 call(
@@ -140,7 +140,7 @@ def conv_fire_pool(begin, end, slot, maps, table, norm, neuron, states_around, o
     keep(out)
 
 
-@compiled
+@compile_cached
 def conv_fire_pool_backward(begin, end, slot, maps, table, norm, neuron, grads, sums, grad_table, sizes, seed):
     """Gradients of units begin .. end - 1, the same units as in `conv_fire_pool`; recomputes the potentials.
 
@@ -150,25 +150,25 @@ def conv_fire_pool_backward(begin, end, slot, maps, table, norm, neuron, grads, 
             potentials, all but that of the output are empty.
         grad_table: [slots, S, 9 C, O] gets, for each row of scale, the gradient of the table before its multiplication
             by that row.
-        sizes: `layout.Sizes`, whose channels are the outputs and whose run is one of windows.
+        sizes: `layout.Sizes`; channels are the outputs, the run counts windows.
     """
-    places, starts, values = maps
+    indices, offsets, values = maps
     scale, start = norm[0], neuron[3]
-    grad_out, nothing, _, _ = grads
+    grad_out, unused, _, _ = grads
     steps, height, width, outputs, run, pool = sizes
-    images = (starts.size - 1) // (steps * height * width)
+    images = (offsets.size - 1) // (steps * height * width)
     pooled = pool != NO_POOL
     halve = 2 if pooled else 1
     rows, windows = height // halve, width // halve
     runs = (windows + run - 1) // run
     total = totals(table, 1)
-    # One vector more: vector loads of the last position's outputs may reach beyond them.
+    # An extra vector: vector loads of the last position's outputs may reach beyond them.
     of_step = halve * halve * run * outputs + LANES
     y = working_rows(steps, of_step, np.float32)
     grad_y = working_rows(steps, of_step, np.float32)
-    firsts = np.zeros(4, np.int64)
+    offsets_of_unit = np.zeros(4, np.int64)
     for i in range(4):
-        firsts[i] = (i // 2 * 2 * run + i % 2) * outputs
+        offsets_of_unit[i] = (i // 2 * 2 * run + i % 2) * outputs
     work = work_of_backward(np.float32, steps, start.size, run * outputs, outputs, pooled, rows * windows)
     flat_table, of_table = grad_table.reshape(grad_table.size), table.shape[0] * table.shape[1]
     norm_rows = scale.shape[0]
@@ -180,32 +180,32 @@ def conv_fire_pool_backward(begin, end, slot, maps, table, norm, neuron, grads, 
             for down in range(halve):
                 for across in range(halve * n):
                     row, x = (t * images + image) * height + top + down, left + across
-                    ranges = around(starts, row, top + down, x, height, width, _TAPS_OF_3X3)
-                    found = not is_silent(ranges)
-                    if found:
-                        sum_around(places, ranges, values, row, x, width, table, total, 0)
+                    ranges = ranges_around(offsets, row, top + down, x, height, width, _TAPS_OF_3X3)
+                    is_active = not is_silent(ranges)
+                    if is_active:
+                        sum_ranges(indices, ranges, values, row, x, width, table, total, 0)
                         _round(table, total, 0)
-                    _put(total, found, outputs, y, t, (down * halve * run + across) * outputs)
+                    _put(total, is_active, outputs, y, t, (down * halve * run + across) * outputs)
         target = ((image * rows + r) * windows + first) * outputs
-        of_unit = firsts, target, n * outputs, outputs if pooled else n * outputs
-        ties = seed, place_of_ties(target, rows * windows, outputs), images * outputs * rows * windows
-        of_grads = grad_out, nothing, grad_y, nothing
-        backward_unit(y, nothing, norm, neuron, nothing, of_grads, sums, slot, of_unit, steps, pool, ties, work)
+        of_unit = offsets_of_unit, target, n * outputs, outputs if pooled else n * outputs
+        ties = seed, tie_position(target, rows * windows, outputs), images * outputs * rows * windows
+        of_grads = grad_out, unused, grad_y, unused
+        backward_unit(y, unused, norm, neuron, unused, of_grads, sums, slot, of_unit, steps, pool, ties, work)
         for t in range(steps):
             to_table = (norm_rows * slot + (t if norm_rows > 1 else 0)) * of_table
             for down in range(halve):
                 for across in range(halve * n):
                     row, x = (t * images + image) * height + top + down, left + across
-                    ranges = around(starts, row, top + down, x, height, width, _TAPS_OF_3X3)
+                    ranges = ranges_around(offsets, row, top + down, x, height, width, _TAPS_OF_3X3)
                     to = (down * halve * run + across) * outputs
-                    _add_to_table(places, ranges, values, row, x, width, grad_y, t, to, flat_table, to_table, table)
+                    _add_to_table(indices, ranges, values, row, x, width, grad_y, t, to, flat_table, to_table, table)
 
 
 @inner
-def _put(total, found, outputs, y, t, to):
-    """Write a position's sums to y, zeros if not `found`."""
+def _put(total, is_active, outputs, y, t, to):
+    """Write a position's sums to y, zeros if not `is_active`."""
     step, first = np.uintp(t), np.uintp(to)
-    if found:
+    if is_active:
         for j in range(outputs):
             y[step, first + np.uintp(j)] = total[np.uintp(j)]
     else:
@@ -214,39 +214,39 @@ def _put(total, found, outputs, y, t, to):
 
 
 @inner
-def _add_to_table(places, ranges, values, row, x, width, grad_y, t, start, grad_table, to, table):
+def _add_to_table(indices, ranges, values, row, x, width, grad_y, t, start, grad_table, to, table):
     """Add a position's gradient times each input value in its receptive field to that input's row of grad_table."""
     channels, outputs = table.shape[0] // 9, table.shape[1]
     for i in range(3):
         of_row, shift = (row + i - 1) * width * channels, (3 * i + 1 - x) * channels
         for e in range(ranges[2 * i], ranges[2 * i + 1]):
-            place = places[np.uintp(e)]
-            value = _wide(values[np.uintp(of_row + place)]) if values.size > 0 else np.float32(1)
-            of_place = to + (place + shift) * outputs
+            index = indices[np.uintp(e)]
+            value = _wide(values[np.uintp(of_row + index)]) if values.size > 0 else np.float32(1)
+            target = to + (index + shift) * outputs
             for j in range(0, outputs, 16):
-                add_row_16(grad_y, t, start + j, value, grad_table, of_place + j)
+                add_row_16(grad_y, t, start + j, value, grad_table, target + j)
 
 
-@compiled
-def patch_moments(begin, end, slot, places, starts, values, sums, products, images, height, width):
+@compile_cached
+def patch_moments(begin, end, slot, indices, offsets, values, sums, products, images, height, width):
     """Sums over the 3x3 patches (zero padding) of steps begin .. end - 1: of their values [T, 9 C], and of products of
     two values [T, 9 C, 9 C]."""
     channels = sums.shape[1] // 9
-    patch, found = np.empty(9 * channels, np.int64), np.empty(9 * channels, np.float64)
+    patch, counts = np.empty(9 * channels, np.int64), np.empty(9 * channels, np.float64)
     for t in range(begin, end):
         for row in range(t * images * height, (t + 1) * images * height):
             for x in range(width):
-                ranges = around(starts, row, row % height, x, height, width, _TAPS_OF_3X3)
+                ranges = ranges_around(offsets, row, row % height, x, height, width, _TAPS_OF_3X3)
                 m = 0
                 for i in range(3):
                     of_row, shift = (row + i - 1) * width * channels, (3 * i + 1 - x) * channels
                     for e in range(ranges[2 * i], ranges[2 * i + 1]):
-                        place = places[np.uintp(e)]
-                        tap, c = (place + shift) // channels, (place + shift) % channels
+                        index = indices[np.uintp(e)]
+                        tap, c = (index + shift) // channels, (index + shift) % channels
                         patch[m] = 9 * c + tap  # as in a flattened weight
-                        found[m] = _wide(values[np.uintp(of_row + place)]) if values.size > 0 else np.float32(1)
+                        counts[m] = _wide(values[np.uintp(of_row + index)]) if values.size > 0 else np.float32(1)
                         m += 1
                 for a in range(m):
-                    sums[t, patch[a]] += found[a]
+                    sums[t, patch[a]] += counts[a]
                     for b in range(m):
-                        products[t, patch[a], patch[b]] += found[a] * found[b]
+                        products[t, patch[a], patch[b]] += counts[a] * counts[b]

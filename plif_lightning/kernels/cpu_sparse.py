@@ -13,7 +13,7 @@ import numpy as np
 from numba.cpython.unsafe.tuple import tuple_setitem as _tuple_setitem
 from numba.extending import overload
 
-from plif_lightning.kernels.cpu import _narrow, _wide, aligned
+from plif_lightning.kernels.cpu import _narrow, _wide, aligned_rows
 from plif_lightning.kernels.vectors import (
     add_row_16,
     equal_16,
@@ -24,22 +24,23 @@ from plif_lightning.kernels.vectors import (
     sum_64,
     transpose_16,
 )
-from plif_lightning.runtime.compiled import compiled, inner
+from plif_lightning.runtime.compiled import compile_cached, inner
 
 # mypy: disable-error-code="no-untyped-def"
 
 tuple_setitem: Any = _tuple_setitem  # typed as a function of the compiler's
 
 _INTEGERS = (numba.types.int8, numba.types.int16)
-# Padding between the rows of a block: rows a power of two apart would evict each other from the caches.
+# Padding between the rows of a block: rows at distances of a power of two would evict each other from the caches.
 _GAP = 16
 # A bit for each of 16 values.
 _ALL_16 = np.uint64(0xFFFF)
 
 
-@compiled
-def pack(begin, end, slot, x, value, bits, counts):
-    """Mark the non-zero values of x [R, K] in bits [R, K / 64]; a negative zero in bfloat16 counts as one.
+@compile_cached
+def pack_bits(begin, end, slot, x, value, bits, counts):
+    """Mark the non-zero values of x [R, K] in bits [R, ceil(K / 64)], uint64; a negative zero in bfloat16 counts as
+    non-zero.
 
     Adds their number to counts[slot, 0], and to counts[slot, 1] how many of them are not `value`.
     """
@@ -52,15 +53,15 @@ def pack(begin, end, slot, x, value, bits, counts):
             first = 64 * w
             word, same = np.uint64(0), np.uint64(0)
             n = min(64, inputs - first)
-            whole = n // 16
-            for j in range(whole):
+            vectors = n // 16
+            for j in range(vectors):
                 at = r * inputs + first + 16 * j
                 word |= (_ALL_16 ^ equal_16(flat, at, zero)) << np.uint64(16 * j)
                 same |= equal_16(flat, at, value) << np.uint64(16 * j)
-            for j in range(16 * whole, n):
-                one = flat[np.uintp(r * inputs + first + j)]
-                word |= np.uint64(_wide(one) != 0) << np.uint64(j)
-                same |= np.uint64(one == value) << np.uint64(j)
+            for j in range(16 * vectors, n):
+                item = flat[np.uintp(r * inputs + first + j)]
+                word |= np.uint64(_wide(item) != 0) << np.uint64(j)
+                same |= np.uint64(item == value) << np.uint64(j)
             bits[r, w] = word
             total += number_of_bits(word)
             equal += number_of_bits(same)
@@ -68,22 +69,26 @@ def pack(begin, end, slot, x, value, bits, counts):
     counts[slot, 1] += total - equal
 
 
-@compiled
-def unpack(begin, end, slot, bits, one, x):
-    """Inverse of `pack`: x[r] gets `one` where a bit is set, else 0."""
+@compile_cached
+def unpack_bits(begin, end, slot, bits, unit_value, x):
+    """Inverse of `pack_bits`: x[r] gets `unit_value` where a bit is set, else 0."""
     inputs = x.shape[1]
-    whole = inputs // 16 * 16
+    vector_end = inputs // 16 * 16
     flat = x.reshape(x.size)
     for r in range(begin, end):
         row, start = np.uintp(r), r * inputs
-        for k in range(0, whole, 16):
-            spread_16(bits[row, np.uintp(k >> 6)] >> np.uint64(k & 63), flat, start + k, one)
-        for k in range(whole, inputs):
+        for k in range(0, vector_end, 16):
+            spread_16(bits[row, np.uintp(k >> 6)] >> np.uint64(k & 63), flat, start + k, unit_value)
+        for k in range(vector_end, inputs):
             i = np.uintp(k)
-            x[row, i] = one if (bits[row, i >> np.uintp(6)] >> np.uint64(k & 63)) & np.uint64(1) else one - one
+            x[row, i] = (
+                unit_value
+                if (bits[row, i >> np.uintp(6)] >> np.uint64(k & 63)) & np.uint64(1)
+                else unit_value - unit_value
+            )
 
 
-@compiled
+@compile_cached
 def flatten(begin, end, slot, bits, flat, pixels):
     """Reorder bits [N H W, C / 64] of feature maps begin .. end - 1 to flat [N, C H W / 64], channel by channel."""
     for n in range(begin, end):
@@ -92,16 +97,16 @@ def flatten(begin, end, slot, bits, flat, pixels):
             for w in range(bits.shape[1]):
                 word = bits[np.uintp(n * pixels + p), np.uintp(w)]
                 while word != 0:
-                    place = np.uint64((64 * w + lowest_bit(word)) * pixels + p)
-                    flat[np.uintp(n), place >> np.uint64(6)] |= np.uint64(1) << (place & np.uint64(63))
+                    index = np.uint64((64 * w + lowest_bit(word)) * pixels + p)
+                    flat[np.uintp(n), index >> np.uint64(6)] |= np.uint64(1) << (index & np.uint64(63))
                     word &= word - np.uint64(1)
 
 
-@compiled
+@compile_cached
 def sample(rows, x, value):
     """Number of non-zero values in `rows` rows of x [R, K], and how many of them are not `value`.
 
-    Rows are a prime stride apart, to avoid periods of the shape of x.
+    Rows are sampled with a prime stride, to avoid periods of the shape of x.
     """
     total = equal = 0
     zero = x.dtype.type(0)
@@ -114,13 +119,13 @@ def sample(rows, x, value):
             total += number_of_bits(_ALL_16 ^ equal_16(flat, start + j, zero))
             equal += number_of_bits(equal_16(flat, start + j, value))
         for j in range(inputs // 16 * 16, inputs):
-            one = flat[np.uintp(start + j)]
-            total += 1 if _wide(one) != 0 else 0
-            equal += 1 if one == value else 0
+            item = flat[np.uintp(start + j)]
+            total += 1 if _wide(item) != 0 else 0
+            equal += 1 if item == value else 0
     return total, total - equal
 
 
-@compiled
+@compile_cached
 def count(begin, end, slot, bits, counts):
     """Add the number of set bits in rows begin .. end - 1 to counts[slot]."""
     total = 0
@@ -130,7 +135,7 @@ def count(begin, end, slot, bits, counts):
     counts[slot] += total
 
 
-@compiled
+@compile_cached
 def count_rows(begin, end, slot, bits, width, counts):
     """counts[r] gets the number of set bits in row r of all feature maps, for rows begin .. end - 1."""
     for r in range(begin, end):
@@ -140,67 +145,68 @@ def count_rows(begin, end, slot, bits, width, counts):
                 counts[r] += number_of_bits(bits[np.uintp(p), np.uintp(w)])
 
 
-@compiled
-def list_rows(begin, end, slot, bits, firsts, width, channels, places, starts):
-    """List the non-zero inputs of each row r of all feature maps in places[firsts[r]:], as x channels + c, in order.
+@compile_cached
+def list_rows(begin, end, slot, bits, row_offsets, width, channels, indices, offsets):
+    """List the non-zero inputs of each row r of all feature maps in indices[row_offsets[r]:], as x channels + c, in
+    order.
 
-    starts [N H W + 1] gets the index at which the list of each pixel begins.
+    offsets [N H W + 1] gets the index at which the list of each pixel begins.
     """
     for r in range(begin, end):
-        to = np.uintp(firsts[r])
+        to = np.uintp(row_offsets[r])
         for x in range(width):
             pixel = np.uintp(r * width + x)
-            starts[pixel] = to
+            offsets[pixel] = to
             for w in range(bits.shape[1]):
                 word = bits[pixel, np.uintp(w)]
                 while word != 0:
-                    places[to] = x * channels + 64 * w + lowest_bit(word)
+                    indices[to] = x * channels + 64 * w + lowest_bit(word)
                     to += np.uintp(1)
                     word &= word - np.uint64(1)
 
 
-@compiled
-def listed(bits, rows, width, channels):
-    """Lists of all rows as `list_rows` makes them, by one call, which costs less where there are few."""
-    firsts, starts = np.empty(rows, np.int64), np.empty(rows * width + 1, np.int64)
-    count_rows(0, rows, 0, bits, width, firsts)
+@compile_cached
+def list_maps(bits, rows, width, channels):
+    """Index lists of all rows, in one thread: indices as of `list_rows`, and offsets [rows width + 1]."""
+    row_offsets, offsets = np.empty(rows, np.int64), np.empty(rows * width + 1, np.int64)
+    count_rows(0, rows, 0, bits, width, row_offsets)
     total = 0
     for r in range(rows):
-        firsts[r], total = total, total + firsts[r]
-    places = np.empty(total, np.int32)
-    starts[rows * width] = total
-    list_rows(0, rows, 0, bits, firsts, width, channels, places, starts)
-    return places, starts
+        row_offsets[r], total = total, total + row_offsets[r]
+    indices = np.empty(total, np.int32)
+    offsets[rows * width] = total
+    list_rows(0, rows, 0, bits, row_offsets, width, channels, indices, offsets)
+    return indices, offsets
 
 
 @inner
-def _list(bits, row, first, last, places, to):
-    """List the spikes of words first .. last - 1 in places[to:], in order; returns the end of the list."""
+def _list(bits, row, first, last, indices, to):
+    """List the spikes of words first .. last - 1 in indices[to:], in order; returns the end of the list."""
     r, end = np.uintp(row), np.uintp(to)
     for w in range(first, last):
         word = bits[r, np.uintp(w)]
         while word != 0:
-            places[end] = 64 * w + lowest_bit(word)
+            indices[end] = 64 * w + lowest_bit(word)
             end += np.uintp(1)
             word &= word - np.uint64(1)
     return np.int64(end)
 
 
 @inner
-def _sum(table, shift, apart, column, columns, places, ranges, out, to, fresh):
+def _sum(table, shift, range_stride, column, columns, indices, ranges, out, to, overwrite):
     """`vectors.sum_64` for any number of columns."""
     done = 0
     while done + 64 <= columns:
-        sum_64(table, shift, apart, column + done, places, ranges, out, to + done, fresh)
+        sum_64(table, shift, range_stride, column + done, indices, ranges, out, to + done, overwrite)
         done += 64
     while done + 16 <= columns:
-        sum_16(table, shift, apart, column + done, places, ranges, out, to + done, fresh)
+        sum_16(table, shift, range_stride, column + done, indices, ranges, out, to + done, overwrite)
         done += 16
     for j in range(done, columns):
-        total = out.dtype.type(0.0) if fresh else out[to + j]
+        total = out.dtype.type(0.0) if overwrite else out[to + j]
         for n in range(len(ranges) // 2):
             for i in range(ranges[2 * n], ranges[2 * n + 1]):
-                total += _wide(table[places[i] + shift + n * apart, column + j])
+                total += _wide(table[indices[i] + shift + n * range_stride, column + j])
         out[to + j] = total
 
 
@@ -214,7 +220,7 @@ def _totals_overload(table, rows):
     dtype = np.int32 if table.dtype in _INTEGERS else np.float32
 
     def zeros(table, rows):
-        sums = aligned(rows * table.shape[1], dtype)
+        sums = aligned_rows(rows * table.shape[1], dtype)
         sums[:] = 0
         return sums
 
@@ -233,70 +239,70 @@ def _add_row_overload(table, row, column, factor, out, to):
     return lambda table, row, column, factor, out, to: add_row_16(table, row, column, factor, out, to)
 
 
-def _scaled(total, scale, j):
+def _scale(total, scale, j):
     """The sum of output j, times its scale if it is a sum of integers."""
     raise NotImplementedError
 
 
-@overload(_scaled, inline="always")
+@overload(_scale, inline="always")
 def _scaled_overload(total, scale, j):
     if total == numba.types.int32:
         return lambda total, scale, j: np.float32(total) * scale[j]
     return lambda total, scale, j: total
 
 
-def around(starts, row, y, x, height, width, taps):
+def ranges_around(offsets, row, y, x, height, width, taps):
     """Ranges (begin, end) in the lists of `list_rows` of the pixels that a window of K x K around a pixel covers.
 
-    One for each of the K rows of the window; ranges outside of a map are empty. `row` is the index of row y among the
-    rows of all feature maps. `taps` is `taps_of` K.
+    A range for each of the K rows of the window; ranges outside of a map are empty. `row` is the index of row y among
+    the rows of all feature maps. `taps` is `taps_of` K.
     """
     raise NotImplementedError
 
 
-@overload(around)
-def _around_overload(starts, row, y, x, height, width, taps):
+@overload(ranges_around)
+def _ranges_around_overload(offsets, row, y, x, height, width, taps):
     if taps.count == 2:
 
-        def one(starts, row, y, x, height, width, taps):
+        def single_range(offsets, row, y, x, height, width, taps):
             pixel = np.uintp(row * width + x)
-            return starts[pixel], starts[pixel + np.uintp(1)]
+            return offsets[pixel], offsets[pixel + np.uintp(1)]
 
-        return one
+        return single_range
     if taps.count == 6:
 
-        def three(starts, row, y, x, height, width, taps):
+        def three(offsets, row, y, x, height, width, taps):
             left, right = row * width + max(x - 1, 0), row * width + min(x + 2, width)
             first, last, begin, end = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
             if y > 0:
-                first, last = starts[np.uintp(left - width)], starts[np.uintp(right - width)]
+                first, last = offsets[np.uintp(left - width)], offsets[np.uintp(right - width)]
             if y + 1 < height:
-                begin, end = starts[np.uintp(left + width)], starts[np.uintp(right + width)]
-            return first, last, starts[np.uintp(left)], starts[np.uintp(right)], begin, end
+                begin, end = offsets[np.uintp(left + width)], offsets[np.uintp(right + width)]
+            return first, last, offsets[np.uintp(left)], offsets[np.uintp(right)], begin, end
 
         return three
 
     half = taps.count // 4
 
-    def any_number(starts, row, y, x, height, width, taps):
+    def any_number(offsets, row, y, x, height, width, taps):
         left, right = row * width + max(x - half, 0), row * width + min(x + half + 1, width)
         for i in range(-half, half + 1):
             if 0 <= y + i < height:
-                taps = tuple_setitem(taps, 2 * (i + half), starts[np.uintp(left + i * width)])
-                taps = tuple_setitem(taps, 2 * (i + half) + 1, starts[np.uintp(right + i * width)])
+                taps = tuple_setitem(taps, 2 * (i + half), offsets[np.uintp(left + i * width)])
+                taps = tuple_setitem(taps, 2 * (i + half) + 1, offsets[np.uintp(right + i * width)])
         return taps
 
     return any_number
 
 
 def taps_of(kernel):
-    """A tuple of 2 K zeros, by whose length the loops know the size K of a kernel when they are compiled."""
+    """A tuple of 2 K zeros, whose length tells the loops the size K of a kernel when they are compiled."""
     return (0,) * (2 * kernel)
 
 
 @inner
 def is_silent(ranges):
-    """True if all ranges from `around` are empty."""
+    """True if all ranges from `ranges_around` are empty."""
     silent = True
     for i in range(len(ranges) // 2):
         silent = silent and ranges[2 * i] == ranges[2 * i + 1]
@@ -304,36 +310,36 @@ def is_silent(ranges):
 
 
 @inner
-def sum_around(places, ranges, values, row, x, width, table, sums, to):
+def sum_ranges(indices, ranges, values, row, x, width, table, sums, to):
     """Write the K x K convolution at pixel x of a row of all feature maps to sums[to:].
 
-    ranges are from `around`; values are those of all pixels, flat, or empty for spikes; table as in `conv`.
+    ranges are from `ranges_around`; values has all pixels, flat, or empty for spikes; table as in `conv`.
     """
     taps = len(ranges) // 2
     half = taps // 2
     channels, outputs = table.shape[0] // (taps * taps), table.shape[1]
     # A place belongs to pixel x - K // 2 + d of row y - K // 2 + i, with d, i = 0 .. K - 1; its table row is that of
     # tap K i + d.
-    shift, apart = (half - x) * channels, taps * channels
+    shift, range_stride = (half - x) * channels, taps * channels
     if values.size == 0:
-        _sum(table, shift, apart, 0, outputs, places, ranges, sums, to, True)
+        _sum(table, shift, range_stride, 0, outputs, indices, ranges, sums, to, True)
         return
     for j in range(outputs):
         sums[np.uintp(to + j)] = 0
     for i in range(taps):
         of_row = (row + i - half) * width * channels
         for e in range(ranges[2 * i], ranges[2 * i + 1]):
-            place = places[np.uintp(e)]
-            value = _wide(values[np.uintp(of_row + place)])
+            index = indices[np.uintp(e)]
+            value = _wide(values[np.uintp(of_row + index)])
             for j in range(0, outputs, 16):
-                _add_row(table, place + shift + i * apart, j, value, sums, to + j)
+                _add_row(table, index + shift + i * range_stride, j, value, sums, to + j)
 
 
-@compiled
-def conv(begin, end, slot, places, starts, values, table, scale, out, height, width, stride, taps):
+@compile_cached
+def conv(begin, end, slot, indices, offsets, values, table, scale, out, height, width, stride, taps):
     """K x K convolution with padding K // 2 of feature maps [H, W]: rows begin .. end - 1 of all its outputs.
 
-    places and starts are from `list_rows`; values are those of all pixels, flat, or empty for spikes. table is
+    indices and offsets are from `list_rows`; values has all pixels, flat, or empty for spikes. table is
     [K K C, O], ordered by tap and then channel, with O padded to a multiple of 16; out is [N H' W', outputs]. Sums of a
     table of integers are multiplied by `scale` [O]. taps is `taps_of` K.
     """
@@ -345,28 +351,28 @@ def conv(begin, end, slot, places, starts, values, table, scale, out, height, wi
         row = r // rows * height + y
         for c in range(columns):
             x = c * stride
-            ranges = around(starts, row, y, x, height, width, taps)
+            ranges = ranges_around(offsets, row, y, x, height, width, taps)
             first = np.uintp(table.shape[1])
             if not is_silent(ranges):
                 first = np.uintp(0)
-                sum_around(places, ranges, values, row, x, width, table, sums, 0)
+                sum_ranges(indices, ranges, values, row, x, width, table, sums, 0)
             p = np.uintp(r * columns + c)
             for j in range(outputs):
                 i = np.uintp(j)
-                out[p, i] = _narrow(_scaled(sums[first + i], scale, i), out)
+                out[p, i] = _narrow(_scale(sums[first + i], scale, i), out)
 
 
 @inner
-def _padded(grad, image, first, rows, before, after, gap, height, width, padded, to):
+def _row_range(grad, image, first, rows, before, after, gap, height, width, padded, to):
     """Copy rows first - before .. first + rows + after - 1 of an image to padded[to:], `gap` zeros left of each and
     zeros outside of the image."""
     zero = padded.dtype.type(0)
     outputs = grad.shape[1]
     for y in range(first - before, first + rows + after):
-        inside = 0 <= y < height
+        in_map = 0 <= y < height
         for x in range(-gap, width):
             p, q = np.uintp(to), np.uintp((image * height + y) * width + x)
-            if inside and x >= 0:
+            if in_map and x >= 0:
                 for j in range(outputs):
                     padded[p, np.uintp(j)] = grad[q, np.uintp(j)]
             else:
@@ -377,17 +383,17 @@ def _padded(grad, image, first, rows, before, after, gap, height, width, padded,
 
 
 @inner
-def _list_channels(bits, image, first, last, height, width, begin, end, place, across, stride, lists, counts):
+def _list_channels(bits, image, first, last, height, width, begin, end, position, across, stride, lists, counts):
     """Append spikes in rows first .. last - 1 of an image to the lists of each channel begin .. end - 1.
 
-    There is a list for each remainder of a spike's row and column by the stride; it holds where in `_padded` the output
-    of the rest lies, `place` being that of the first row's first pixel, `across` the distance between rows.
+    There is a list for each remainder of a spike's row and column by the stride; it holds where in `_row_range` the
+    output of the rest lies, `position` being that of the first row's first pixel, `across` the distance between rows.
     """
     for y in range(first, last):
         for x in range(width):
             pixel = np.uintp((image * height + y) * width + x)
             kind = np.uintp(y % stride * stride + x % stride)
-            here = place + (y - first) // stride * across + x // stride
+            here = position + (y - first) // stride * across + x // stride
             for w in range(begin // 64, (end + 63) // 64):
                 word = bits[pixel, np.uintp(w)]
                 while word != 0:
@@ -398,17 +404,17 @@ def _list_channels(bits, image, first, last, height, width, begin, end, place, a
                     word &= word - np.uint64(1)
 
 
-@compiled
+@compile_cached
 def conv_weight(begin, end, slot, bits, grad, out, height, width, channels, at_a_time, stride, kernel):
     """Gradient of the weight for input channels begin .. end - 1, from the output's gradient.
 
     The input is feature maps [H, W], grad is [N H' W', O], out is [K K C, O] as the table of `conv`. Works on blocks of
-    about `at_a_time` values of grad: a band of rows of an image, or several images.
+    about `at_a_time` values of grad: a band of rows of an image, or a few images.
     """
     outputs, half = grad.shape[1], kernel // 2
     images = bits.shape[0] // (height * width)
     of_height, of_width = (height - 1) // stride + 1, (width - 1) // stride + 1
-    # An input at s a + r reaches outputs a + d, with d = (r + K // 2 - tap) / s where that is a whole number.
+    # An input at s a + r reaches outputs a + d, with d = (r + K // 2 - tap) / s where that is an integer.
     before, after = half // stride, (half + stride - 1) // stride
     gap = max(before, after)
     across = of_width + gap
@@ -417,11 +423,11 @@ def conv_weight(begin, end, slot, bits, grad, out, height, width, channels, at_a
     together = max(1, at_a_time // (outputs * per_image)) if rows == of_height else 1
     together = min(together, images)
     pixels = together * per_image + gap
-    padded = aligned(pixels * outputs, grad.dtype).reshape((pixels, outputs))
-    kinds = stride * stride
-    lists = np.empty((end - begin, kinds, together * rows * of_width), np.int32)
-    counts = np.empty((end - begin, kinds), np.int64)
-    flat, places = out.reshape(out.size), lists.reshape(lists.size)
+    padded = aligned_rows(pixels * outputs, grad.dtype).reshape((pixels, outputs))
+    phases = stride * stride
+    lists = np.empty((end - begin, phases, together * rows * of_width), np.int32)
+    counts = np.empty((end - begin, phases), np.int64)
+    flat, indices = out.reshape(out.size), lists.reshape(lists.size)
     fresh = True
     for first in range(0, images, together):
         for y in range(0, of_height, rows):
@@ -429,11 +435,11 @@ def conv_weight(begin, end, slot, bits, grad, out, height, width, channels, at_a
             counts[:] = 0
             to = 0
             for image in range(first, min(first + together, images)):
-                place = to + before * across + gap
-                to = _padded(grad, image, y, n, before, after, gap, of_height, of_width, padded, to)
+                target = to + before * across + gap
+                to = _row_range(grad, image, y, n, before, after, gap, of_height, of_width, padded, to)
                 last = min(height, stride * (y + n))
                 _list_channels(
-                    bits, image, stride * y, last, height, width, begin, end, place, across, stride, lists, counts
+                    bits, image, stride * y, last, height, width, begin, end, target, across, stride, lists, counts
                 )
             for i in range(gap):
                 padded[to + i] = 0
@@ -441,29 +447,29 @@ def conv_weight(begin, end, slot, bits, grad, out, height, width, channels, at_a
                 for tap in range(kernel * kernel):
                     down, right = half - tap // kernel, half - tap % kernel
                     r, s = -down % stride, -right % stride
-                    kind = c * kinds + r * stride + s
+                    kind = c * phases + r * stride + s
                     number = counts[c, r * stride + s]
                     if number or fresh:
                         of_channel = (kind * lists.shape[2], kind * lists.shape[2] + number)
                         shift = (r + down) // stride * across + (s + right) // stride
                         row = (tap * channels + begin + c) * outputs
-                        _sum(padded, shift, 0, 0, outputs, places, of_channel, flat, row, fresh)
+                        _sum(padded, shift, 0, 0, outputs, indices, of_channel, flat, row, fresh)
             fresh = False
 
 
 @inner
 def _transpose(x, row, rows, column, columns, out, to, stride):
     """out[to + j stride + i] = x[row + i, column + j] for i < rows, j < columns."""
-    whole, across = rows // 16 * 16, columns // 16 * 16
-    for i in range(0, whole, 16):
+    full_rows, across = rows // 16 * 16, columns // 16 * 16
+    for i in range(0, full_rows, 16):
         for j in range(0, across, 16):
             transpose_16(x, row + i, column + j, out, to + j * stride + i, stride)
     for i in range(rows):
-        for j in range(across if i < whole else 0, columns):
+        for j in range(across if i < full_rows else 0, columns):
             out[to + j * stride + i] = x[row + i, column + j]
 
 
-@compiled
+@compile_cached
 def linear(begin, end, slot, bits, weight, out, words, outputs):
     """FC layer, blocks begin .. end - 1 of 64 outputs. bits are [R, K / 64], weight is [O, K], out [R, O] float32.
 
@@ -471,9 +477,9 @@ def linear(begin, end, slot, bits, weight, out, words, outputs):
     while it is in the cache.
     """
     flat = out.reshape(out.size)
-    places = np.empty(64 * words, np.int32)
+    indices = np.empty(64 * words, np.int32)
     stride = outputs + _GAP
-    of_block = aligned(64 * words * stride, weight.dtype)
+    of_block = aligned_rows(64 * words * stride, weight.dtype)
     block = of_block.reshape((64 * words, stride))
     last_output = min(64 * end, weight.shape[0])
     for output in range(64 * begin, last_output, outputs):
@@ -483,13 +489,13 @@ def linear(begin, end, slot, bits, weight, out, words, outputs):
             inputs = min(64 * last, weight.shape[1]) - 64 * first
             _transpose(weight, output, n, 64 * first, inputs, of_block, 0, stride)
             for r in range(bits.shape[0]):
-                m = _list(bits, r, first, last, places, 0)
+                m = _list(bits, r, first, last, indices, 0)
                 if m or first == 0:
                     to = r * out.shape[1] + output
-                    _sum(block, -64 * first, 0, 0, n, places, (0, m), flat, to, first == 0)
+                    _sum(block, -64 * first, 0, 0, n, indices, (0, m), flat, to, first == 0)
 
 
-@compiled
+@compile_cached
 def linear_of_table(begin, end, slot, bits, table, totals, words):
     """FC layer, blocks begin .. end - 1 of 64 outputs, with the weight's columns as rows of a table [K, O].
 
@@ -499,16 +505,16 @@ def linear_of_table(begin, end, slot, bits, table, totals, words):
     flat = totals.reshape(totals.size)
     outputs = table.shape[1]
     column, n = 64 * begin, min(64 * end, outputs) - 64 * begin
-    places = np.empty(64 * words, np.int32)
+    indices = np.empty(64 * words, np.int32)
     for first in range(0, bits.shape[1], words):
         last = min(first + words, bits.shape[1])
         for r in range(bits.shape[0]):
-            m = _list(bits, r, first, last, places, 0)
+            m = _list(bits, r, first, last, indices, 0)
             if m or first == 0:
-                _sum(table, 0, 0, column, n, places, (0, m), flat, r * outputs + column, first == 0)
+                _sum(table, 0, 0, column, n, indices, (0, m), flat, r * outputs + column, first == 0)
 
 
-@compiled
+@compile_cached
 def linear_weight(begin, end, slot, bits, grad, out, outputs, at_a_time):
     """Gradient of the weight [O, K] of an FC layer, words begin .. end - 1 of 64 inputs, from the output's [R, O].
 
@@ -518,16 +524,16 @@ def linear_weight(begin, end, slot, bits, grad, out, outputs, at_a_time):
     rows = grad.shape[0]
     chunks = (rows + at_a_time - 1) // at_a_time
     lists = np.empty((64, rows), np.int32)
-    ends = np.zeros((chunks + 1, 64), np.int64)  # of each chunk of rows, in the list of each input
-    places = lists.reshape(lists.size)
+    bounds = np.zeros((chunks + 1, 64), np.int64)  # of each chunk of rows, in the list of each input
+    indices = lists.reshape(lists.size)
     stride = outputs + _GAP
-    of_block, flat = aligned(64 * stride, np.float32), out.reshape(out.size)
+    of_block, flat = aligned_rows(64 * stride, np.float32), out.reshape(out.size)
     block = of_block.reshape((64, stride))
     inputs = out.shape[1]
     for w in range(begin, end):
         for chunk in range(chunks):
-            counts = ends[chunk + 1]
-            counts[:] = ends[chunk]
+            counts = bounds[chunk + 1]
+            counts[:] = bounds[chunk]
             for r in range(chunk * at_a_time, min((chunk + 1) * at_a_time, rows)):
                 word = bits[np.uintp(r), np.uintp(w)]
                 while word != 0:
@@ -540,8 +546,8 @@ def linear_weight(begin, end, slot, bits, grad, out, outputs, at_a_time):
             n = min(outputs, grad.shape[1] - output)
             for chunk in range(chunks):
                 for c in range(of_word):
-                    of_input = (c * rows + ends[chunk, c], c * rows + ends[chunk + 1, c])
-                    _sum(grad, 0, 0, output, n, places, of_input, of_block, c * stride, chunk == 0)
-            # Few rows of `out` at a time: they may be a power of two apart as well.
+                    of_input = (c * rows + bounds[chunk, c], c * rows + bounds[chunk + 1, c])
+                    _sum(grad, 0, 0, output, n, indices, of_input, of_block, c * stride, chunk == 0)
+            # Few rows of `out` at a time: their distance may be a power of two as well.
             for j in range(0, n, 16):
                 _transpose(block, 0, of_word, j, min(16, n - j), flat, (output + j) * inputs + 64 * w, inputs)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn import grad as of_conv2d
 from torch.nn.modules.utils import _pair
 
-from plif_lightning.dynamics.reference import autocast_in_force, in_own_precision
+from plif_lightning.dynamics.reference import autocast_in_force, in_real_precision
 from plif_lightning.kernels.layout import real_type
 from plif_lightning.runtime.process import processor
 
@@ -38,7 +38,7 @@ def _multiplies_bfloat16() -> bool:
     return supports is not None and supports()
 
 
-# True on processors for which oneDNN has no bfloat16 kernels, such as those without AVX-512: PyTorch's own loops take 7
+# True on processors for which oneDNN has no bfloat16 kernels, such as without AVX-512: PyTorch's loops take 7
 # to 100 times as long as float32 there (AMD EPYC, Zen 3). A constant, so that torch.compile can trace it.
 WIDENS_BFLOAT16 = not _multiplies_bfloat16()
 
@@ -55,7 +55,7 @@ def widens(x: Tensor) -> bool:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a b for matrices [M, K] and [K, N] of one type."""
+    """a b for matrices [M, K] and [K, N] of the same type."""
     if widens(a):
         return product(a.float(), b.float()).to(a.dtype)
     large = a.shape[0] * b.numel() >= _LARGE
@@ -70,21 +70,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`torch.nn.functional.linear`, of bfloat16 by way of float32 where that is faster."""
     if not widens(x):
         return F.linear(x, weight, bias)
-    with in_own_precision(x.device):
-        return F.linear(*_widened(x, weight, bias)).bfloat16()
+    with in_real_precision(x.device):
+        return F.linear(*_widen(x, weight, bias)).bfloat16()
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: Any) -> Tensor:
     """`torch.nn.functional.conv2d`, of bfloat16 by way of float32 and of few pixels by patches where that is faster."""
     if widens(x):
-        with in_own_precision(x.device):
-            return conv2d(*_widened(x, weight, bias), **settings).bfloat16()
+        with in_real_precision(x.device):
+            return conv2d(*_widen(x, weight, bias), **settings).bfloat16()
     x, settings = _without_stride(x, weight.shape, settings)
     window = _Window.of(x, weight.shape, **settings)
     convolve = _conv2d_of_patches if takes_patches(x, weight, window.settings[0]) else F.conv2d
     if any(window.idle):
         weight = F.pad(weight, [-taps for taps in window.idle])
-    return convolve(window.padded(x), weight, bias, *window.settings)
+    return convolve(window.padded_input(x), weight, bias, *window.settings)
 
 
 def takes_patches(x: Tensor, weight: Tensor, stride: int | Sequence[int]) -> bool:
@@ -107,11 +107,11 @@ def _conv2d_of_patches(
 
 
 class _Taps(NamedTuple):
-    """The taps of a kernel that see any input, in one dimension.
+    """The taps of a kernel that see any input, in a dimension.
 
     Attributes:
-        idle: taps at the beginning and at the end that see padding only, as all but the one in the middle of 3 on a map
-            of one pixel.
+        idle: taps at the beginning and at the end that see padding only, as all but the middle tap of 3 on a map
+            of a single pixel.
         padding: zeros on either side of the input, for the other taps.
         around: further ones at the beginning and at the end; below zero: inputs that the other taps do not see.
     """
@@ -142,8 +142,8 @@ class _Window(NamedTuple):
 
     It takes them from memory beyond the map (1e4 to 1e36, inf, NaN, or finite and wrong by 90 %). Seen with torch 2.13
     on AMD EPYC (Zen 4): on maps narrower than the stride (1x1 and 14x1 at 2, 9x2 at 3); from 128 input channels on with
-    kernels of height 5 on maps of height 1, and of height 7 on heights 1 and 2. Processors whose oneDNN has no bfloat16
-    (Zen 3) do not show it.
+    kernels of height 5 on maps of height 1, and of height 7 on heights 1 and 2. Processors for which oneDNN has no
+    bfloat16 (Zen 3) do not show it.
 
     Attributes:
         idle: taps to leave out on the left, right, top and bottom.
@@ -178,7 +178,7 @@ class _Window(NamedTuple):
         settings = strides, padding, dilations, groups
         return cls([*columns.idle, *rows.idle], [*columns.around, *rows.around], settings)
 
-    def padded(self, x: Tensor) -> Tensor:
+    def padded_input(self, x: Tensor) -> Tensor:
         return F.pad(x, self.around) if any(self.around) else x
 
 
@@ -189,17 +189,17 @@ def conv2d_weight(x: Tensor, shape: Sequence[int], grad: Tensor, **settings: Any
     left, right, top, bottom = window.idle
     used = [*shape[:2], shape[2] - top - bottom, shape[3] - left - right]
     x, grad_y = (x.float(), grad.float()) if widens(grad) else (x, grad)
-    grad_weight = of_conv2d.conv2d_weight(window.padded(x), used, grad_y, *window.settings)
+    grad_weight = of_conv2d.conv2d_weight(window.padded_input(x), used, grad_y, *window.settings)
     return F.pad(grad_weight, window.idle).to(real_type(grad))
 
 
 def conv2d_input(shape: Sequence[int], weight: Tensor, grad: Tensor, **settings: Any) -> Tensor:
     """Gradient of a convolution's input of a shape from that of its output, in its type; no gradients."""
-    given = (weight.float(), grad.float()) if widens(grad) else (weight, grad)
-    return of_conv2d.conv2d_input(shape, *given, **settings).to(grad.dtype)
+    operands = (weight.float(), grad.float()) if widens(grad) else (weight, grad)
+    return of_conv2d.conv2d_input(shape, *operands, **settings).to(grad.dtype)
 
 
-def _widened(*values: Tensor | None) -> list[Any]:
+def _widen(*values: Tensor | None) -> list[Any]:
     """Values in float32, rounded to bfloat16 first."""
     return [None if value is None else value.bfloat16().float() for value in values]
 

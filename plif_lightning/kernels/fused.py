@@ -10,10 +10,10 @@ from torch import Tensor
 
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.equations import Dynamics
-from plif_lightning.dynamics.reference import States, checked, in_own_precision
+from plif_lightning.dynamics.reference import States, check_inputs, in_real_precision
 from plif_lightning.kernels import ops
 from plif_lightning.kernels.layout import POOLS, Pool, real_type, rows_of
-from plif_lightning.kernels.ops import uncompiled
+from plif_lightning.kernels.ops import outside_compile
 
 
 class Norm(NamedTuple):
@@ -40,7 +40,7 @@ class Norm(NamedTuple):
         return self._replace(**{name: getattr(self, name).to(real) for name in self._fields[:4]})
 
 
-class _Fire(torch.autograd.Function):
+class _FireFunction(torch.autograd.Function):
     """Neurons alone; saves x, the learned rows and the first states for the backward pass."""
 
     @staticmethod
@@ -50,7 +50,8 @@ class _Fire(torch.autograd.Function):
         ctx.save_for_backward(x, learned, states)
         ctx.settings = neuron, steps
         # Most often the last states have no gradient; zeros in its place would cost a pass, and PyTorch's threads,
-        # which fill them, spin for a while afterwards and keep ours waiting (12 ms instead of 4.4 on two cores, Zen 4).
+        # which fill them, spin for a while afterwards and delay the compiled loops (12 ms instead of 4.4 on two cores,
+        # Zen 4).
         ctx.set_materialize_grads(False)
         scale = ops.no_norm(x)
         return ops.fire(x, scale, 0 * scale, learned, states, steps, POOLS["none"], neuron, True)
@@ -73,13 +74,13 @@ def no_seed() -> Tensor:
     return torch.zeros((), dtype=torch.int64)
 
 
-@uncompiled
+@outside_compile
 def run(
     x: Tensor, dynamics: Dynamics, states: Sequence[Tensor] | None = None, time_steps: int | None = None
 ) -> tuple[Tensor, States]:
-    """`reference.run`, in one pass over x; same arguments, results and errors."""
-    steps = checked(x, dynamics, states, time_steps)
-    with in_own_precision(x.device):
+    """`reference.run`, in a single pass over x; same arguments, results and errors."""
+    steps = check_inputs(x, dynamics, states, time_steps)
+    with in_real_precision(x.device):
         learned = rows_of(dynamics, x)
         if x.is_contiguous() and learned.shape[1] == 1:
             shape = (1, 1, 1, x[0].numel())  # all neurons are alike, so their layout does not matter
@@ -90,7 +91,7 @@ def run(
         if not x.dtype.is_floating_point:
             maps = maps.to(real_type(x))  # the kernels would read a 16-bit integer as bfloat16
         first = None if states is None else torch.stack([v.to(real_type(x)).reshape(shape) for v in states])
-        spikes, last = _Fire.apply(maps, learned, first, dynamics.key, steps)
+        spikes, last = _FireFunction.apply(maps, learned, first, dynamics.key, steps)
     return spikes.reshape(steps, *x.shape[1:]).to(x.dtype), last.reshape(len(last), *x.shape[1:]).unbind()
 
 
@@ -178,14 +179,14 @@ def _summed_over_processes(values: Tensor) -> Tensor:
     return values
 
 
-@uncompiled
+@outside_compile
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each step and channel of y [T, N, C, H, W], [T, C] each; without gradient."""
     return ops.moments(y.detach())
 
 
 def moments_over_processes(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and number of values [*, C] over the batches of all processes, from those of this process."""
+    """Mean, variance and number of values [*, C] over the batches of all processes, from the values of this process."""
     counts = torch.full_like(mean, float(count))
     total, n = _summed_over_processes(torch.stack([mean * counts, counts]))
     of_all = total / n
@@ -193,7 +194,7 @@ def moments_over_processes(mean: Tensor, var: Tensor, count: int) -> tuple[Tenso
     return of_all, _summed_over_processes((var + (mean - of_all).square()) * counts) / n, n
 
 
-@uncompiled
+@outside_compile
 def norm_fire_pool(
     y: Tensor,
     norm: Norm,
@@ -206,7 +207,7 @@ def norm_fire_pool(
     added: Tensor | None = None,
     last: bool = False,
 ) -> tuple[Tensor, States]:
-    """BN, `reference.run` and a 2x2 pool in one pass over y.
+    """BN, `reference.run` and a 2x2 pool in a single pass over y.
 
     Args:
         y: the convolution's output [T, N, C, H, W], or [1, N, C, H, W] held for `time_steps`.
@@ -216,17 +217,17 @@ def norm_fire_pool(
         pool: none, max_first, max_random or avg.
         seed: int64 on the CPU, for max_random.
         time_steps: T, for a held y.
-        added: what is added to BN's output, in the shape of y, such as the shortcut of a residual block; on a CPU.
+        added: addend to BN's output, in the shape of y, such as the shortcut of a residual block; on a CPU.
         last: return the states after the last step; only without a pool.
 
     Returns:
         Spikes [T, N, C, H', W'] in the dtype of y; the last states [N, C, H, W] each, none without `last`.
     """
-    checked(y, dynamics, states, time_steps)
+    check_inputs(y, dynamics, states, time_steps)
     real = real_type(y)
     first = None if states is None else torch.stack([state.to(real) for state in states])
     seed = no_seed() if seed is None else seed
-    with in_own_precision(y.device):
+    with in_real_precision(y.device):
         norm = norm.to(real)
         spikes, after = _NormFirePool.apply(
             y, norm.weight, norm.bias, rows_of(dynamics, y), first, added, *norm[2:], seed, last, POOLS[pool],

@@ -1,4 +1,4 @@
-"""BN, the neuron over all T and the pool in one pass, for CUDA in Triton; the neuron is `triton_code.py`'s.
+"""BN, the neuron over all T and the pool in a single pass, for CUDA in Triton; the neuron is `triton_code.py`'s.
 
 Feature maps are [T, positions, C] with C innermost. A program processes a tile [P, M, BC] of P windows with M neurons
 each (M = 1 without a pool) and BC channels, for all T steps in turn. The backward pass first recomputes the states
@@ -20,7 +20,7 @@ from plif_lightning.kernels.layout import (
     empty_map,
     empty_states,
 )
-from plif_lightning.kernels.triton_code import code_of
+from plif_lightning.kernels.triton_code import triton_code_of
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,attr-defined,assignment"
 # ruff: noqa: RUF005  # Triton has no unpacking in tuples
@@ -35,7 +35,7 @@ _OPTIONS = {"enable_fp_fusion": False, "maxnreg": 128}
 
 
 @triton.jit
-def _places(block, positions, height, width, channels, c, P: tl.constexpr, M: tl.constexpr):
+def _block_positions(block, positions, height, width, channels, c, P: tl.constexpr, M: tl.constexpr):
     """Offsets of a tile's neurons in a step [P, M, C] and of its windows in the output, and a mask of valid ones."""
     p = block * P + tl.arange(0, P)[:, None, None]
     m = tl.arange(0, M)[None, :, None]
@@ -47,30 +47,30 @@ def _places(block, positions, height, width, channels, c, P: tl.constexpr, M: tl
         at = (image * height + 2 * row + m // 2) * width + 2 * column + m % 2
     else:
         at = p + m
-    inside = (p < positions) & (c < channels)
-    return at.to(tl.int64) * channels + c, p.to(tl.int64) * channels + c, inside
+    in_bounds = (p < positions) & (c < channels)
+    return at.to(tl.int64) * channels + c, p.to(tl.int64) * channels + c, in_bounds
 
 
 @triton.jit
-def _loaded(rows, stride, at, mask, NUMBER: tl.constexpr):
-    """Values at `at` of rows that lie `stride` apart; zero where masked."""
-    found = ()
+def _load(rows, stride, at, mask, NUMBER: tl.constexpr):
+    """Values at `at` of rows at distance `stride`; zero where masked."""
+    values = ()
     for i in tl.static_range(NUMBER):
-        found = found + (tl.load(rows + i * stride + at, mask=mask, other=0.0),)
-    return found
+        values = values + (tl.load(rows + i * stride + at, mask=mask, other=0.0),)
+    return values
 
 
 @triton.jit
-def _stored(values, rows, stride, at, mask, NUMBER: tl.constexpr):
+def _store(values, rows, stride, at, mask, NUMBER: tl.constexpr):
     for i in tl.static_range(NUMBER):
         tl.store(rows + i * stride + at, values[i], mask=mask)
 
 
 @triton.jit
-def _first(start, v_first, step_size, at, inside, S: tl.constexpr, START: tl.constexpr, SHAPE: tl.constexpr):
+def _first(start, v_first, step_size, at, in_bounds, S: tl.constexpr, START: tl.constexpr, SHAPE: tl.constexpr):
     """The states before the first step: v_first, or `start`."""
     if START:
-        return _loaded(v_first, step_size, at, inside, S)
+        return _load(v_first, step_size, at, in_bounds, S)
     states = ()
     for i in tl.static_range(S):
         states = states + (tl.zeros(SHAPE, tl.float32) + tl.load(start + i),)
@@ -78,9 +78,9 @@ def _first(start, v_first, step_size, at, inside, S: tl.constexpr, START: tl.con
 
 
 @triton.jit
-def _total(value, inside):
+def _total(value, in_bounds):
     """Sum over the neurons of a tile [1, 1, C]."""
-    return tl.sum(tl.sum(tl.where(inside, value, 0.0), 0, keep_dims=True), 1, keep_dims=True)
+    return tl.sum(tl.sum(tl.where(in_bounds, value, 0.0), 0, keep_dims=True), 1, keep_dims=True)
 
 
 @triton.jit
@@ -92,30 +92,30 @@ def _forward(
 ):  # fmt: skip
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, None, :]
     here = c < channels
-    at, window, inside = _places(tl.program_id(0), positions, height, width, channels, c, P, M)
-    values = _loaded(parameters, channels, c, here, N)
-    states = _first(start, v_first, step_size, at, inside, S, START, [P, M, BC])
+    at, window, in_bounds = _block_positions(tl.program_id(0), positions, height, width, channels, c, P, M)
+    values = _load(parameters, channels, c, here, N)
+    states = _first(start, v_first, step_size, at, in_bounds, S, START, [P, M, BC])
     scale_ = tl.load(scale + c, mask=here, other=0.0)
     shift_ = tl.load(shift + c, mask=here, other=0.0)
     # Increment pointers per step: an offset into a long sequence may exceed 32 bits.
     y_t, out_t = y + at, out + window
-    x = tl.load(y_t, mask=inside, other=0.0).to(tl.float32) * scale_ + shift_
+    x = tl.load(y_t, mask=in_bounds, other=0.0).to(tl.float32) * scale_ + shift_
     for t in range(steps):
         if not HELD:
             if PER_STEP:
                 scale_ = tl.load(scale + t * channels + c, mask=here, other=0.0)
                 shift_ = tl.load(shift + t * channels + c, mask=here, other=0.0)
-            x = tl.load(y_t, mask=inside, other=0.0).to(tl.float32) * scale_ + shift_
+            x = tl.load(y_t, mask=in_bounds, other=0.0).to(tl.float32) * scale_ + shift_
             y_t += step_size
         spikes, states = FIRE(x, states, values)
         if POOL == AVG:
             pooled = tl.sum(spikes, 1, keep_dims=True) * 0.25
         else:
             pooled = tl.max(spikes, 1, keep_dims=True)
-        tl.store(out_t, pooled.to(out.dtype.element_ty), mask=inside)
+        tl.store(out_t, pooled.to(out.dtype.element_ty), mask=in_bounds)
         out_t += out_size
     if LAST:
-        _stored(states, v_last, step_size, at, inside, S)
+        _store(states, v_last, step_size, at, in_bounds, S)
 
 
 @triton.jit
@@ -129,31 +129,31 @@ def _backward(
     """Gradients; the caller reduces sums [programs, T or 1, 2, C] and sums_learned [programs, N, C] over programs."""
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, None, :]
     here = c < channels
-    values = _loaded(parameters, channels, c, here, N)
+    values = _load(parameters, channels, c, here, N)
     scale_ = tl.load(scale + c, mask=here, other=0.0)
     shift_ = tl.load(shift + c, mask=here, other=0.0)
     mean_ = tl.load(mean + c, mask=here, other=0.0)
     rows = steps if PER_STEP else 1
-    own = sums + tl.program_id(0) * rows * 2 * channels
+    sums_of_program = sums + tl.program_id(0) * rows * 2 * channels
     totals = ()
     for _i in tl.static_range(N):
         totals = totals + (tl.zeros([1, 1, BC], tl.float32),)
     for block in range(tl.program_id(0), tl.cdiv(positions, P), tl.num_programs(0)):
-        at, window, inside = _places(block, positions, height, width, channels, c, P, M)
-        states = _first(start, v_first, step_size, at, inside, S, START, [P, M, BC])
+        at, window, in_bounds = _block_positions(block, positions, height, width, channels, c, P, M)
+        states = _first(start, v_first, step_size, at, in_bounds, S, START, [P, M, BC])
         y_t, history_t, out_t, grad_t = y + at, history + at, grad_out + window, grad_y + at
-        raw = tl.load(y_t, mask=inside, other=0.0).to(tl.float32)
+        raw = tl.load(y_t, mask=in_bounds, other=0.0).to(tl.float32)
         x = raw * scale_ + shift_
         for t in range(steps):
             if not HELD:
                 if PER_STEP:
                     scale_ = tl.load(scale + t * channels + c, mask=here, other=0.0)
                     shift_ = tl.load(shift + t * channels + c, mask=here, other=0.0)
-                raw = tl.load(y_t, mask=inside, other=0.0).to(tl.float32)
+                raw = tl.load(y_t, mask=in_bounds, other=0.0).to(tl.float32)
                 x = raw * scale_ + shift_
                 y_t += step_size
                 grad_t += step_size
-            _stored(states, history_t, step_size, 0, inside, S)
+            _store(states, history_t, step_size, 0, in_bounds, S)
             history_t += S * step_size
             out_t += out_size
             _spikes, states = FIRE(x, states, values)
@@ -161,13 +161,13 @@ def _backward(
         for _i in tl.static_range(S):
             by_states = by_states + (tl.zeros([P, M, BC], tl.float32),)
         if LAST:
-            by_states = _loaded(grad_last, step_size, at, inside, S)
-        held = tl.zeros([P, M, BC], tl.float32)
+            by_states = _load(grad_last, step_size, at, in_bounds, S)
+        carried = tl.zeros([P, M, BC], tl.float32)
         for back in range(steps):
             t = steps - 1 - back
             history_t -= S * step_size
             out_t -= out_size
-            before = _loaded(history_t, step_size, 0, inside, S)
+            before = _load(history_t, step_size, 0, in_bounds, S)
             if not HELD:
                 if PER_STEP:
                     scale_ = tl.load(scale + t * channels + c, mask=here, other=0.0)
@@ -175,9 +175,9 @@ def _backward(
                     mean_ = tl.load(mean + t * channels + c, mask=here, other=0.0)
                 y_t -= step_size
                 grad_t -= step_size
-                raw = tl.load(y_t, mask=inside, other=0.0).to(tl.float32)
+                raw = tl.load(y_t, mask=in_bounds, other=0.0).to(tl.float32)
                 x = raw * scale_ + shift_
-            g = tl.load(out_t, mask=inside, other=0.0).to(tl.float32)
+            g = tl.load(out_t, mask=in_bounds, other=0.0).to(tl.float32)
             if M == 1:
                 grad_fire = g
             elif POOL == AVG:
@@ -189,8 +189,10 @@ def _backward(
                 tied = tl.sum(fired, 1, keep_dims=True)
                 if POOL == MAX_RANDOM:
                     p = block * P + tl.arange(0, P)[:, None, None]
-                    places = (height // 2) * (width // 2)
-                    number = ((t * images + p // places) * channels + c) * places + p % places
+                    pooled_positions = (height // 2) * (width // 2)
+                    number = (
+                        (t * images + p // pooled_positions) * channels + c
+                    ) * pooled_positions + p % pooled_positions
                     z = number.to(tl.uint32) ^ seed.to(tl.uint32)
                     z = (z ^ (z >> 16)) * 0x7FEB352D
                     z = (z ^ (z >> 15)) * 0x846CA68B
@@ -200,26 +202,26 @@ def _backward(
                     rank = tl.zeros([P, 1, BC], tl.int32)
                 ahead = tl.cumsum(fired, 1) - fired
                 grad_fire = tl.where((fired == 1) & (ahead == rank), tl.broadcast_to(g, [P, M, BC]), 0.0)
-            grad_x, by_states, found = FIRE_BACK(x, before, values, grad_fire, by_states)
+            grad_x, by_states, by_parameters = FIRE_BACK(x, before, values, grad_fire, by_states)
             added = ()
             for i in tl.static_range(N):
-                added = added + (totals[i] + _total(found[i], inside),)
+                added = added + (totals[i] + _total(by_parameters[i], in_bounds),)
             totals = added
-            grad_x = tl.where(inside, grad_x, 0.0)
-            row = own + (t if PER_STEP else 0) * 2 * channels + c
-            total = _total(grad_x, inside)
-            total_y = _total(grad_x * (raw - mean_), inside)
+            grad_x = tl.where(in_bounds, grad_x, 0.0)
+            row = sums_of_program + (t if PER_STEP else 0) * 2 * channels + c
+            total = _total(grad_x, in_bounds)
+            total_y = _total(grad_x * (raw - mean_), in_bounds)
             tl.store(row, tl.load(row, mask=here, other=0.0) + total, mask=here)
             tl.store(row + channels, tl.load(row + channels, mask=here, other=0.0) + total_y, mask=here)
             if HELD:
-                held += grad_x
+                carried += grad_x
             else:
-                tl.store(grad_t, grad_x.to(grad_y.dtype.element_ty), mask=inside)
+                tl.store(grad_t, grad_x.to(grad_y.dtype.element_ty), mask=in_bounds)
         if HELD:
-            tl.store(grad_y + at, held.to(grad_y.dtype.element_ty), mask=inside)
+            tl.store(grad_y + at, carried.to(grad_y.dtype.element_ty), mask=in_bounds)
         if START:
-            _stored(by_states, grad_first, step_size, at, inside, S)
-    _stored(totals, sums_learned + tl.program_id(0) * N * channels, channels, c, here, N)
+            _store(by_states, grad_first, step_size, at, in_bounds, S)
+    _store(totals, sums_learned + tl.program_id(0) * N * channels, channels, c, here, N)
 
 
 @triton.jit
@@ -234,9 +236,9 @@ def _moments(y, pivot, sums, positions, channels, P: tl.constexpr, BC: tl.conste
     squares = tl.zeros([1, BC], tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(positions, P), tl.num_programs(0)):
         p = block * P + tl.arange(0, P)[:, None]
-        inside = (p < positions) & here
-        value = tl.load(step + p.to(tl.int64) * channels + c, mask=inside, other=0.0).to(tl.float32) - pivot_
-        value = tl.where(inside, value, 0.0)
+        in_bounds = (p < positions) & here
+        value = tl.load(step + p.to(tl.int64) * channels + c, mask=in_bounds, other=0.0).to(tl.float32) - pivot_
+        value = tl.where(in_bounds, value, 0.0)
         total += tl.sum(value, 0, keep_dims=True)
         squares += tl.sum(value * value, 0, keep_dims=True)
     row = sums + (tl.program_id(0) * tl.num_programs(2) + t) * 2 * channels + c
@@ -248,15 +250,15 @@ def _moments(y, pivot, sums, positions, channels, P: tl.constexpr, BC: tl.conste
 def _normalize_back(grad, y, factor, offset, slope, size, channels, PER_STEP: tl.constexpr, BLOCK: tl.constexpr):
     t = tl.program_id(1)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < size
+    in_bounds = i < size
     c = i % channels + (t * channels if PER_STEP else 0)
     at = t.to(tl.int64) * size + i
-    f = tl.load(factor + c, mask=inside)
-    o = tl.load(offset + c, mask=inside)
-    s = tl.load(slope + c, mask=inside)
-    g = tl.load(grad + at, mask=inside).to(tl.float32)
-    value = g * f + o + tl.load(y + at, mask=inside).to(tl.float32) * s
-    tl.store(grad + at, value.to(grad.dtype.element_ty), mask=inside)
+    f = tl.load(factor + c, mask=in_bounds)
+    o = tl.load(offset + c, mask=in_bounds)
+    s = tl.load(slope + c, mask=in_bounds)
+    g = tl.load(grad + at, mask=in_bounds).to(tl.float32)
+    value = g * f + o + tl.load(y + at, mask=in_bounds).to(tl.float32) * s
+    tl.store(grad + at, value.to(grad.dtype.element_ty), mask=in_bounds)
 
 
 class _Tiles:
@@ -273,7 +275,7 @@ class _Tiles:
         self.block = max(1, _TILE // (self.neurons * self.block_channels))
         self.channel_blocks = triton.cdiv(self.channels, self.block_channels)
         self.blocks = max(1, triton.cdiv(self.positions, self.block))
-        # Enough programs to fill the device; each processes several tiles and accumulates in its own row of sums.
+        # Enough programs to fill the device; each processes some tiles and accumulates in a separate row of sums.
         full = 2 if y.device.type == "cpu" else 8 * torch.cuda.get_device_properties(y.device).multi_processor_count
         self.programs = min(self.blocks, max(1, full // self.channel_blocks))
 
@@ -314,7 +316,7 @@ def fire(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`ops.fire` on CUDA."""
     assert added is None
-    code = code_of(neuron)
+    code = triton_code_of(neuron)
     y = channels_last(y)
     tiles = _Tiles(y, pool)
     halve = 2 if pool else 1
@@ -336,7 +338,7 @@ def fire_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`ops.fire_backward` on CUDA."""
     assert added is None
-    code = code_of(neuron)
+    code = triton_code_of(neuron)
     y = channels_last(y)
     tiles = _Tiles(y, pool)
     grad_y = empty_map(y, len(y), *y.shape[3:])

@@ -22,7 +22,7 @@ LANES = 16
 # Neuron-steps from which a second thread pays: 0.2 ms of work. Handing work over takes 0.07 ms, more while OpenMP's
 # threads are still spinning.
 WORTH_THREADS = 2**20
-# Cost in forward neuron-steps: of a backward step, and of one sum of an event-driven convolution.
+# Cost in forward neuron-steps: of a backward step, and of a sum of an event-driven convolution.
 BACKWARD, SUM = 4, 12
 
 
@@ -30,7 +30,7 @@ BACKWARD, SUM = 4, 12
 KERNELS, STRIDES = (1, 3, 5), (1, 2)
 
 
-def convolved(size: tuple[int, int], stride: int) -> tuple[int, int]:
+def conv_output_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
     """Height and width of the output of a convolution with padding K // 2, K odd."""
     height, width = size
     return (height - 1) // stride + 1, (width - 1) // stride + 1
@@ -99,7 +99,7 @@ class Accelerator(NamedTuple):
         device: type of the devices that it runs on.
         module: its file in `kernels`, with the functions `fire`, `fire_backward`, `moments` and `normalize_backward` of
             `ops`, for tensors on these devices.
-        package: what it imports.
+        package: the package that it needs.
         lacks: type that it does not compute in.
     """
 
@@ -109,7 +109,7 @@ class Accelerator(NamedTuple):
     lacks: torch.dtype
 
 
-# Name of a backend -> what it is. A backend for other devices is a row here and its module.
+# Accelerators by the name of their backend. A backend for other devices is a row here and its module.
 ACCELERATORS = {"triton": Accelerator("cuda", "plif_lightning.kernels.gpu", "triton", torch.float64)}
 
 
@@ -122,7 +122,7 @@ def at_a_time(device: torch.device) -> int:
     return BAND.get(device.type, BAND["others"])
 
 
-def interpreted() -> bool:
+def uses_interpreter() -> bool:
     """True if Triton kernels run in its interpreter on the CPU, for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -132,8 +132,8 @@ class Sizes(NamedTuple):
 
     Attributes:
         steps: T.
-        height: of one image; without a pool, of all images together.
-        width: of one image.
+        height: of an image; without a pool, of all images together.
+        width: of an image.
         channels: C.
         run: values of a run, see `Geometry`.
         pool: number of the pooling, see POOLS.
@@ -201,11 +201,11 @@ class Geometry:
         steps: T.
         pool: number of the pooling.
         states: states of a neuron.
-        work: cost of one value of a step, in neuron-steps.
+        work: cost of a value of a step, in neuron-steps.
 
     Attributes:
         run: values per run.
-        width: the same, rounded up to whole vectors: the length of a row of the workspace.
+        width: the same, rounded up to full vectors: the length of a row of the workspace.
     """
 
     def __init__(self, y: Tensor, steps: int, pool: int, states: int = 1, work: int = 1) -> None:
@@ -219,7 +219,7 @@ class Geometry:
             per_run = min(longest, max(windows, 1))
             self.units = n * (height // 2) * -(-windows // per_run)
         else:
-            # without windows, all images form one long row
+            # without windows, all images form a long row
             self.height, positions = n * height, n * height * self.width_of_map
             per_run = min(longest, max(positions, 1))
             self.units = -(-positions // per_run)
@@ -230,7 +230,7 @@ class Geometry:
         """Set the number of values per run."""
         self.run, self.width = run, -(-run // LANES) * LANES
 
-    def tiled(self, values: Tensor, real: torch.dtype) -> NDArray[Any]:
+    def tile_channels(self, values: Tensor, real: torch.dtype) -> NDArray[Any]:
         """Values per channel [S, C], repeated over a run [S, run]."""
         # np.tile takes 2 microseconds, Tensor.repeat 20, which matters at batch size 1.
         return np.ascontiguousarray(np.tile(values.detach().to(real).numpy(), self.run // self.channels))
@@ -240,21 +240,21 @@ class Geometry:
         values = learned.detach().to(real)
         if values.shape[1] == 1:
             return values.numpy()
-        found = np.ones((len(values), self.width), values.numpy().dtype)
-        found[:, : self.run] = self.tiled(values, real)
-        return found
+        table = np.ones((len(values), self.width), values.numpy().dtype)
+        table[:, : self.run] = self.tile_channels(values, real)
+        return table
 
     @property
     def sizes(self) -> Sizes:
         return Sizes(self.steps, self.height, self.width_of_map, self.channels, self.run, self.pool)
 
-    def summed(self, totals: NDArray[Any]) -> Tensor:
+    def sum_slots(self, totals: NDArray[Any]) -> Tensor:
         """Reduce sums per slot and position in a run [slots, ..., run] to sums per channel [..., C]."""
         by_channel = totals[..., : self.run].reshape(*totals.shape[:-1], self.run // self.channels, self.channels)
         return torch.from_numpy(by_channel.sum((0, -2), dtype=np.float64))
 
-    def summed_parameters(self, totals: NDArray[Any], learned: Tensor) -> Tensor:
+    def sum_parameter_slots(self, totals: NDArray[Any], learned: Tensor) -> Tensor:
         """Reduce sums of gradients of parameters [slots, P, width] to the shape of `learned`, [P, 1 or C]."""
         if learned.shape[1] == 1:
             return torch.from_numpy(totals.sum((0, 2))[:, None])
-        return self.summed(totals)
+        return self.sum_slots(totals)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from llvmlite import ir  # type: ignore[import-untyped]  # numba's own
+from llvmlite import ir  # type: ignore[import-untyped]  # numba's
 from numba import types
 from numba.core import cgutils
 from numba.core.compiler_lock import global_compiler_lock
@@ -48,10 +48,10 @@ class _Vectors:
 
     def repeated(self, value: Any) -> Any:
         """Broadcast a number to all lanes."""
-        nothing = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
-        one = self.builder.insert_element(nothing, value, ir.Constant(_I32, 0))
+        undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+        first_lane = self.builder.insert_element(undefined, value, ir.Constant(_I32, 0))
         first = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
-        return self.builder.shuffle_vector(one, nothing, first)
+        return self.builder.shuffle_vector(first_lane, undefined, first)
 
     def below(self, index: Any, n: Any) -> Any:
         """Condition of the lanes of a vector from an index that lie below n: a row may end within a vector."""
@@ -72,28 +72,28 @@ class _Vectors:
         self.builder.store(value, self.pointer(address, index, value.type.element), align=4)
 
     def parameters(self, address: Any, stride: Any, number: int, index: Any | None) -> list[Any]:
-        """The parameters: from rows at an index; for None, one number each."""
-        found = []
+        """Load each parameter as a vector: LANES values from `index`, or for None a number, repeated."""
+        loaded = []
         for i in range(number):
             at = self.builder.mul(ir.Constant(_I64, i), stride)
             if index is None:
                 base = self.builder.inttoptr(address, self.scalar.as_pointer())
-                found.append(self.repeated(self.builder.load(self.builder.gep(base, [at]), align=4)))
+                loaded.append(self.repeated(self.builder.load(self.builder.gep(base, [at]), align=4)))
             else:
-                found.append(self.load(address, self.builder.add(at, index)))
-        return found
+                loaded.append(self.load(address, self.builder.add(at, index)))
+        return loaded
 
     def of(self, values: Sequence[Gradient], inputs: dict[str, Any]) -> list[Any]:
         """Compute values from inputs by name; None is zero. A spike is a condition, everything else a number."""
-        found: dict[Value, Any] = {}
+        lowered: dict[Value, Any] = {}
         for value in in_order([value for value in values if value is not None]):
             if value.op == "input":
-                found[value] = inputs[value.args[0]]
+                lowered[value] = inputs[value.args[0]]
             elif value.op == "constant":
-                found[value] = self.constant(value.args[0])
+                lowered[value] = self.constant(value.args[0])
             else:
-                found[value] = self._operation(value, [found[arg] for arg in value.args])
-        return [self.constant(0.0) if value is None else found[value] for value in values]
+                lowered[value] = self._operation(value, [lowered[arg] for arg in value.args])
+        return [self.constant(0.0) if value is None else lowered[value] for value in values]
 
     def number(self, value: Any) -> Any:
         """A condition as 1.0 or 0.0; a number is unchanged."""
@@ -137,40 +137,40 @@ class _Vectors:
         z = b.select(beyond, c(88.0), z)
         magic = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
         t = self._intrinsic("fmuladd", z, c(_float32(1.44269504088896341)), c(magic))
-        whole = b.fsub(t, c(magic))
-        r = self._intrinsic("fmuladd", whole, c(-0.693359375), z)
-        r = self._intrinsic("fmuladd", whole, c(_float32(2.12194440e-4)), r)
+        rounded = b.fsub(t, c(magic))
+        r = self._intrinsic("fmuladd", rounded, c(-0.693359375), z)
+        r = self._intrinsic("fmuladd", rounded, c(_float32(2.12194440e-4)), r)
         p = c(_float32(1.9875691500e-4))
         for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
             p = self._intrinsic("fmuladd", p, r, c(_float32(coefficient)))
         p = b.fadd(self._intrinsic("fmuladd", b.fmul(p, r), r, r), c(1.0))
         integers = ir.VectorType(_I32, LANES)
 
-        def whole_number(number: int) -> Any:
+        def integer(number: int) -> Any:
             return ir.Constant(integers, [number] * LANES)
 
         def power_of_two(exponent: Any) -> Any:
-            return b.bitcast(b.shl(b.add(exponent, whole_number(127)), whole_number(23)), self.type)
+            return b.bitcast(b.shl(b.add(exponent, integer(127)), integer(23)), self.type)
 
         # Two factors: 2^n is itself too large for n = 128, and too small for n < -126.
-        exponent = b.sub(b.bitcast(t, integers), whole_number(0x4B400000))
-        half = b.ashr(exponent, whole_number(1))
-        found = b.fmul(b.fmul(p, power_of_two(half)), power_of_two(b.sub(exponent, half)))
-        return b.select(beyond, c(float("inf")), found)
+        exponent = b.sub(b.bitcast(t, integers), integer(0x4B400000))
+        half = b.ashr(exponent, integer(1))
+        scaled = b.fmul(b.fmul(p, power_of_two(half)), power_of_two(b.sub(exponent, half)))
+        return b.select(beyond, c(float("inf")), scaled)
 
     def _sigmoid(self, z: Any) -> Any:
-        one = self.constant(1.0)
-        return self.builder.fdiv(one, self.builder.fadd(one, self._exp(self.builder.fneg(z))))
+        unit = self.constant(1.0)
+        return self.builder.fdiv(unit, self.builder.fadd(unit, self._exp(self.builder.fneg(z))))
 
     def _tanh(self, z: Any) -> Any:
         """(1 - e) / (1 + e) with e = exp(-2 abs(z)), and the sign of z; near zero, where that cancels, a series."""
-        one, size = self.constant(1.0), self._intrinsic("fabs", z)
+        unit, size = self.constant(1.0), self._intrinsic("fabs", z)
         e = self._exp(self.builder.fmul(size, self.constant(-2.0)))
-        ratio = self.builder.fdiv(self.builder.fsub(one, e), self.builder.fadd(one, e))
+        ratio = self.builder.fdiv(self.builder.fsub(unit, e), self.builder.fadd(unit, e))
         square = self.builder.fmul(z, z)
         term = self.builder.fmul(square, self.constant(2 / 15 if self.bytes == 8 else _float32(2 / 15)))
         third = self.constant(1 / 3 if self.bytes == 8 else _float32(1 / 3))
-        factor = self.builder.fsub(one, self.builder.fmul(square, self.builder.fsub(third, term)))
+        factor = self.builder.fsub(unit, self.builder.fmul(square, self.builder.fsub(third, term)))
         small = self.constant(0.01 if self.bytes == 8 else _float32(0.1))
         near = self.builder.fcmp_ordered("<", size, small)
         return self.builder.select(near, self.builder.fmul(z, factor), self._intrinsic("copysign", ratio, z))
@@ -197,8 +197,8 @@ def _function(module: Any, arguments: str, real: torch.dtype) -> Iterator[tuple[
     names = arguments.split()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [_I64] * len(names)), module.name)
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    given = dict(zip(names, function.args, strict=True))
-    yield _Vectors(builder, real), lambda wanted: [given[one] for one in wanted.split()]
+    by_name = dict(zip(names, function.args, strict=True))
+    yield _Vectors(builder, real), lambda wanted: [by_name[argument_name] for argument_name in wanted.split()]
     builder.ret_void()
 
 
@@ -211,7 +211,7 @@ def _sixteens(vectors: _Vectors, n: Any) -> Iterator[Any]:
 
 
 def _rows(vectors: _Vectors, names: Sequence[str], address: Any, stride: Any, i: Any) -> dict[str, Any]:
-    """Vectors from index i of rows that lie `stride` apart, by name."""
+    """Vectors from index i of rows at distance `stride`, by name."""
     b = vectors.builder
     return {
         name: vectors.load(address, b.add(b.mul(ir.Constant(_I64, number), stride), i))
@@ -228,8 +228,8 @@ def _store_rows(vectors: _Vectors, values: Sequence[Any], address: Any, stride: 
 def _fire(module: Any, p: Program, real: torch.dtype, shared: bool) -> None:
     """A step of a row of neurons: spikes, and the states after it."""
     arguments = "n x before before_stride after after_stride parameters parameter_stride spikes"
-    with _function(module, arguments, real) as (vectors, given):
-        (n, x, before, before_stride, after, after_stride, parameters, stride, spikes) = given(arguments)
+    with _function(module, arguments, real) as (vectors, argument):
+        (n, x, before, before_stride, after, after_stride, parameters, stride, spikes) = argument(arguments)
         of_all = vectors.parameters(parameters, stride, len(p.parameters), None) if shared else None
         with _sixteens(vectors, n) as i:
             of_these = of_all or vectors.parameters(parameters, stride, len(p.parameters), i)
@@ -241,23 +241,25 @@ def _fire(module: Any, p: Program, real: torch.dtype, shared: bool) -> None:
 
 
 def _fire_back(module: Any, p: Program, real: torch.dtype, shared: bool, to_winner: bool) -> None:
-    """A step back: gradients of the states after it, in place, become those before it.
+    """A step back: gradients of the states after it become, in place, gradients of the states before it.
 
-    `window` is the gradient of the pooled spikes; with `to_winner` only the neuron whose number `own` is `winner` gets
-    it. `by_x` gets the gradient of the input; `sums`, float64, those of the parameters are added to: at each neuron,
+    `window` is the gradient of the pooled spikes; with `to_winner` only the neuron whose number is `winner` gets
+    it. `by_x` gets the gradient of the input; `sums`, float64, accumulates the parameters' gradients: at each neuron,
     or in 16 places if all neurons share them.
     """
     arguments = (
         "n x before before_stride parameters parameter_stride window winner own by_states state_stride by_x sums "
         "sum_stride"
     )
-    with _function(module, arguments, real) as (vectors, given):
+    with _function(module, arguments, real) as (vectors, argument):
         b = vectors.builder
-        n, x, before, before_stride, parameters, stride = given("n x before before_stride parameters parameter_stride")
-        window, winner, own, by_states, state_stride = given("window winner own by_states state_stride")
-        by_x, sums, sum_stride = given("by_x sums sum_stride")
+        n, x, before, before_stride, parameters, stride = argument(
+            "n x before before_stride parameters parameter_stride"
+        )
+        window, winner, gradient, by_states, state_stride = argument("window winner own by_states state_stride")
+        by_x, sums, sum_stride = argument("by_x sums sum_stride")
         of_all = vectors.parameters(parameters, stride, len(p.parameters), None) if shared else None
-        own = vectors.repeated(b.sitofp(own, vectors.scalar))
+        gradient = vectors.repeated(b.sitofp(gradient, vectors.scalar))
         totals = [cgutils.alloca_once(b, vectors.type) for _ in p.parameters] if shared else []
         for total in totals:
             b.store(vectors.constant(0.0), total)
@@ -268,15 +270,15 @@ def _fire_back(module: Any, p: Program, real: torch.dtype, shared: bool, to_winn
             inputs |= _rows(vectors, [f"d {name}" for name in p.states], by_states, state_stride, i)
             g = vectors.load(window, i)
             if to_winner:
-                g = b.select(b.fcmp_ordered("==", vectors.load(winner, i), own), g, vectors.constant(0.0))
+                g = b.select(b.fcmp_ordered("==", vectors.load(winner, i), gradient), g, vectors.constant(0.0))
             inputs["d s"] = g
-            found = vectors.of([p.by_x, *p.by_states, *p.by_parameters], inputs)
-            to_x, *found = [vectors.number(value) for value in found]
+            values = vectors.of([p.by_x, *p.by_states, *p.by_parameters], inputs)
+            to_x, *values = [vectors.number(value) for value in values]
             vectors.store(to_x, by_x, i)
-            _store_rows(vectors, found[: len(p.states)], by_states, state_stride, i)
-            inside = vectors.below(i, n)
-            for number, value in enumerate(found[len(p.states) :]):
-                value = b.select(inside, value, vectors.constant(0.0))
+            _store_rows(vectors, values[: len(p.states)], by_states, state_stride, i)
+            mask = vectors.below(i, n)
+            for number, value in enumerate(values[len(p.states) :]):
+                value = b.select(mask, value, vectors.constant(0.0))
                 if shared:
                     b.store(b.fadd(b.load(totals[number]), value), totals[number])
                 else:
@@ -295,40 +297,40 @@ def _add_to_sums(vectors: _Vectors, value: Any, sums: Any, index: Any) -> None:
 def _fire_window(module: Any, p: Program, real: torch.dtype, shared: bool, integers: bool) -> None:
     """A step of the neurons of a window, from the sums of their inputs: bits of the spikes of any of them.
 
-    The sums of neuron i lie from `places[i]` on; X = sums scale + shift. `out` gets a word for each 64 outputs, whose
+    The sums of neuron i lie from `places[i]` on; X = sums scale + shift. `out` gets a word for each 64 outputs, where
     number is a multiple of 16.
     """
     arguments = "neurons outputs places sums scale shift parameters parameter_stride states state_stride out valid"
-    with _function(module, arguments, real) as (vectors, given):
+    with _function(module, arguments, real) as (vectors, argument):
         b = vectors.builder
-        neurons, outputs, places, sums, scale, shift = given("neurons outputs places sums scale shift")
-        parameters, stride, states, state_stride, out, valid = given(
+        neurons, outputs, places, sums, scale, shift = argument("neurons outputs places sums scale shift")
+        parameters, stride, states, state_stride, out, valid = argument(
             "parameters parameter_stride states state_stride out valid"
         )
         of_all = vectors.parameters(parameters, stride, len(p.parameters), None) if shared else None
         words = b.inttoptr(out, _I64.as_pointer())
-        starts = b.inttoptr(places, _I64.as_pointer())
+        pointers = b.inttoptr(places, _I64.as_pointer())
         word = cgutils.alloca_once_value(b, ir.Constant(_I64, 0))
         with _sixteens(vectors, outputs) as j:
             of_these = of_all or vectors.parameters(parameters, stride, len(p.parameters), j)
             factor, offset = vectors.load(scale, j), vectors.load(shift, j)
             fired = cgutils.alloca_once_value(b, ir.Constant(_I16, 0))
             with cgutils.for_range_slice(b, ir.Constant(_I64, 0), neurons, ir.Constant(_I64, 1), _I64) as (i, _):
-                total = vectors.load(sums, b.add(b.load(b.gep(starts, [i])), j), _I32 if integers else None)
+                total = vectors.load(sums, b.add(b.load(b.gep(pointers, [i])), j), _I32 if integers else None)
                 if integers:
                     total = b.sitofp(total, vectors.type)
                 inputs = {"x": b.fadd(b.fmul(total, factor), offset), **dict(zip(p.parameters, of_these, strict=True))}
-                place = b.add(b.mul(i, outputs), j)
-                inputs |= _rows(vectors, p.states, states, state_stride, place)
+                index = b.add(b.mul(i, outputs), j)
+                inputs |= _rows(vectors, p.states, states, state_stride, index)
                 spike, *after = vectors.of([p.spike, *p.after], inputs)
-                _store_rows(vectors, [vectors.number(state) for state in after], states, state_stride, place)
+                _store_rows(vectors, [vectors.number(state) for state in after], states, state_stride, index)
                 b.store(b.or_(b.load(fired), b.bitcast(spike, _I16)), fired)
             within = b.and_(j, ir.Constant(_I64, 63))
             b.store(b.or_(b.load(word), b.shl(b.zext(b.load(fired), _I64), within)), word)
             last = b.icmp_signed(">=", b.add(j, ir.Constant(_I64, LANES)), outputs)
             with b.if_then(b.or_(last, b.icmp_signed("==", within, ir.Constant(_I64, 48)))):
-                found = b.select(last, b.and_(b.load(word), valid), b.load(word))
-                b.store(found, b.gep(words, [b.lshr(j, ir.Constant(_I64, 6))]))
+                word_of_spikes = b.select(last, b.and_(b.load(word), valid), b.load(word))
+                b.store(word_of_spikes, b.gep(words, [b.lshr(j, ir.Constant(_I64, 6))]))
                 b.store(ir.Constant(_I64, 0), word)
 
 
@@ -348,7 +350,7 @@ def _code(name: str, key: str, real: torch.dtype, shared: bool, *variant: Any) -
     return library, library.get_pointer_to_function(unique)
 
 
-def code_of(name: str, key: str, real: torch.dtype, shared: bool, *variant: Any) -> int:
+def machine_code_of(name: str, key: str, real: torch.dtype, shared: bool, *variant: Any) -> int:
     """Address of a function, compiled on its first use in this process.
 
     Args:
@@ -364,13 +366,13 @@ def code_of(name: str, key: str, real: torch.dtype, shared: bool, *variant: Any)
 def _call(typing, address, arguments):
     """Call a function at an address with a tuple of integers."""
 
-    def code(context, builder, signature, given):
+    def code(context, builder, signature, operands):
         numbers = [
             context.cast(builder, value, kind, types.int64)
-            for value, kind in zip(cgutils.unpack_tuple(builder, given[1]), signature.args[1].types, strict=True)
+            for value, kind in zip(cgutils.unpack_tuple(builder, operands[1]), signature.args[1].types, strict=True)
         ]
         kind = ir.FunctionType(ir.VoidType(), [_I64] * len(numbers))
-        builder.call(builder.inttoptr(given[0], kind.as_pointer()), numbers)
+        builder.call(builder.inttoptr(operands[0], kind.as_pointer()), numbers)
         return context.get_dummy_value()
 
     return types.void(address, arguments), code
@@ -379,7 +381,7 @@ def _call(typing, address, arguments):
 def _keep(typing, array):
     """Keep an array alive until here: its address alone would not."""
 
-    def code(context, builder, signature, given):
+    def code(context, builder, signature, arguments):
         return context.get_dummy_value()
 
     return types.void(array), code

@@ -32,13 +32,13 @@ from plif_lightning.kernels.layout import (
     empty_states,
     real_type,
 )
-from plif_lightning.kernels.parallel import parallel, unnamed
+from plif_lightning.kernels.parallel import as_plain_tuples, parallel
 
 _LIBRARY = torch.library.Library("plif", "FRAGMENT")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def uncompiled(function: _Function) -> _Function:
+def outside_compile(function: _Function) -> _Function:
     """Decorator: run a function of CPU tensors outside of compiled graphs; the first argument is a tensor.
 
     `torch.compiler.disable` imports Dynamo, which takes a second, so it is called only once Dynamo has been imported.
@@ -64,7 +64,7 @@ def uncompiled(function: _Function) -> _Function:
 class _Kernel:
     """A kernel for CPU tensors, and its namesakes of `layout.ACCELERATORS` as the operator `torch.ops.plif.NAME`.
 
-    Compilers and fake tensors see the operator as one call. With TRITON_INTERPRET=1 it runs on the CPU too, in Triton's
+    Compilers and fake tensors see the operator as a call. With TRITON_INTERPRET=1 it runs on the CPU too, in Triton's
     interpreter.
 
     Args:
@@ -77,12 +77,12 @@ class _Kernel:
 
         tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
         _LIBRARY.define(self.name + torch.library.infer_schema(on_cpu, mutates_args=mutates), tags=tags)
-        for one in layout.ACCELERATORS.values():
-            _LIBRARY.impl(self.name, functools.partial(self._run_in, one.module), one.device.upper())
+        for accelerator in layout.ACCELERATORS.values():
+            _LIBRARY.impl(self.name, functools.partial(self._run_in, accelerator.module), accelerator.device.upper())
         _LIBRARY.impl(self.name, functools.partial(self._run_in, layout.ACCELERATORS["triton"].module), "CPU")
 
     def _run_in(self, module: str, *arguments: Any) -> Any:
-        """The result of an accelerator's kernel, whose module is imported now: its package may be missing."""
+        """The result of an accelerator's kernel, imported at the call: its package may be missing."""
         return getattr(importlib.import_module(module), self.name)(*arguments)
 
     def register_fake(self, fake: Callable[..., Any]) -> None:
@@ -90,7 +90,7 @@ class _Kernel:
         torch.library.register_fake(f"plif::{self.name}", fake, lib=_LIBRARY)
 
     def __call__(self, x: Tensor, *arguments: Any) -> Any:
-        if x.device.type == "cpu" and not layout.interpreted():
+        if x.device.type == "cpu" and not layout.uses_interpreter():
             return self.on_cpu(x, *arguments)
         return getattr(torch.ops.plif, self.name)(x, *arguments)
 
@@ -102,7 +102,7 @@ def _optional(states: Tensor | None, real: torch.dtype) -> NDArray[Any]:
     return array_of(channels_last(states.detach().to(real)))
 
 
-def _added(added: Tensor | None, y: Tensor) -> NDArray[Any]:
+def _added_values(added: Tensor | None, y: Tensor) -> NDArray[Any]:
     """`added` as an array for the compiled loops; empty for None."""
     if added is None:
         return np.empty((0, 1), array_of(y).dtype)
@@ -119,7 +119,7 @@ def no_norm(y: Tensor) -> Tensor:
 
     (Their shift is zero times it.)
     """
-    on_cpu = y.device.type == "cpu" and not layout.interpreted()
+    on_cpu = y.device.type == "cpu" and not layout.uses_interpreter()
     return y.new_ones(0 if on_cpu else 1, y.shape[2], dtype=real_type(y))
 
 
@@ -143,15 +143,15 @@ def fire(
         scale: factor per channel, and per step if BN's statistics are, [T or 1, C]; without BN as of `no_norm`.
         shift: added to scale y, as scale.
         learned: parameters of the neurons, see `layout.rows_of`, [P, 1 or C].
-        states: before the first step [S, N, C, H, W]; None for those of the neuron.
+        states: before the first step [S, N, C, H, W]; None for the neuron's.
         steps: T.
         pool: number of the pooling, see `layout.POOLS`.
         neuron: key of its program, see `equations.program`.
         last: return the last states; only without a pool.
-        added: what is added to scale y + shift, in the shape of y; None for nothing.
+        added: addend to scale y + shift, in the shape of y; None for none.
     """
     from plif_lightning.kernels import cpu  # deferred: imports numba
-    from plif_lightning.kernels.machine_code import code_of
+    from plif_lightning.kernels.machine_code import machine_code_of
 
     p = program(neuron)
     y = channels_last(y)
@@ -160,12 +160,14 @@ def fire(
     halve = 2 if geometry.pooled else 1
     out = empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve)
     final = empty_states(y, len(p.states) if last else 0)
-    norm = AffineRows(geometry.tiled(scale, real), *[geometry.tiled(shift, real)] * 2)
-    code = code_of("fire", neuron, real, learned.shape[1] == 1)
+    norm = AffineRows(geometry.tile_channels(scale, real), *[geometry.tile_channels(shift, real)] * 2)
+    code = machine_code_of("fire", neuron, real, learned.shape[1] == 1)
     loop = NeuronCode(code, 0, geometry.parameters(learned, real), start_of(p, real))
-    around = _optional(states, real), array_of(final) if last else _optional(None, real)
-    given = unnamed(array_of(y), _added(added, y), norm, loop, around, array_of(out), geometry.sizes)
-    parallel(cpu.forward, geometry.units, geometry.threads, *given)
+    states_io = _optional(states, real), array_of(final) if last else _optional(None, real)
+    arguments = as_plain_tuples(
+        array_of(y), _added_values(added, y), norm, loop, states_io, array_of(out), geometry.sizes
+    )
+    parallel(cpu.forward, geometry.units, geometry.threads, *arguments)
     return out, final
 
 
@@ -197,7 +199,7 @@ def fire_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dL/dX in the shape of y, with X = scale y + shift + added; of the first states; sums; the gradient of `learned`.
 
-    The sums [2, T or 1, C] are, for each row of scale, those of dL/dX and of dL/dX (y - mean). Arguments as in `fire`,
+    The sums [2, T or 1, C] are, for each row of scale, of dL/dX and of dL/dX (y - mean). Arguments as in `fire`,
     and `seed`, int64, which breaks ties within a window.
     """
     from plif_lightning.kernels import cpu_backward  # deferred: imports numba
@@ -211,7 +213,7 @@ def fire_backward(
         grad_y.zero_()  # an odd last row or column lies in no window
     grad_first = empty_states(y, 0 if states is None else len(p.states))
     sums, sums_learned = sums_for(geometry, len(scale), learned, real)
-    norm = AffineRows(*(geometry.tiled(row, real) for row in (scale, shift, mean)))
+    norm = AffineRows(*(geometry.tile_channels(row, real) for row in (scale, shift, mean)))
     codes = codes_of_backward(neuron, pool, real, learned)
     loop = NeuronCode(*codes, geometry.parameters(learned, real), start_of(p, real))
     grads = Gradients(
@@ -220,8 +222,8 @@ def fire_backward(
         array_of(grad_y),
         _optional(None, real) if states is None else array_of(grad_first),
     )
-    inputs = array_of(y), _added(added, y), norm, loop, _optional(states, real)
-    arguments = unnamed(*inputs, grads, (sums, sums_learned), geometry.sizes, seed_of(seed))
+    inputs = array_of(y), _added_values(added, y), norm, loop, _optional(states, real)
+    arguments = as_plain_tuples(*inputs, grads, (sums, sums_learned), geometry.sizes, seed_of(seed))
     parallel(cpu_backward.backward, geometry.units, geometry.threads, *arguments)
     return grad_y, grad_first, *sums_of_backward(geometry, sums, sums_learned, scale, learned)
 
@@ -233,10 +235,10 @@ def seed_of(seed: Tensor) -> Any:
 
 def codes_of_backward(neuron: str, pool: int, real: torch.dtype, learned: Tensor) -> tuple[int, int]:
     """Addresses of a neuron's code for `cpu_backward.backward`: a step, and a step back."""
-    from plif_lightning.kernels.machine_code import code_of
+    from plif_lightning.kernels.machine_code import machine_code_of
 
     shared, to_winner = learned.shape[1] == 1, pool in (POOLS["max_first"], POOLS["max_random"])
-    return code_of("fire", neuron, real, shared), code_of("fire_back", neuron, real, shared, to_winner)
+    return machine_code_of("fire", neuron, real, shared), machine_code_of("fire_back", neuron, real, shared, to_winner)
 
 
 def sums_for(
@@ -251,8 +253,8 @@ def sums_for(
 def sums_of_backward(
     geometry: Geometry, sums: NDArray[Any], sums_learned: NDArray[Any], scale: Tensor, learned: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sums and the gradient of `learned` of `fire_backward`, from those of the compiled loops."""
-    return geometry.summed(sums).to(scale.dtype), geometry.summed_parameters(sums_learned, learned).to(scale.dtype)
+    """Sums and the gradient of `learned` of `fire_backward`, from the sums of the compiled loops."""
+    return geometry.sum_slots(sums).to(scale.dtype), geometry.sum_parameter_slots(sums_learned, learned).to(scale.dtype)
 
 
 @fire_backward.register_fake
@@ -276,13 +278,15 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     y = channels_last(y)
     real = real_type(y)
     geometry = Geometry(y, 1, POOLS["none"])
-    # Moments about one value per channel: a mean far from zero would cancel the variance's digits.
+    # Moments about a value per channel: a mean far from zero would cancel the variance's digits.
     pivot = y[:, 0, :, 0, 0].to(real)
     units = len(y) * -(-y[0].numel() // geometry.run)
     sums = np.zeros((geometry.threads, 2, len(y), geometry.run), np.float64 if real == torch.float64 else np.float32)
-    parallel(cpu.statistics, units, geometry.threads, array_of(y), geometry.tiled(pivot, real), geometry.run, sums)
+    parallel(
+        cpu.statistics, units, geometry.threads, array_of(y), geometry.tile_channels(pivot, real), geometry.run, sums
+    )
     count = y.shape[1] * y.shape[3] * y.shape[4]
-    first, second = geometry.summed(sums) / count
+    first, second = geometry.sum_slots(sums) / count
     return (pivot + first).to(real), (second - first.square()).clamp_(min=0).to(real)
 
 
@@ -301,7 +305,7 @@ def normalize_backward(grad: Tensor, y: Tensor, factor: Tensor, offset: Tensor, 
     real = real_type(y)
     geometry = Geometry(y, 1, POOLS["none"])
     units = len(y) * -(-y[0].numel() // geometry.run)
-    tiles = (geometry.tiled(values, real) for values in (factor, offset, slope))
+    tiles = (geometry.tile_channels(values, real) for values in (factor, offset, slope))
     parallel(cpu_backward.normalise_back, units, geometry.threads, array_of(y), array_of(grad), *tiles, geometry.run)
 
 

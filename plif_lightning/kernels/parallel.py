@@ -1,4 +1,4 @@
-"""Run compiled loops on several threads, without numba's threading layers, which break after a fork."""
+"""Run compiled loops on threads, without numba's threading layers, which break after a fork."""
 
 import os
 from collections.abc import Callable
@@ -13,14 +13,14 @@ def _forget_pool() -> None:
     _pool = None
 
 
-# A forked child has none of its parent's threads: it creates its own pool on demand.
+# A forked child has none of its parent's threads: it creates a pool on demand.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def unnamed(*arguments: Any) -> list[Any]:
+def as_plain_tuples(*arguments: Any) -> list[Any]:
     """Arguments of a loop with plain tuples in the place of named ones, which take numba a microsecond longer each."""
-    return [tuple(one) if isinstance(one, tuple) else one for one in arguments]
+    return [tuple(argument) if isinstance(argument, tuple) else argument for argument in arguments]
 
 
 def parallel(loop: Callable[..., Any], units: int, threads: int, *arguments: Any) -> None:
@@ -36,10 +36,10 @@ def parallel(loop: Callable[..., Any], units: int, threads: int, *arguments: Any
     global _pool
     if _pool is None or _pool._max_workers < threads - 1:
         _pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="plif")
-    ends = [units * i // threads for i in range(threads + 1)]
-    rest = [_pool.submit(loop, ends[i], ends[i + 1], i, *arguments) for i in range(1, threads)]
+    bounds = [units * i // threads for i in range(threads + 1)]
+    rest = [_pool.submit(loop, bounds[i], bounds[i + 1], i, *arguments) for i in range(1, threads)]
     try:
-        loop(0, ends[1], 0, *arguments)
+        loop(0, bounds[1], 0, *arguments)
     finally:
         for call in rest:
             call.result()

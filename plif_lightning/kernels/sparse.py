@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plif_lightning.dynamics.derivatives import once_differentiable
-from plif_lightning.dynamics.reference import in_own_precision
+from plif_lightning.dynamics.reference import in_real_precision
 from plif_lightning.kernels.backend import Skip
 from plif_lightning.kernels.bits import (
     SparseMaps,
     array_of_bits,
     array_of_rows,
     number_of_spikes,
-    pack,
+    pack_spikes,
     pixels_of,
     unpack,
     words_for,
@@ -31,11 +31,11 @@ from plif_lightning.kernels.layout import (
     SUM,
     at_a_time,
     channels_innermost,
-    convolved,
+    conv_output_size,
     real_type,
     threads_for,
 )
-from plif_lightning.kernels.ops import uncompiled
+from plif_lightning.kernels.ops import outside_compile
 from plif_lightning.kernels.parallel import parallel
 
 # Block sizes that keep a block and its lists in the second-level cache: values of a feature map's gradient, outputs
@@ -75,7 +75,7 @@ def conv_events(
 
     images, channels, height, width = x.shape
     taps = cpu_sparse.taps_of(kernel_of(table.shape, channels))
-    outputs, size = table.shape[1], convolved((height, width), stride)
+    outputs, size = table.shape[1], conv_output_size((height, width), stride)
     out = torch.empty(images * math.prod(size), outputs, dtype=dtype, device="cpu")
     scales, threads = _NO_SCALE if scale is None else scale.numpy(), threads_for(SUM * out.numel())
     rows = array_of_rows(in_vectors(table))
@@ -118,7 +118,7 @@ def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | Non
 
 
 class _Window(NamedTuple):
-    """What the gradient of a convolution's weight depends on, beside the output's gradient.
+    """Inputs of the gradient of a convolution's weight, beside the output's gradient.
 
     Attributes:
         channels: C.
@@ -185,7 +185,7 @@ def _conv_weight_dense(grad: Tensor, window: _Window, spikes: Callable[[int, int
 
 
 class _ConvOfSpikes(torch.autograd.Function):
-    """Convolution with padding K // 2; saves its input as one bit per value."""
+    """Convolution with padding K // 2; saves its input as a bit per value."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bits: Tensor, skip: Skip, stride: int) -> Tensor:
@@ -212,7 +212,7 @@ class _ConvOfSpikes(torch.autograd.Function):
 
 
 class _ConvOfBytes(torch.autograd.Function):
-    """Convolution with padding K // 2 on other devices; saves its input as one byte per value."""
+    """Convolution with padding K // 2 on other devices; saves its input as a byte per value."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -230,7 +230,8 @@ class _ConvOfBytes(torch.autograd.Function):
 
 
 def _conv_of_gradient(grad: Tensor, weight: Tensor, window: _Window) -> Tensor:
-    """Gradient of the input of a convolution with padding K // 2: one with the mirrored weight, at stride 1."""
+    """Gradient of the input of a convolution with padding K // 2: a convolution with the mirrored weight, at stride
+    1."""
     weight, padding = weight.to(grad.dtype), window.kernel // 2
     if window.stride == 1:
         return conv2d(grad, weight.flip(2, 3).transpose(0, 1), padding=padding)
@@ -274,7 +275,7 @@ def _linear_weight_events(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
 
 
 class _LinearOfSpikes(torch.autograd.Function):
-    """FC layer without bias; saves its input as one bit per value."""
+    """FC layer without bias; saves its input as a bit per value."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bits: Tensor, value: float, skip: Skip) -> Tensor:
@@ -305,48 +306,48 @@ class _LinearOfSpikes(torch.autograd.Function):
         return grad_x, grad_weight, None, None, None
 
 
-@uncompiled
+@outside_compile
 def conv_of_spikes(x: Tensor, weight: Tensor, skip: Skip, stride: int = 1) -> Tensor:
     """`conv2d(x, weight, stride=stride, padding=K // 2)` of spikes.
 
-    Saves one bit per input for the backward pass (a byte on a GPU). On a CPU an x that has other values than zeros and
-    ones is convolved by PyTorch; elsewhere it ends the process, which is how a GPU reports what it finds later.
+    Saves a bit per input for the backward pass (a byte on a GPU). On a CPU an x that has other values than zeros and
+    ones is convolved by PyTorch; elsewhere it ends the process, as a GPU reports errors later.
 
     Args:
         x: spikes [N, C, H, W], not float16.
         weight: [O, C, K, K], K = 1, 3 or 5, finite (conv2d turns an infinite weight into NaN at silent inputs too);
-            cast to the dtype of x, its gradient is in its own dtype.
+            cast to the dtype of x, its gradient is in the weight's dtype.
         skip: products that skip silent inputs.
         stride: 1 or 2.
 
     Returns:
         [N, O, H', W'], equal to conv2d's, in float32 bit-identical if PyTorch adds in the same order. Gradients equal
-        those of conv2d up to the order of sums.
+        conv2d's up to the order of sums.
     """
-    with in_own_precision(x.device):
+    with in_real_precision(x.device):
         if x.device.type != "cpu":
             # Not by a condition, for which the CPU would wait.
             torch._assert_async(((x == 0) | (x == 1)).all(), "a layer of spikes has other inputs than 0 and 1")
             return _ConvOfBytes.apply(x, weight, stride)
-        bits = pack(pixels_of(x))
+        bits = pack_spikes(pixels_of(x))
         if not bits.only_spikes:
             return conv2d(x, weight.to(x.dtype), stride=stride, padding=weight.shape[-1] // 2)
         return _ConvOfSpikes.apply(x, weight, bits.words, skip, stride)
 
 
-@uncompiled
+@outside_compile
 def linear_of_spikes(x: Tensor, weight: Tensor, skip: Skip, value: float = 1.0) -> Tensor:
-    """`linear(x, weight)` of spikes; saves one bit per input for the backward pass.
+    """`linear(x, weight)` of spikes; saves a bit per input for the backward pass.
 
     Args:
-        x: zeros and `value`s [*, N, K], on the CPU, not float16; one with other values is multiplied by PyTorch.
+        x: zeros and `value`s [*, N, K], on the CPU, not float16; an x with other values is multiplied by PyTorch.
         weight: [O, K], as in `conv_of_spikes`.
         skip: products that skip silent inputs.
         value: value of a spike: 1 / (1 - p) after dropout.
     """
-    with in_own_precision(x.device):
+    with in_real_precision(x.device):
         rows = x.flatten(0, -2)
-        bits = pack(rows, value)
+        bits = pack_spikes(rows, value)
         if not bits.only_spikes:
             return linear(x, weight.to(x.dtype), None)
         return _LinearOfSpikes.apply(rows, weight, bits.words, value, skip).unflatten(0, x.shape[:-1])

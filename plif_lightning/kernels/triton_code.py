@@ -77,18 +77,20 @@ def _lines(values: list[Gradient]) -> tuple[list[str], list[str]]:
         if value.op in ("input", "constant"):
             names[value] = _name(value.args[0]) if value.op == "input" else str(value.args[0])
             continue
-        own = 1 if value.op in ("where", "chosen") else len(value.args) if value.op in _OF_CONDITIONS else 0
-        args = [names[arg] if i < own or value.op == "detach" else as_number(arg) for i, arg in enumerate(value.args)]
+        operands = 1 if value.op in ("where", "chosen") else len(value.args) if value.op in _OF_CONDITIONS else 0
+        args = [
+            names[arg] if i < operands or value.op == "detach" else as_number(arg) for i, arg in enumerate(value.args)
+        ]
         names[value] = f"_{len(lines)}"
         if value.op == "spike" or (value.op == "detach" and value.args[0] in spikes):
             spikes.add(value)
         lines.append(f"{names[value]} = {_line(value.op, args)}")
-    found = []
+    code = []
     for result in values:
         number = "0.0" if result is None else as_number(result)
         is_constant = result is None or result.op == "constant"
-        found.append(f"tl.full(x.shape, {number}, tl.float32)" if is_constant else number)
-    return lines, found
+        code.append(f"tl.full(x.shape, {number}, tl.float32)" if is_constant else number)
+    return lines, code
 
 
 def _tuple(names: list[str]) -> str:
@@ -100,19 +102,19 @@ def _name(of_input: str) -> str:
     return of_input if of_input == "x" else f"of_{of_input.replace('d ', 'gradient_')}"
 
 
-def _unpacked(names: Iterable[str], of: str) -> list[str]:
+def _unpack(names: Iterable[str], of: str) -> list[str]:
     return [f"{_name(name)} = {of}[{i}]" for i, name in enumerate(names)]
 
 
 def _source(p: Program) -> str:
-    given = [*_unpacked(p.states, "states"), *_unpacked(p.parameters, "parameters")]
+    inputs = [*_unpack(p.states, "states"), *_unpack(p.parameters, "parameters")]
     lines, (spike, *after) = _lines([p.spike, *p.after])
-    forward = ["def fire(x, states, parameters):", *given, *lines, f"return {spike}, {_tuple(after)}"]
-    lines, (by_x, *found) = _lines([p.by_x, *p.by_states, *p.by_parameters])
-    by_states, by_parameters = found[: len(p.states)], found[len(p.states) :]
-    given += [f"{_name('d s')} = g_s", *_unpacked([f"d {name}" for name in p.states], "by_states")]
+    forward = ["def fire(x, states, parameters):", *inputs, *lines, f"return {spike}, {_tuple(after)}"]
+    lines, (by_x, *derivatives) = _lines([p.by_x, *p.by_states, *p.by_parameters])
+    by_states, by_parameters = derivatives[: len(p.states)], derivatives[len(p.states) :]
+    inputs += [f"{_name('d s')} = g_s", *_unpack([f"d {name}" for name in p.states], "by_states")]
     result = f"return {by_x}, {_tuple(by_states)}, {_tuple(by_parameters)}"
-    backward = ["def fire_back(x, states, parameters, g_s, by_states):", *given, *lines, result]
+    backward = ["def fire_back(x, states, parameters, g_s, by_states):", *inputs, *lines, result]
     return "\n\n\n".join("\n    ".join(function) for function in (forward, backward)) + "\n"
 
 
@@ -121,7 +123,7 @@ class Code(NamedTuple):
 
     Attributes:
         fire: (x, states, parameters) to (spikes, states).
-        fire_back: (x, states, parameters, gradient of the spikes, those of the states after) to the gradients of
+        fire_back: (x, states, parameters, gradient of the spikes, gradients of the states after) to the gradients of
             (x, states before, parameters).
         states: their number.
         parameters: their number.
@@ -134,11 +136,11 @@ class Code(NamedTuple):
 
 
 @functools.cache
-def code_of(key: str) -> Code:
+def triton_code_of(key: str) -> Code:
     """The functions of a neuron's program."""
     p = program(key)
     source, file = _source(p), f"<neuron {key}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # Triton reads the source
     names: dict[str, Any] = {"tl": tl, "__name__": f"{__name__}.{key}"}
-    exec(compile(source, file, "exec"), names)  # our own text, made of recorded operations
+    exec(compile(source, file, "exec"), names)  # generated text, made of recorded operations
     return Code(triton.jit(names["fire"]), triton.jit(names["fire_back"]), len(p.states), len(p.parameters))

@@ -1,4 +1,4 @@
-"""Kernels against the reference on a tiny layer: what `auto` asks once of a GPU, and `check` prints."""
+"""Kernels against the reference on a tiny layer: for `auto`, once for a GPU, and for `check`."""
 
 import logging
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _SHAPE = (3, 6, 5, 7)  # N, C, H, W; odd, so that tiles and pools have rests
 _RTOL = 1e-3  # of a gradient's largest value: sums are taken in another order
 _EPS = 1e-5
 _found: dict[tuple[str, torch.device], str] = {}
-# Pool, steps of the input (one is held for all), and whether states are given and returned.
+# Pool, steps of the input (a single step is held for all), and whether states are given and returned.
 _CASES: tuple[tuple[Pool, int, bool], ...] = (
     ("none", _STEPS, True),
     ("none", 1, True),
@@ -38,28 +38,28 @@ def _reference(y: Tensor, norm: Norm, dynamics: Dynamics, states: list[Tensor] |
     return [pooled.unflatten(0, spikes.shape[:2])]
 
 
-def _fused(y: Tensor, norm: Norm, dynamics: Dynamics, states: list[Tensor] | None, pool: Pool) -> list[Tensor]:
-    # Statistics have no gradient of their own: the backward kernel knows what they are of.
+def _fused_outputs(y: Tensor, norm: Norm, dynamics: Dynamics, states: list[Tensor] | None, pool: Pool) -> list[Tensor]:
+    # Statistics get no separate gradient: the backward kernel knows their input.
     norm = norm._replace(mean=norm.mean.detach(), invstd=norm.invstd.detach())
     spikes, last = norm_fire_pool(y, norm, dynamics, states, pool=pool, time_steps=_STEPS, last=pool == "none")
     return [spikes, *last]
 
 
-def _trained(
-    form: Callable[..., list[Tensor]], dynamics: Dynamics, given: dict[str, Tensor], pool: Pool
+def _outputs_and_gradients(
+    form: Callable[..., list[Tensor]], dynamics: Dynamics, tensors: dict[str, Tensor], pool: Pool
 ) -> dict[str, Tensor]:
     """Spikes, last states and all gradients of a layer in training, by name."""
-    leaves = {name: value.clone().requires_grad_() for name, value in given.items()}
+    leaves = {name: value.clone().requires_grad_() for name, value in tensors.items()}
     x, weight, bias = (leaves[name] for name in ("x", "BN's weight", "BN's bias"))
     firing = dynamics.firing
     if "v_threshold" in leaves:
         firing = replace(firing, v_threshold=leaves["v_threshold"][0])
-    own = {name: leaves[name] for name in dynamics.parameters}
+    leaves_of_parameters = {name: leaves[name] for name in dynamics.parameters}
     var, mean = torch.var_mean(x, (1, 3, 4), correction=0)
     norm = Norm(weight, bias, mean, torch.rsqrt(var + _EPS), of_batch=True)
     names = [name for name in dynamics.equations.state if f"first {name}" in leaves]
     states = [leaves[f"first {name}"] for name in names] or None
-    outputs = form(x, norm, Dynamics(dynamics.equations, own, firing, dynamics.key), states, pool)
+    outputs = form(x, norm, Dynamics(dynamics.equations, leaves_of_parameters, firing, dynamics.key), states, pool)
     trained = [out for out in outputs if out.requires_grad]
     weights = [torch.linspace(-1, 2, out.numel(), device=x.device).view(out.shape) for out in trained]
     torch.autograd.backward(trained, weights)
@@ -68,13 +68,13 @@ def _trained(
 
 
 def difference(dynamics: Dynamics, device: torch.device) -> str:
-    """How the fused kernels of a device differ from the reference for one layer of neurons; empty if they do not.
+    """How the fused kernels of a device differ from the reference for a layer of neurons; empty if they do not.
 
-    The layer is compared as it trains: BN with the batch's statistics of each step, all gradients, those through the
+    The layer is compared as it trains: BN with the batch's statistics of each step, all gradients, also through the
     statistics and of the first states included; and for a held input.
 
     Args:
-        dynamics: the neurons; of values per channel the first one is taken.
+        dynamics: the neurons; of values per channel the first is taken.
         device: of the kernels.
     """
     generator = torch.Generator().manual_seed(0)
@@ -83,20 +83,23 @@ def difference(dynamics: Dynamics, device: torch.device) -> str:
         return torch.randn(shape, generator=generator).to(device)
 
     learned = {**dynamics.parameters, "v_threshold": dynamics.firing.v_threshold}
-    given = {
+    tensors = {
         name: value.detach().flatten()[:1].float().to(device)
         for name, value in learned.items()
         if isinstance(value, Tensor)
     }
-    given |= {"BN's weight": drawn(_SHAPE[1]) + 1.5, "BN's bias": drawn(_SHAPE[1]) + 0.3}
+    tensors |= {"BN's weight": drawn(_SHAPE[1]) + 1.5, "BN's bias": drawn(_SHAPE[1]) + 0.3}
     scales = 1 + torch.arange(_STEPS, device=device).view(-1, 1, 1, 1, 1)  # other statistics at each step
     with torch.enable_grad():
         for pool, steps, with_states in _CASES:
             x = drawn(steps, *_SHAPE) * scales[:steps] + scales[:steps] / 2
             states = {f"first {name}": 0.3 * drawn(*_SHAPE) for name in dynamics.equations.state if with_states}
-            ours, theirs = (_trained(f, dynamics, given | {"x": x} | states, pool) for f in (_fused, _reference))
-            for name, b in theirs.items():
-                a, b = ours[name].detach(), b.detach()
+            fused, reference = (
+                _outputs_and_gradients(f, dynamics, tensors | {"x": x} | states, pool)
+                for f in (_fused_outputs, _reference)
+            )
+            for name, b in reference.items():
+                a, b = fused[name].detach(), b.detach()
                 rtol = 0.0 if name == "spikes" else _RTOL
                 if not torch.allclose(a, b, rtol=rtol, atol=rtol * float(b.abs().max())):
                     error = float((a - b).abs().max())
@@ -108,8 +111,8 @@ def difference(dynamics: Dynamics, device: torch.device) -> str:
     return ""
 
 
-def tried(compare: Callable[[], str]) -> str:
-    """The result of a comparison; the first line of what it raised, as a compiler or driver may."""
+def failure_of(compare: Callable[[], str]) -> str:
+    """The result of a comparison; or the first line of its error, as from a compiler or driver."""
     try:
         return compare()
     except Exception as error:
@@ -119,16 +122,16 @@ def tried(compare: Callable[[], str]) -> str:
 def agrees(dynamics: Dynamics, device: torch.device) -> bool:
     """True if the kernels of a device agree with the reference for these equations; tried once in a process.
 
-    If they differ, cannot be compiled or raise, one warning names the reason.
+    If they differ, cannot be compiled or raise, a warning names the reason.
     """
-    place = dynamics.key, device
-    if place not in _found:
+    case = dynamics.key, device
+    if case not in _found:
         if torch.compiler.is_compiling():
             return True
-        _found[place] = tried(partial(difference, dynamics, device))
-        if _found[place]:
+        _found[case] = failure_of(partial(difference, dynamics, device))
+        if _found[case]:
             _log.warning(
                 "The reference runs instead of the Triton kernels on %s, which differ from it: %s. Please report it "
-                "with the output of `plif-lightning check`.", device, _found[place],
+                "with the output of `plif-lightning check`.", device, _found[case],
             )  # fmt: skip
-    return not _found[place]
+    return not _found[case]

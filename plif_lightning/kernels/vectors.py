@@ -1,7 +1,7 @@
 """Loops that numba does not vectorise well, written in LLVM IR: sums of indexed rows, and bits.
 
 In a numba loop that adds rows selected by a list, the total is loaded and stored for each row, because the compiler
-does not keep an array in registers. Here the total is 64 columns in LLVM vectors, which map to the machine's own
+does not keep an array in registers. Here the total is 64 columns in LLVM vectors, which map to the machine's
 (AVX-512, AVX2, NEON) without a C compiler. Four such registers hide the latency of the additions; the limit is the
 bandwidth of the second-level cache.
 """
@@ -10,7 +10,7 @@ import itertools
 from typing import Any
 
 import torch
-from llvmlite import ir  # type: ignore[import-untyped]  # numba's own
+from llvmlite import ir  # type: ignore[import-untyped]  # numba's
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -32,8 +32,8 @@ def _data(context: Any, builder: Any, array: Any, value: Any) -> Any:
 def _load(builder: Any, data: Any, index: Any, dtype: Any) -> Any:
     """Load 16 values from an index: float32 from float32 or from bfloat16 bits (uint16), int32 from integers."""
     lane = data.type.pointee
-    place = builder.bitcast(builder.gep(data, [index]), ir.VectorType(lane, LANES).as_pointer())
-    value = builder.load(place, align=dtype.bitwidth // 8)
+    pointer = builder.bitcast(builder.gep(data, [index]), ir.VectorType(lane, LANES).as_pointer())
+    value = builder.load(pointer, align=dtype.bitwidth // 8)
     if dtype == types.uint16:
         sixteen = ir.Constant(_INTEGERS, [ir.Constant(_I32, 16)] * LANES)
         return builder.bitcast(builder.shl(builder.zext(value, _INTEGERS), sixteen), _FLOATS)
@@ -42,28 +42,28 @@ def _load(builder: Any, data: Any, index: Any, dtype: Any) -> Any:
 
 def _sum_of_rows(columns: int) -> Any:
     @intrinsic
-    def sum_of_rows(typing, table, shift, apart, column, places, ranges, out, to, fresh):
+    def sum_of_rows(typing, table, shift, range_stride, column, indices, ranges, out, to, overwrite):
         n = types.intp
-        signature = types.void(table, n, n, n, places, ranges, out, n, types.boolean)
+        signature = types.void(table, n, n, n, indices, ranges, out, n, types.boolean)
 
-        def code(context, builder, signature, given):
-            table_type, _, _, _, places_type, ranges_type, out_type, _, _ = signature.args
-            table, shift, apart, column, places, ranges, out, to, fresh = given
+        def code(context, builder, signature, arguments):
+            table_type, _, _, _, indices_type, ranges_type, out_type, _, _ = signature.args
+            table, shift, range_stride, column, indices, ranges, out, to, overwrite = arguments
             of_table, of_total = table_type.dtype, out_type.dtype
             integers = of_total == types.int32
             vector = _INTEGERS if integers else _FLOATS
             add = builder.add if integers else builder.fadd
             stride = cgutils.unpack_tuple(builder, context.make_array(table_type)(context, builder, table).shape, 2)[1]
             rows = _data(context, builder, table_type, table)
-            chosen = _data(context, builder, places_type, places)
+            chosen = _data(context, builder, indices_type, indices)
             total = builder.gep(_data(context, builder, out_type, out), [to])
             vectors = range(columns // LANES)
             offsets = [ir.Constant(_I64, LANES * j) for j in vectors]
             zero = ir.Constant(vector, None)
-            totals = [builder.select(fresh, zero, _load(builder, total, offset, of_total)) for offset in offsets]
+            totals = [builder.select(overwrite, zero, _load(builder, total, offset, of_total)) for offset in offsets]
 
             def with_rows_of(begin, end, shift, before):
-                """`before` plus the rows of places[begin:end]."""
+                """Emit code that adds the table's rows indices[begin:end] + shift to `before`; returns the sums."""
                 entry = builder.block
                 loop, after = builder.append_basic_block("rows"), builder.append_basic_block("summed")
                 builder.cbranch(builder.icmp_signed("<", begin, end), loop, after)
@@ -71,8 +71,8 @@ def _sum_of_rows(columns: int) -> Any:
                 builder.position_at_end(loop)
                 i = builder.phi(_I64)
                 sums = [builder.phi(vector) for _ in vectors]
-                place = builder.sext(builder.load(builder.gep(chosen, [i])), _I64)
-                row = builder.add(builder.mul(builder.add(place, shift), stride), column)
+                index = builder.sext(builder.load(builder.gep(chosen, [i])), _I64)
+                row = builder.add(builder.mul(builder.add(index, shift), stride), column)
                 added = [
                     add(s, _load(builder, rows, builder.add(row, offset), of_table))
                     for s, offset in zip(sums, offsets, strict=True)
@@ -83,19 +83,19 @@ def _sum_of_rows(columns: int) -> Any:
                 builder.cbranch(builder.icmp_signed("<", following, end), loop, after)
 
                 builder.position_at_end(after)
-                found = [builder.phi(vector) for _ in vectors]
-                for phi, start, more in zip([*sums, *found], [*before] * 2, [*added] * 2, strict=True):
+                accumulators = [builder.phi(vector) for _ in vectors]
+                for phi, start, more in zip([*sums, *accumulators], [*before] * 2, [*added] * 2, strict=True):
                     phi.add_incoming(start, entry)
                     phi.add_incoming(more, loop)
-                return found
+                return accumulators
 
-            ends = cgutils.unpack_tuple(builder, ranges, ranges_type.count)
-            for begin, end in zip(ends[::2], ends[1::2], strict=True):
+            bounds = cgutils.unpack_tuple(builder, ranges, ranges_type.count)
+            for begin, end in zip(bounds[::2], bounds[1::2], strict=True):
                 totals = with_rows_of(begin, end, shift, totals)
-                shift = builder.add(shift, apart)
+                shift = builder.add(shift, range_stride)
             for value, offset in zip(totals, offsets, strict=True):
-                place = builder.bitcast(builder.gep(total, [offset]), vector.as_pointer())
-                builder.store(value, place, align=4)
+                index = builder.bitcast(builder.gep(total, [offset]), vector.as_pointer())
+                builder.store(value, index, align=4)
             return context.get_dummy_value()
 
         return signature, code
@@ -103,9 +103,10 @@ def _sum_of_rows(columns: int) -> Any:
     return sum_of_rows
 
 
-# out[to:][:columns] (+)= sum over i of table[places[i] + shift, column:][:columns], in that order, for i in ranges
-# (begin, end, begin, end, ...); shift grows by `apart` from range to range. table is [rows, width], places are int32,
-# out is flat: float32 for a table of float32 or bfloat16 bits, int32 for one of int8 or int16. `fresh` starts at zero.
+# out[to:][:columns] (+)= sum over i of table[indices[i] + shift, column:][:columns], in that order, for i in ranges
+# (begin, end, begin, end, ...); shift grows by `range_stride` from range to range. table is [rows, width], indices are
+# int32, out is flat: float32 for a table of float32 or bfloat16 bits, int32 for a table of int8 or int16. `overwrite`
+# starts at zero.
 sum_64: Any = _sum_of_rows(64)
 sum_16: Any = _sum_of_rows(16)
 
@@ -117,12 +118,12 @@ def _add_row_16(typing, table, row, column, factor, out, to):
     """
     signature = types.void(table, types.intp, types.intp, types.float32, out, types.intp)
 
-    def code(context, builder, signature, given):
+    def code(context, builder, signature, arguments):
         table_type, out_type = signature.args[0], signature.args[4]
-        table, row, column, factor, out, to = given
+        table, row, column, factor, out, to = arguments
         stride = cgutils.unpack_tuple(builder, context.make_array(table_type)(context, builder, table).shape, 2)[1]
-        place = builder.add(builder.mul(row, stride), column)
-        values = _load(builder, _data(context, builder, table_type, table), place, table_type.dtype)
+        offset = builder.add(builder.mul(row, stride), column)
+        values = _load(builder, _data(context, builder, table_type, table), offset, table_type.dtype)
         total = _data(context, builder, out_type, out)
         fma = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fmuladd.v{LANES}f32"
@@ -136,18 +137,18 @@ def _add_row_16(typing, table, row, column, factor, out, to):
 
 def _repeated(builder: Any, value: Any) -> Any:
     """Broadcast a float32 to all lanes."""
-    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(_I32, 0))
+    first_lane = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(_I32, 0))
     first = ir.Constant(_INTEGERS, [ir.Constant(_I32, 0)] * LANES)
-    return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), first)
+    return builder.shuffle_vector(first_lane, ir.Constant(_FLOATS, ir.Undefined), first)
 
 
 def _transpose_16(typing, x, row, column, out, to, stride):
     """out[to + j stride + i] = x[row + i, column + j] for i, j < 16; x is [rows, columns], out flat and of its type."""
     signature = types.void(x, types.intp, types.intp, out, types.intp, types.intp)
 
-    def code(context, builder, signature, given):
+    def code(context, builder, signature, arguments):
         x_type, _, _, out_type, _, _ = signature.args
-        x, row, column, out, to, stride = given
+        x, row, column, out, to, stride = arguments
         vector = ir.VectorType(context.get_data_type(x_type.dtype), _TRANSPOSED)
         width = cgutils.unpack_tuple(builder, context.make_array(x_type)(context, builder, x).shape, 2)[1]
         source = builder.gep(_data(context, builder, x_type, x), [builder.add(builder.mul(row, width), column)])
@@ -178,40 +179,42 @@ def _transpose_16(typing, x, row, column, out, to, stride):
 
 
 def _equal_16(typing, x, at, value):
-    """Bits that mark those of the 16 values x[at:] that equal `value`; x is flat, of the type of `value`."""
+    """Bits that mark which of the 16 values x[at:] equal `value`; x is flat, of the type of `value`."""
 
-    def code(context, builder, signature, given):
+    def code(context, builder, signature, arguments):
         array = signature.args[0]
         lane = context.get_data_type(array.dtype)
         vector = ir.VectorType(lane, LANES)
-        place = builder.gep(_data(context, builder, array, given[0]), [given[1]])
-        values = builder.load(builder.bitcast(place, vector.as_pointer()), align=1)
-        nothing = ir.Constant(vector, ir.Undefined)
-        one = builder.insert_element(nothing, given[2], ir.Constant(_I32, 0))
-        all_equal = builder.shuffle_vector(one, nothing, ir.Constant(_INTEGERS, [ir.Constant(_I32, 0)] * LANES))
+        pointer = builder.gep(_data(context, builder, array, arguments[0]), [arguments[1]])
+        values = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=1)
+        undefined = ir.Constant(vector, ir.Undefined)
+        first_lane = builder.insert_element(undefined, arguments[2], ir.Constant(_I32, 0))
+        all_equal = builder.shuffle_vector(
+            first_lane, undefined, ir.Constant(_INTEGERS, [ir.Constant(_I32, 0)] * LANES)
+        )
         floats = isinstance(array.dtype, types.Float)
-        found = (builder.fcmp_ordered if floats else builder.icmp_unsigned)("==", values, all_equal)
-        return builder.zext(builder.bitcast(found, _I16), _I64)
+        mask = (builder.fcmp_ordered if floats else builder.icmp_unsigned)("==", values, all_equal)
+        return builder.zext(builder.bitcast(mask, _I16), _I64)
 
     return types.uint64(x, types.intp, x.dtype), code
 
 
-def _spread_16(typing, bits, x, at, one):
-    """x[at:][:16] = `one` for each of the 16 lowest bits that is set, else 0; x is flat, of the type of `one`."""
-    signature = types.void(types.uint64, x, types.intp, one)
+def _spread_16(typing, bits, x, at, set_value):
+    """x[at:][:16] = `set_value` for each of the 16 lowest bits that is set, else 0; x is flat, of its type."""
+    signature = types.void(types.uint64, x, types.intp, set_value)
 
-    def code(context, builder, signature, given):
-        bits, x, at, one = given
+    def code(context, builder, signature, arguments):
+        bits, x, at, set_value = arguments
         lane = context.get_data_type(signature.args[3])
         vector = ir.VectorType(lane, LANES)
         chosen = builder.bitcast(builder.trunc(bits, _I16), ir.VectorType(ir.IntType(1), LANES))
         ones = ir.Constant(vector, ir.Undefined)
         for i in range(LANES):
-            ones = builder.insert_element(ones, one, ir.Constant(_I32, i))
+            ones = builder.insert_element(ones, set_value, ir.Constant(_I32, i))
         zeros = ir.Constant(vector, [ir.Constant(lane, 0)] * LANES)
-        place = builder.gep(_data(context, builder, signature.args[1], x), [at])
+        pointer = builder.gep(_data(context, builder, signature.args[1], x), [at])
         chosen_ones = builder.select(chosen, ones, zeros)
-        target = builder.bitcast(place, vector.as_pointer())
+        target = builder.bitcast(pointer, vector.as_pointer())
         builder.store(chosen_ones, target, align=signature.args[3].bitwidth // 8)
         return context.get_dummy_value()
 
@@ -221,8 +224,8 @@ def _spread_16(typing, bits, x, at, one):
 def _lowest_bit(typing, word):
     """Index of the lowest set bit, 0 to 63, of a non-zero word."""
 
-    def code(context, builder, signature, given):
-        return builder.cttz(given[0], ir.Constant(ir.IntType(1), True))
+    def code(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), True))
 
     return types.int64(types.uint64), code
 
@@ -230,8 +233,8 @@ def _lowest_bit(typing, word):
 def _number_of_bits(typing, word):
     """Number of bits that are set."""
 
-    def code(context, builder, signature, given):
-        return builder.ctpop(given[0])
+    def code(context, builder, signature, arguments):
+        return builder.ctpop(arguments[0])
 
     return types.int64(types.uint64), code
 

@@ -8,18 +8,18 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor, nn
 
 from plif_lightning.kernels import Backend, Pool
-from plif_lightning.kernels.ops import uncompiled
+from plif_lightning.kernels.ops import outside_compile
 from plif_lightning.network.forms import Choice, Sum, refuses_sum, run_conv, run_fc
 from plif_lightning.network.hooks import is_plain
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.pooling import Pool2d, TimeDropout, draw_seed, pooled_levels
-from plif_lightning.network.signals import Layer, Signal, levels_of, output_levels, run_layer, run_layers
+from plif_lightning.network.signals import Signal, SignalModule, levels_of, output_levels, run_layer, run_layers
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import Carried
-from plif_lightning.structure.layers import How
+from plif_lightning.structure.layers import Combine
 
 
-class ConvBlock(Layer):
+class ConvBlock(SignalModule):
     """Conv2d (no bias) - BN - neuron - pool over [T, N, C, H, W]; with a bias instead of BN if BN is folded.
 
     Convolution and BN of a held input run once instead of T times.
@@ -27,8 +27,8 @@ class ConvBlock(Layer):
     Args:
         conv: convolution over single images [N, C, H, W].
         norm: BN of its output; None if it is folded into the convolution, which then has a bias.
-        neuron: the spiking neurons; None for a block whose output is not spikes.
-        pool: pool of the spikes [T, N, C, H, W]; None for a block without one.
+        neuron: the spiking neurons; None for a block without spiking output.
+        pool: pool of the spikes [T, N, C, H, W]; None for a block without a pool.
         backend: the form that runs; None for the reference.
 
     Attributes:
@@ -68,7 +68,7 @@ class ConvBlock(Layer):
 
     @property
     def kernel_pool(self) -> Pool:
-        """The pooling that the kernels do; another one follows them."""
+        """The pooling in the kernels; other pools follow them."""
         return self.pool_name or "none"
 
     @property
@@ -81,13 +81,13 @@ class ConvBlock(Layer):
         return draw_seed(self.training) if self.pool_name == "max_random" else None
 
 
-class FCBlock(Layer):
+class FCBlock(SignalModule):
     """Dropout - FC - neuron over [T, N, F].
 
     Args:
         dropout: dropout of the input.
         fc: the FC layer.
-        neuron: the spiking neurons; None for a readout, whose output is not spikes.
+        neuron: the spiking neurons; None for a readout.
         backend: the form that runs; None for the reference.
 
     Attributes:
@@ -112,8 +112,8 @@ class FCBlock(Layer):
         return levels_of(self.neuron)
 
 
-class NeuronBlock(Layer):
-    """Neurons alone, over [T, N, *]: such as those before a convolution.
+class NeuronBlock(SignalModule):
+    """Neurons alone, over [T, N, *]: for example before a convolution.
 
     Args:
         neuron: the spiking neurons.
@@ -130,8 +130,8 @@ class NeuronBlock(Layer):
         return levels_of(self.neuron)
 
 
-class Residual(Layer):
-    """Two branches over [T, N, C, H, W] whose outputs are combined element by element, and the neurons behind them.
+class ResidualBlock(SignalModule):
+    """Two branches over [T, N, C, H, W] combined element by element, and the neurons behind them.
 
     Args:
         how: ADD, the sum; AND, the product; IAND, (1 - branch) shortcut.
@@ -142,9 +142,9 @@ class Residual(Layer):
     Source: Fang et al. 2021, "Deep Residual Learning in Spiking Neural Networks", Table 1.
     """
 
-    def __init__(self, how: How, branch: "Blocks", shortcut: "Blocks", neuron: Neuron | None = None) -> None:
+    def __init__(self, combine: Combine, branch: "Blocks", shortcut: "Blocks", neuron: Neuron | None = None) -> None:
         super().__init__()
-        self.how, self.branch, self.shortcut, self.neuron = how, branch, shortcut, neuron
+        self.combination, self.branch, self.shortcut, self.neuron = combine, branch, shortcut, neuron
 
     def run(self, x: Signal, states: Carried | None) -> Signal:
         last = self.branch[-1] if isinstance(self.branch, Blocks) and len(self.branch) else None
@@ -153,21 +153,21 @@ class Residual(Layer):
             added = run_layer(self.shortcut, x, states)
             spikes = run_conv(last, before, states, Sum(self.neuron, added.values))
             return Signal(spikes, x.steps, self.levels(x.levels))
-        y, shortcut = (run_layer(part, x, states) for part in (self.branch, self.shortcut))
+        y, shortcut = (run_layer(sequence, x, states) for sequence in (self.branch, self.shortcut))
         combined = Signal(self._combined(y.values, shortcut.values), x.steps, self._levels(y.levels, shortcut.levels))
         return combined if self.neuron is None else run_layer(self.neuron, combined, states)
 
     def _combined(self, y: Tensor, shortcut: Tensor) -> Tensor:
-        if self.how == "ADD":
+        if self.combination == "ADD":
             return y + shortcut
-        return y * shortcut if self.how == "AND" else shortcut * (1 - y)
+        return y * shortcut if self.combination == "AND" else shortcut * (1 - y)
 
     def _levels(self, branch: int | None, shortcut: int | None) -> int | None:
-        return None if self.how == "ADD" or branch is None else shortcut
+        return None if self.combination == "ADD" or branch is None else shortcut
 
     def _refuses_sum(self, last: ConvBlock, x: Signal) -> str:
-        """Why no one kernel takes BN of the last convolution, the sum and the neurons behind it; empty if one does."""
-        if self.how != "ADD" or not is_plain(self, self.branch, self.shortcut, *last.modules()):
+        """Why no kernel fuses BN of the last convolution, the sum and the neurons behind it; empty if a kernel does."""
+        if self.combination != "ADD" or not is_plain(self, self.branch, self.shortcut, *last.modules()):
             return "it is no sum, or has hooks"
         # Of a held input neurons of the branch or of the shortcut alone may see time.
         return "its input is held" if x.is_held else refuses_sum(last, self.neuron, x)
@@ -178,17 +178,17 @@ class Residual(Layer):
         return self._levels(self.branch.levels(levels), self.shortcut.levels(levels))
 
     def extra_repr(self) -> str:
-        return self.how
+        return self.combination
 
 
-WITH_NEURON = (ConvBlock, FCBlock, NeuronBlock, Residual)
+WITH_NEURON = (ConvBlock, FCBlock, NeuronBlock, ResidualBlock)
 
 
-class Blocks(nn.Sequential, Layer):
+class Blocks(nn.Sequential, SignalModule):
     """A sequence of blocks."""
 
     backend = Backend("reference")  # until `use_backend`
-    forward = Layer.forward
+    forward = SignalModule.forward
 
     def run(self, x: Signal, states: Carried | None) -> Signal:
         run = _run_values if self.backend.name == "reference" else _outside_of_graphs
@@ -199,19 +199,19 @@ class Blocks(nn.Sequential, Layer):
 
 
 def _run_values(values: Tensor, x: Signal, blocks: Iterable[nn.Module], states: Carried | None) -> Signal:
-    """`run_layers`; the values of x are the first argument, for `uncompiled`."""
+    """`run_layers`; the values of x are the first argument, for `outside_compile`."""
     return run_layers(blocks, x, states)
 
 
 # Between the kernels for a CPU little is left to compile: parts of a block that change with every shape.
-_outside_of_graphs = uncompiled(_run_values)
+_outside_of_graphs = outside_compile(_run_values)
 
 
 def layers_of(blocks: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, block) of each block in a sequence, in order; of a residual block its layers, and itself if it fires."""
     for name, block in blocks.named_children():
-        if isinstance(block, Residual):
+        if isinstance(block, ResidualBlock):
             yield from layers_of(block.branch)
             yield from layers_of(block.shortcut)
-        if not isinstance(block, Residual) or block.neuron is not None:
+        if not isinstance(block, ResidualBlock) or block.neuron is not None:
             yield name, block

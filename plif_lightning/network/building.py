@@ -9,12 +9,11 @@ from typing import Any, assert_never
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, NeuronBlock, Residual
+from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, NeuronBlock, ResidualBlock
 from plif_lightning.network.norm import NormHeld, NormStatistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import Pool2d, PoolTies, SpikeMaxPool2d, TimeDropout
 from plif_lightning.neurons import Neuron
-from plif_lightning.structure import FC, Conv, Integrator, Neurons, Placed, Pool, Votes
-from plif_lightning.structure import Residual as ResidualLayer
+from plif_lightning.structure import FC, Conv, Integrator, LayerSpec, Neurons, Pool, Residual, Votes
 from plif_lightning.structure.shapes import padding_of
 
 MakeNeuron = Callable[[Neurons, int], Neuron]
@@ -22,11 +21,11 @@ MakeNeuron = Callable[[Neurons, int], Neuron]
 
 @dataclass
 class Builder:
-    """Makes blocks from placed layers.
+    """Builds blocks from layer specs.
 
     Attributes:
         make_neuron: a layer of neurons from its name and arguments, for a number of channels.
-        dropouts: drop probability of each `DP` without one, in order.
+        dropouts: drop probability of each `DP` without a value, in order.
         pool_ties: see `SpikingNetwork`; norm_statistics, norm_held and folded likewise.
     """
 
@@ -37,35 +36,35 @@ class Builder:
     norm_held: NormHeld
     folded: bool
 
-    def blocks(self, placed: Sequence[Placed]) -> Blocks:
+    def blocks(self, specs: Sequence[LayerSpec]) -> Blocks:
         """A sequence of blocks, by name."""
-        return Blocks(OrderedDict((one.name, self.block(one)) for one in placed))
+        return Blocks(OrderedDict((spec.name, self.block(spec)) for spec in specs))
 
-    def block(self, placed: Placed) -> nn.Module:
-        match placed.layer:
+    def block(self, spec: LayerSpec) -> nn.Module:
+        match spec.layer:
             case Conv():
-                return self.conv(placed, placed.layer)
+                return self.conv(spec, spec.layer)
             case FC():
-                return self.fc(placed, placed.layer)
+                return self.fc(spec, spec.layer)
             case Pool():
-                return Pool2d(self.pool(placed.layer, of_spikes=placed.spikes_in))
+                return Pool2d(self.pool(spec.layer, of_spikes=spec.spikes_in))
             case Neurons():
-                neuron = self.neuron(placed.layer, placed.after[0])
+                neuron = self.neuron(spec.layer, spec.after[0])
                 assert neuron is not None
                 return NeuronBlock(neuron)
-            case ResidualLayer(how, neurons=neurons):
-                parts = self.blocks(placed.branch), self.blocks(placed.shortcut)
-                return Residual(how, *parts, self.neuron(neurons, placed.after[0]))
+            case Residual(how, neurons=neurons):
+                parts = self.blocks(spec.branch), self.blocks(spec.shortcut)
+                return ResidualBlock(how, *parts, self.neuron(neurons, spec.after[0]))
             case Votes() | Integrator():
-                raise AssertionError(placed.layer)  # no placed layer
-        assert_never(placed.layer)
+                raise AssertionError(spec.layer)  # no placed layer
+        assert_never(spec.layer)
 
-    def conv(self, placed: Placed, layer: Conv) -> ConvBlock:
+    def conv(self, spec: LayerSpec, layer: Conv) -> ConvBlock:
         norm = layer.norm and not self.folded
         sizes: dict[str, Any] = {
             "stride": layer.stride, "padding": padding_of(layer), "dilation": layer.dilation, "groups": layer.groups
         }  # fmt: skip
-        conv = nn.Conv2d(placed.before[0], layer.channels, layer.kernel, bias=not norm, **sizes)
+        conv = nn.Conv2d(spec.before[0], layer.channels, layer.kernel, bias=not norm, **sizes)
         return ConvBlock(
             conv,
             TimeBatchNorm2d(layer.channels, self.norm_statistics, self.norm_held) if norm else None,
@@ -73,11 +72,11 @@ class Builder:
             None if layer.pool is None else Pool2d(self.pool(layer.pool, of_spikes=True)),
         )
 
-    def fc(self, placed: Placed, layer: FC) -> FCBlock:
+    def fc(self, spec: LayerSpec, layer: FC) -> FCBlock:
         dropout = next(self.dropouts) if layer.dropout is None else layer.dropout
         return FCBlock(
             TimeDropout(dropout),
-            nn.Linear(math.prod(placed.before), layer.features, bias=layer.bias),
+            nn.Linear(math.prod(spec.before), layer.features, bias=layer.bias),
             self.neuron(layer.neurons, layer.features),
         )
 

@@ -1,4 +1,4 @@
-"""Read checkpoint files, and load the trained network from one without a Trainer."""
+"""Read checkpoint files, and load the trained network without a Trainer."""
 
 import pickle
 import zipfile
@@ -13,7 +13,7 @@ from torch import nn
 from plif_lightning.errors import CheckpointError
 from plif_lightning.network.fingerprint import require_same
 from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
-from plif_lightning.network.own import imported_network, own_network
+from plif_lightning.network.own import imported_network, user_network
 from plif_lightning.structure import FROM_DATA
 
 _PREFIX = "network."
@@ -48,7 +48,7 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     except (CheckpointError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
-        # PyTorch's own message would advise weights_only=False, which runs any code in the file.
+        # PyTorch's message would advise weights_only=False, which runs any code in the file.
         raise CheckpointError(
             f"{path} was refused: it holds Python objects, not only tensors and plain values; they could run any code. "
             "No checkpoint that `fit` wrote does."
@@ -72,18 +72,18 @@ def configuration_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def class_names_in(checkpoint: dict[str, Any], number: int) -> list[str] | None:
-    """Names of the classes of a checkpoint's network; None if it does not have one for each of `number` classes."""
+    """Names of the classes of a checkpoint's network; None if there are not `number` of them."""
     names = checkpoint.get("class_names") or []
     return [str(name) for name in names] if len(names) == number else None
 
 
-_Own = TypeVar("_Own", bound=nn.Module)
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 @overload
 def load_network(path: str | Path) -> SpikingNetwork: ...
 @overload
-def load_network(path: str | Path, network: _Own) -> _Own: ...
+def load_network(path: str | Path, network: _Network) -> _Network: ...
 def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Module:
     """The network of a checkpoint that `fit` wrote, in evaluation mode, on the CPU.
 
@@ -107,7 +107,7 @@ def network_in(checkpoint: dict[str, Any], path: Path, network: nn.Module | None
     """`load_network` of a checkpoint that was already read from `path`."""
     if "hyper_parameters" not in checkpoint or "fingerprint" not in checkpoint:
         raise CheckpointError(f"{path} does not say what its network is: it is older than 0.2.0, or not of `fit`.")
-    network = _made(checkpoint, path, network)
+    network = _rebuild(checkpoint, path, network)
     require_same(network, checkpoint["fingerprint"], path)
     weights = {name.replace("._orig_mod.", "."): value for name, value in checkpoint["state_dict"].items()}
     try:
@@ -117,7 +117,7 @@ def network_in(checkpoint: dict[str, Any], path: Path, network: nn.Module | None
     return network.eval()
 
 
-def _made(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) -> nn.Module:
+def _rebuild(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) -> nn.Module:
     """The network that a checkpoint's arguments describe, without its weights.
 
     Raises:
@@ -138,24 +138,24 @@ def _made(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) -> 
             )
         takes = _arguments_of(imported_network(described["class_path"]))
         network = _module(described, {name: value for name, value in from_data.items() if name in takes})
-    return own_network(network, from_data, {})
+    return user_network(network, from_data, {})
 
 
 def _arguments_of(kind: type) -> list[str]:
-    """Names of a class's arguments as the command line knows them, those included that it passes on to its bases."""
+    """Names of a class's arguments as on the command line, arguments of its bases included."""
     from jsonargparse import ArgumentParser  # deferred: only user-defined networks need it
 
     return ArgumentParser().add_class_arguments(kind, fail_untyped=False)
 
 
 def _module(described: dict[str, Any], further: Mapping[str, Any]) -> nn.Module:
-    """A module from {class_path, init_args}, with those among its arguments, and further arguments."""
+    """A module from {class_path, init_args}, with modules among its arguments, and further arguments."""
 
-    def made(value: Any) -> Any:
+    def built(value: Any) -> Any:
         if isinstance(value, dict) and "class_path" in value:
             return _module(value, {})
         if isinstance(value, dict):
-            return {name: made(part) for name, part in value.items()}
-        return [made(part) for part in value] if isinstance(value, list) else value
+            return {name: built(item) for name, item in value.items()}
+        return [built(item) for item in value] if isinstance(value, list) else value
 
-    return imported_network(described["class_path"])(**made(described.get("init_args") or {}), **further)
+    return imported_network(described["class_path"])(**built(described.get("init_args") or {}), **further)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from plif_lightning import neurons
 from plif_lightning.kernels import Backend, dense
-from plif_lightning.kernels.trust import difference, tried
+from plif_lightning.kernels.trust import difference, failure_of
 from plif_lightning.network.network import SpikingNetwork, use_backend
 from plif_lightning.network.own import has_votes
 from plif_lightning.runtime.process import milliseconds
@@ -38,23 +38,23 @@ _VOTES, _GRADIENT = 0.01, 0.1
 def _network_difference(structure: str, static: bool, settings: dict[str, Any], device: torch.device) -> str:
     """How votes and gradients of a network differ from the reference's; empty if they do not."""
     torch.manual_seed(0)
-    ours = SpikingNetwork((2, 16, 16), 8, 4, structure=structure, pool_ties="first", **settings).to(device)
-    for part in ours.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            nn.init.ones_(part.bias)  # so that all layers fire
+    fused_net = SpikingNetwork((2, 16, 16), 8, 4, structure=structure, pool_ties="first", **settings).to(device)
+    for module in fused_net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.bias)  # so that all layers fire
     x = (torch.rand((8, 2, 16, 16) if static else (4, 8, 2, 16, 16), device=device) < 0.3).float() * 3
     label = torch.arange(8, device=device)
-    found = []
-    for net in (ours, use_backend(copy.deepcopy(ours), "reference")):
+    outputs = []
+    for net in (fused_net, use_backend(copy.deepcopy(fused_net), "reference")):
         votes = net(x)
         functional.cross_entropy(10 * votes.mean(0), label).backward()
-        found.append([votes.detach(), *(p.grad for p in net.parameters() if p.grad is not None)])
-    share = (found[0][0] != found[1][0]).float().mean().item() if has_votes(ours) else 0.0
+        outputs.append([votes.detach(), *(p.grad for p in net.parameters() if p.grad is not None)])
+    share = (outputs[0][0] != outputs[1][0]).float().mean().item() if has_votes(fused_net) else 0.0
     if share > _VOTES:
         return f"{100 * share:.1f} % of the votes differ"
-    least = 1e-3 * max(b.norm().item() for b in found[1])  # a gradient that cancels to nothing is rounding
-    apart = max(((a - b).norm() / b.norm().clamp(min=least)).item() for a, b in zip(*found, strict=True))
-    return "" if apart < _GRADIENT else f"votes or a gradient differ by {100 * apart:.0f} %"
+    least = 1e-3 * max(b.norm().item() for b in outputs[1])  # a gradient that cancels to nothing is rounding
+    largest = max(((a - b).norm() / b.norm().clamp(min=least)).item() for a, b in zip(*outputs, strict=True))
+    return "" if largest < _GRADIENT else f"votes or a gradient differ by {100 * largest:.0f} %"
 
 
 class Convolution(NamedTuple):
@@ -78,16 +78,16 @@ class Convolution(NamedTuple):
         x, weight = (value.to(self.dtype) for value in (x, weight))
         x = x.to(memory_format=torch.channels_last if self.innermost else torch.contiguous_format)
         settings: Any = {"stride": self.stride, "padding": (height // 2, width // 2)}
-        exact, ours = ([v.detach().to(t).requires_grad_() for v in (x, weight)] for t in (torch.float64, self.dtype))
+        exact, own = ([v.detach().to(t).requires_grad_() for v in (x, weight)] for t in (torch.float64, self.dtype))
         expected = functional.conv2d(exact[0], exact[1], **settings)
-        found = dense.conv2d(ours[0], ours[1], **settings)
-        grad = torch.randn(found.shape).to(self.dtype)
+        own_output = dense.conv2d(own[0], own[1], **settings)
+        grad = torch.randn(own_output.shape).to(self.dtype)
         expected.backward(grad.double())
-        found.backward(grad)
+        own_output.backward(grad)
         for name, value, other in (
-            ("output", found, expected),
-            ("gradient of the input", ours[0].grad, exact[0].grad),
-            ("gradient of the weight", ours[1].grad, exact[1].grad),
+            ("output", own_output, expected),
+            ("gradient of the input", own[0].grad, exact[0].grad),
+            ("gradient of the weight", own[1].grad, exact[1].grad),
             ("conv2d_input", dense.conv2d_input(x.shape, weight, grad, **settings), exact[0].grad),
             ("conv2d_weight", dense.conv2d_weight(x, weight.shape, grad, **settings), exact[1].grad),
         ):
@@ -119,7 +119,7 @@ def _convolutions_difference() -> str:
     return next(filter(None, (convolution.difference() for convolution in drawn)), "")
 
 
-def _trained(net: nn.Module, x: Tensor, reset: Callable[[], object] = lambda: None) -> Callable[[], object]:
+def _training_step(net: nn.Module, x: Tensor, reset: Callable[[], object] = lambda: None) -> Callable[[], object]:
     def step() -> None:
         reset()
         net.zero_grad()
@@ -132,14 +132,14 @@ def speeds(device: torch.device) -> dict[str, float]:
     """Forward and backward pass of a LIF layer, x [16, 32, 16384], by implementation [ms]."""
     x = torch.randn(16, 32, 16384, device=device, requires_grad=True)
     layers = {"fused": neurons.LIF(), "reference": use_backend(neurons.LIF(), "reference")}
-    found = {name: milliseconds(_trained(layer.to(device), x), device) for name, layer in layers.items()}
+    times = {name: milliseconds(_training_step(layer.to(device), x), device) for name, layer in layers.items()}
     with contextlib.suppress(ImportError):
         from spikingjelly.activation_based import functional as theirs
         from spikingjelly.activation_based import neuron, surrogate
 
         node = neuron.LIFNode(surrogate_function=surrogate.ATan(), detach_reset=True, step_mode="m").to(device)
-        found["SpikingJelly"] = milliseconds(_trained(node, x, lambda: theirs.reset_net(node)), device)
-    return found
+        times["SpikingJelly"] = milliseconds(_training_step(node, x, lambda: theirs.reset_net(node)), device)
+    return times
 
 
 def comparisons(device: torch.device) -> Iterator[tuple[str, str]]:
@@ -148,8 +148,8 @@ def comparisons(device: torch.device) -> Iterator[tuple[str, str]]:
         yield "kernels", "none runs on this device, such as where Triton is not installed: the reference does"
         return
     for name in NEURONS:
-        yield name, tried(partial(difference, getattr(neurons, name)().dynamics, device))
+        yield name, failure_of(partial(difference, getattr(neurons, name)().dynamics, device))
     if device.type == "cpu":
-        yield "300 convolutions", tried(_convolutions_difference)
+        yield "300 convolutions", failure_of(_convolutions_difference)
     for name, form in _FORMS.items():
-        yield name, tried(partial(_network_difference, *form, device))
+        yield name, failure_of(partial(_network_difference, *form, device))

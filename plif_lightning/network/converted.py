@@ -1,4 +1,4 @@
-"""A converted network of SpikingJelly: its own forward over blocks and neurons of this package."""
+"""A converted network of SpikingJelly: its forward over blocks and neurons of this package."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.network.over_time import with_time
-from plif_lightning.network.signals import Layer, Signal, output_levels, run_layer, run_layers
+from plif_lightning.network.signals import Signal, SignalModule, output_levels, run_layer, run_layers
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import Carried
 
@@ -38,7 +38,7 @@ class Calls:
         self.seen.add(id(layer))
 
 
-class Replacement(Layer):
+class Replacement(SignalModule):
     """A neuron or a block in the place of the first of its layers.
 
     Args:
@@ -59,7 +59,7 @@ class Replacement(Layer):
     def run(self, x: Signal, states: Carried | None) -> Signal:
         if self.calls is not None:
             self.calls.require_first(self, self.name)
-        # Neurons alone keep their input's layout; SpikingJelly's stack steps, which is fast for what follows.
+        # Neurons alone keep their input's layout; SpikingJelly's stack steps, which is fast for the following layers.
         values = x.values.contiguous() if isinstance(self.layer, Neuron) else x.values
         y = run_layer(self.layer, x._replace(values=values, levels=1 if self.of_spikes else x.levels), states)
         if self.followed and not torch.compiler.is_compiling():
@@ -89,8 +89,8 @@ class PassedOn(nn.Module):
         return x
 
 
-class BlockSequence(Layer):
-    """An `nn.Sequential` whose layers became blocks; it has no single layers."""
+class BlockSequence(SignalModule):
+    """An `nn.Sequential` after its layers became blocks; it has no single layers."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -117,25 +117,25 @@ class Conversion:
 
     blocks: list[str] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)
-    kept: dict[str, str] = field(default_factory=dict)
+    unconverted: dict[str, str] = field(default_factory=dict)
     compared: bool = False
     reason: str = ""
 
     def __str__(self) -> str:
         equal = "equal on the example" if self.compared else "not compared"
-        lines = [f"{len(self.blocks)} nodes in blocks, {len(self.alone)} alone, {len(self.kept)} kept; {equal}"]
+        lines = [f"{len(self.blocks)} nodes in blocks, {len(self.alone)} alone, {len(self.unconverted)} kept; {equal}"]
         lines += [f"no blocks: {self.reason}"] if self.reason else []
-        return "\n".join([*lines, *(f"{name} is kept: {why}" for name, why in self.kept.items())])
+        return "\n".join([*lines, *(f"{name} is kept: {why}" for name, why in self.unconverted.items())])
 
 
 class Converted(nn.Module):
     """A network of SpikingJelly after `from_spikingjelly`; `load_state_dict` takes its old weights too.
 
     Attributes:
-        net: the converted network, with its own forward.
-        conversion: what became of its nodes; `print` it.
+        net: the converted network, with its original forward.
+        conversion: outcome for each node; `print` it.
         names: name of each parameter and buffer here and its shape in SpikingJelly, by its name there.
-        takes_frames: it takes x [T, N, *]; otherwise its own forward repeats samples [N, *].
+        takes_frames: it takes x [T, N, *]; otherwise its forward repeats samples [N, *].
         input_shape: shape of a sample, set by a task; time_steps, T, likewise.
     """
 
@@ -159,33 +159,37 @@ class Converted(nn.Module):
 
     def stateful(self) -> Iterator[Any]:
         """SpikingJelly's modules with a state that are still in the network; each call resets them."""
-        return (part for part in self.modules() if hasattr(part, "_memories") and hasattr(part, "reset"))
+        return (module for module in self.modules() if hasattr(module, "_memories") and hasattr(module, "reset"))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any, **named: Any) -> Any:
-        """As of any module, from weights of this network or of the one in SpikingJelly.
+        """As of any module, from weights of this network or of SpikingJelly's.
 
         Weights within a checkpoint, such as `{"net": ...}`, and names behind `module.` are found.
         """
-        inside = [value for value in state_dict.values() if isinstance(value, Mapping)]
-        state_dict = inside[0] if len(inside) == 1 else state_dict
+        nested = [value for value in state_dict.values() if isinstance(value, Mapping)]
+        state_dict = nested[0] if len(nested) == 1 else state_dict
         if state_dict and all(name.startswith("module.") for name in state_dict):
             state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
-        own = self.state_dict(keep_vars=True)
-        if not own.keys() >= state_dict.keys():
-            here = {name: found for name, (found, _) in self.names.items()}
+        own_state = self.state_dict(keep_vars=True)
+        if not own_state.keys() >= state_dict.keys():
+            here = {name: name_here for name, (name_here, _) in self.names.items()}
             named_here = {here.get(name, name): value for name, value in state_dict.items()}
-            values = {id(own[name]): v.reshape(own[name].shape) for name, v in named_here.items() if name in own}
-            others = {name: value for name, value in named_here.items() if name not in own}
-            # A layer in several places has several names.
-            state_dict = {name: values[id(t)] for name, t in own.items() if id(t) in values} | others
+            values = {
+                id(own_state[name]): v.reshape(own_state[name].shape)
+                for name, v in named_here.items()
+                if name in own_state
+            }
+            foreign = {name: value for name, value in named_here.items() if name not in own_state}
+            # A layer in many places has many names.
+            state_dict = {name: values[id(t)] for name, t in own_state.items() if id(t) in values} | foreign
         return super().load_state_dict(state_dict, *arguments, **named)
 
 
 def to_spikingjelly_state_dict(net: Converted) -> dict[str, Tensor]:
-    """The weights of a converted network under the names, and in the shapes, of the one in SpikingJelly.
+    """The weights of a converted network under the names, and in the shapes, of SpikingJelly's.
 
     Args:
         net: from `from_spikingjelly`.
     """
     here = net.state_dict()
-    return {name: here[found].reshape(shape) for name, (found, shape) in net.names.items()}
+    return {name: here[name_here].reshape(shape) for name, (name_here, shape) in net.names.items()}

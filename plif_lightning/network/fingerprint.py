@@ -1,4 +1,4 @@
-"""A checkpoint is never loaded into another network: a hash of what a network computes, beside its weights."""
+"""Fingerprint of a network's computation, apart from its weights: no checkpoint is loaded into another network."""
 
 import hashlib
 from typing import Any
@@ -12,26 +12,27 @@ from plif_lightning.neurons import Neuron
 # Attributes of layers that their output depends on, beside their weights.
 _GEOMETRY = (
     *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "output_size", "ceil_mode", "eps"),
-    *("how", "votes_per_class", "init_tau", "num_groups", "num_heads", "negative_slope", "scale_factor"),
+    *("combination", "votes_per_class", "init_tau", "num_groups", "num_heads", "negative_slope", "scale_factor"),
 )
 
 
 def fingerprint(net: nn.Module) -> str:
-    """Hash of what a network computes, beside its weights: classes, geometry, and constants and equations of neurons.
+    """Hash of a network's computation, apart from its weights: classes, geometry, and constants and equations of
+    neurons.
 
     T, dropout, ties of pools, backends and learned values do not count, and `SyncBatchNorm` is `BatchNorm2d`.
     """
     lines = []
-    for name, part in net.named_modules():
-        if "_orig_mod" in part._modules:  # the wrapper of a compiled module, which follows
+    for name, module in net.named_modules():
+        if "_orig_mod" in module._modules:  # the wrapper of a compiled module, which follows
             continue
-        kind = {"SyncBatchNorm": "BatchNorm2d"}.get(type(part).__name__, type(part).__name__)
-        values = {key: getattr(part, key, None) for key in _GEOMETRY}
-        facts = [f"{key}={v}" for key, v in values.items() if isinstance(v, (int, float, str, tuple))]
-        facts += [part.dynamics.key] if isinstance(part, Neuron) else []
-        facts += [part.name] if isinstance(part, InputEncoder) else []
+        kind = {"SyncBatchNorm": "BatchNorm2d"}.get(type(module).__name__, type(module).__name__)
+        values = {key: getattr(module, key, None) for key in _GEOMETRY}
+        constants = [f"{key}={v}" for key, v in values.items() if isinstance(v, (int, float, str, tuple))]
+        constants += [module.dynamics.key] if isinstance(module, Neuron) else []
+        constants += [module.name] if isinstance(module, InputEncoder) else []
         path = ".".join(step for step in name.split(".") if step != "_orig_mod")
-        lines.append(" ".join([path, kind, *facts]))
+        lines.append(" ".join([path, kind, *constants]))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 

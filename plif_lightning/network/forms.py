@@ -2,12 +2,12 @@
 
 (Deployed networks are fixed once, in `deploy.frozen.deployed`.)
 
-A convolutional block runs in the first of these forms whose condition holds:
+A convolutional block runs in the first of these forms that applies:
 
 1. part by part: on the reference backend, or where the block, its BN or its neurons have hooks or another class;
-2. in one pass, which never stores the convolution's output: a block of spikes without gradients, below the break-even
-   density; and the first block of events, which computes it again in the backward pass;
-3. fused: the convolution, dense or from the inputs that are not silent, then BN, neurons and pool in one kernel. A
+2. in a single pass, which never stores the convolution's output: a block of spikes without gradients, below the
+   break-even density; and the first block of events, which computes it again in the backward pass;
+3. fused: the convolution, dense or from the inputs that are not silent, then BN, neurons and pool in a kernel. A
    convolution or pool with hooks or of another class is then called as the module that it is.
 
 A residual block's sum and the neurons behind it run in the fused form of its last convolution (`Sum`), where they can.
@@ -50,7 +50,7 @@ _MANY_SPIKES = 2**23
 _FEW_EVENTS = 0.1
 
 
-Block = Any  # blocks.ConvBlock or FCBlock, whose file imports this one
+Block = Any  # blocks.ConvBlock or FCBlock, which imports this module
 
 
 Form = Literal["part by part", "one pass", "fused", "FC"]
@@ -60,7 +60,7 @@ class Choice(NamedTuple):
     """How a call of a block ran.
 
     Attributes:
-        form: see the module; an FC layer has one.
+        form: see the module; an FC layer's.
         skip: products that skip silent inputs, and the density of a sample of the input.
         convolves: the kernels compute the convolution, without its bias; otherwise it is called as a module.
         innermost: the convolution gets its input with C innermost in memory, as kernels want its output.
@@ -76,11 +76,11 @@ class Choice(NamedTuple):
     def __str__(self) -> str:
         products = {(True, True): "event-driven", (True, False): "event-driven output, dense gradient"}
         products |= {(False, True): "dense output, event-driven gradient", (False, False): "dense"}
-        how = products[self.skip.output, self.skip.gradient]
+        product = products[self.skip.output, self.skip.gradient]
         density = "" if self.skip.density is None else f" at {100 * self.skip.density:.2g} % non-zero inputs"
         form = "" if self.form == "FC" else f"{self.form}, "
         reasons = "; ".join(reason for reason in (self.reason, self.skip.reason) if reason)
-        return f"{form}{how}{density}{f' ({reasons})' if reasons else ''}"
+        return f"{form}{product}{density}{f' ({reasons})' if reasons else ''}"
 
 
 def images_channels_last(images: Tensor) -> Tensor:
@@ -98,11 +98,11 @@ def dtype_of(x: Tensor, weight: Tensor) -> torch.dtype:
 
 
 class Sum(NamedTuple):
-    """What follows the last convolution of a residual block.
+    """The sum behind the last convolution of a residual block.
 
     Attributes:
         neuron: the neurons that see the sum.
-        values: what is added to the convolution's BN, [T, N, C', H', W'].
+        values: addend to the convolution's BN, [T, N, C', H', W'].
     """
 
     neuron: Neuron | None
@@ -137,9 +137,9 @@ def refuses_conv(block: Block) -> str:
     if not is_plain(conv) or not isinstance(conv, nn.Conv2d) or (conv.bias is None) != (block.norm is not None):
         return "its convolution has hooks, or is of another class, or has a bias beside BN"
     kernel, stride = conv.kernel_size[0], conv.stride[0]
-    known = kernel in KERNELS and stride in STRIDES and conv.padding == (kernel // 2, kernel // 2)
+    has_kernel = kernel in KERNELS and stride in STRIDES and conv.padding == (kernel // 2, kernel // 2)
     square = conv.kernel_size == (kernel, kernel) and conv.stride == (stride, stride)
-    if not (known and square) or (conv.dilation, conv.groups, conv.padding_mode) != ((1, 1), 1, "zeros"):
+    if not (has_kernel and square) or (conv.dilation, conv.groups, conv.padding_mode) != ((1, 1), 1, "zeros"):
         return "its convolution is not 1x1, 3x3 or 5x5 with half of it as padding, stride 1 or 2, and no groups"
     return ""
 
@@ -161,7 +161,7 @@ def choose(block: Block, x: Signal, states: Carried | None, of_sum: bool = False
         block: a ConvBlock.
         x: its input, [T, N, C, H, W] or held.
         states: None, but in single time-steps.
-        of_sum: its output is added to another one, and neurons see the sum, see `refuses_sum`.
+        of_sum: its output is an addend of the neurons' input, see `refuses_sum`.
     """
     values, neuron = x.values, block.neuron
     neurons = (lambda: neuron.dynamics) if isinstance(neuron, Neuron) else None
@@ -193,7 +193,7 @@ def choose(block: Block, x: Signal, states: Carried | None, of_sum: bool = False
 def _has_few_channels(block: Block, x: Signal) -> bool:
     """True where few inputs, as of events, are cheaper to convolve twice than the output to store: 3x3 with stride 1.
 
-    They are no spikes, take no gradient, and are frames of several steps.
+    They are no spikes, take no gradient, and have more than a single step.
     """
     conv, values = block.conv, x.values
     return (
@@ -216,30 +216,30 @@ def run_conv(block: Block, x: Signal, states: Carried | None, added: Sum | None 
     Args:
         block: a ConvBlock.
         x: its input.
-        states: before a single time-step, which get those after it.
-        added: what is added to the output of a block without neurons, and the neurons behind it.
+        states: before a single time-step, which is updated with the states after it.
+        added: addend to the output of a block without neurons, and the neurons behind it.
     """
-    choice = _noted(block, choose(block, x, states, added is not None))
+    choice = _note(block, choose(block, x, states, added is not None))
     if choice.form == "part by part":
-        return _part_by_part(block, x, choice)
+        return _run_by_modules(block, x, choice)
     if choice.form == "one pass":
-        spikes = _one_pass(block, x.values, choice.skip)
+        spikes = _run_single_pass(block, x.values, choice.skip)
     else:
-        spikes = _fused(block, x, states, choice, added)
+        spikes = _run_fused(block, x, states, choice, added)
     if block.pool is None or (block.pool_name is not None and states is None):
         return spikes
     return block.pool(spikes)
 
 
-def _noted(block: Block, choice: Choice) -> Choice:
+def _note(block: Block, choice: Choice) -> Choice:
     """Leave the choice where `SpikingNetwork.forms` finds it."""
     if not torch.compiler.is_compiling():
         block.choice = choice
     return choice
 
 
-def _part_by_part(block: Block, x: Signal, choice: Choice) -> Tensor:
-    y = _convolved(block, x, choice)
+def _run_by_modules(block: Block, x: Signal, choice: Choice) -> Tensor:
+    y = _run_convolution(block, x, choice)
     if choice.convolves and block.conv.bias is not None:
         y = y + block.conv.bias[:, None, None].to(y.dtype)
     y = y if block.norm is None else block.norm(y, x.steps)
@@ -249,30 +249,30 @@ def _part_by_part(block: Block, x: Signal, choice: Choice) -> Tensor:
     return spikes if block.pool is None else block.pool(spikes)
 
 
-def _one_pass(block: Block, x: Tensor, skip: Skip) -> Tensor:
+def _run_single_pass(block: Block, x: Tensor, skip: Skip) -> Tensor:
     images, weight = _product(block, x)
     weight = weight.to(images.dtype)
-    given = images.unflatten(0, x.shape[:2])
+    frames = images.unflatten(0, x.shape[:2])
     patches: PatchMoments | None = None
     if block.normalises_by_batch:
-        patches = PatchMoments.of(given, events=skip.any and (skip.density or 0) <= _FEW_EVENTS)
+        patches = PatchMoments.of(frames, events=skip.any and (skip.density or 0) <= _FEW_EVENTS)
     assert isinstance(block.neuron, Neuron)
 
     def batch() -> tuple[Tensor, Tensor]:
-        return moments(given) if patches is None else patches.of_convolution(weight)
+        return moments(frames) if patches is None else patches.of_convolution(weight)
 
     return conv_fire_pool(
-        given, weight, _norm_of(block, batch, given, len(given), True), block.neuron.dynamics, patches=patches,
+        frames, weight, _norm_of(block, batch, frames, len(frames), True), block.neuron.dynamics, patches=patches,
         pool=block.kernel_pool, seed=block.seed(), skip=skip, stride=block.conv.stride[0],
     )  # fmt: skip
 
 
-def _fused(block: Block, x: Signal, states: Carried | None, choice: Choice, added: Sum | None) -> Tensor:
-    """Spikes of the neurons behind a convolution and its BN, or behind a sum, in one kernel.
+def _run_fused(block: Block, x: Signal, states: Carried | None, choice: Choice, added: Sum | None) -> Tensor:
+    """Spikes of the neurons behind a convolution and its BN, or behind a sum, in a kernel.
 
-    In a single time-step they go on from the states of the one before, without a pool.
+    In a single time-step they continue from the previous states, without a pool.
     """
-    y, neuron, other = _convolved(block, x, choice), block.neuron, None
+    y, neuron, other = _run_convolution(block, x, choice), block.neuron, None
     if added is not None:
         neuron, dtype = added.neuron, torch.promote_types(y.dtype, added.values.dtype)  # in which the reference adds
         y, other = y.to(dtype), added.values.to(dtype)
@@ -297,12 +297,12 @@ def _norm_of(block: Block, batch: Any, x: Tensor, steps: int, convolves: bool) -
     if block.norm is not None:
         return block.norm.norm_for(batch, x.shape[1] * x.shape[3] * x.shape[4], steps)
     weight = block.conv.weight
-    one = torch.ones(1, len(weight), device=x.device, dtype=real_type(x))
+    scale = torch.ones(1, len(weight), device=x.device, dtype=real_type(x))
     bias = block.conv.bias if convolves else None
-    return Norm(one[0], torch.zeros_like(one[0]) if bias is None else bias, torch.zeros_like(one), one)
+    return Norm(scale[0], torch.zeros_like(scale[0]) if bias is None else bias, torch.zeros_like(scale), scale)
 
 
-def _convolved(block: Block, x: Signal, choice: Choice) -> Tensor:
+def _run_convolution(block: Block, x: Signal, choice: Choice) -> Tensor:
     """The convolution's output [T, N, C', H', W'], without the bias where `choice.convolves`."""
     conv, values = block.conv, x.values
     if not choice.convolves:
@@ -325,7 +325,7 @@ def run_fc(block: Block, x: Signal, states: Carried | None) -> Tensor:
     if x.levels and is_plain(fc) and isinstance(fc, nn.Linear):
         x = run_layer(dropout, x._replace(values=x.values.to(dtype_of(x.values, fc.weight))), states)
         value = dropout.scale if isinstance(dropout, TimeDropout) else 1.0
-        choice = _noted(block, Choice("FC", block.backend.skips("linear", x.values, fc.weight, value)))
+        choice = _note(block, Choice("FC", block.backend.skips("linear", x.values, fc.weight, value)))
         y = run_linear(fc, x.values, choice.skip, value)
     else:
         block.choice = None
@@ -335,7 +335,7 @@ def run_fc(block: Block, x: Signal, states: Carried | None) -> Tensor:
 
 
 def run_linear(fc: nn.Linear, x: Tensor, skip: Skip, value: float = 1.0) -> Tensor:
-    """The output [T, N, F'] of a plain FC layer for x [T, N, F], whose spikes have this value."""
+    """The output [T, N, F'] of a plain FC layer for x [T, N, F], of spikes of this value."""
     if not skip.any:
         return run_dense(fc, x)
     y = linear_of_spikes(x, fc.weight, skip, value)

@@ -11,8 +11,8 @@ from torch.nn.modules import module as _every
 
 from plif_lightning.neurons import Neuron
 
-Hear = Callable[[str, Tensor], None]
-# Classes of PyTorch whose forward kernels and exports know.
+OnSpikes = Callable[[str, Tensor], None]
+# PyTorch classes with a forward that kernels and exports know.
 _KNOWN = (
     nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.SyncBatchNorm, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d,
     nn.AdaptiveAvgPool2d,
@@ -22,9 +22,9 @@ _KNOWN = (
 def is_plain(*modules: nn.Module | None) -> bool:
     """True if kernels and exports may stand for these modules: without hooks, and of classes that they know.
 
-    Those are PyTorch's own, those of this package, and neurons that are their equations.
+    Known classes are PyTorch's, this package's, and neurons defined by equations.
     """
-    return all(module is None or (_is_known(module) and is_called_plainly(module)) for module in modules)
+    return all(module is None or (_is_builtin(module) and is_called_plainly(module)) for module in modules)
 
 
 def is_called_plainly(module: nn.Module) -> bool:
@@ -34,7 +34,7 @@ def is_called_plainly(module: nn.Module) -> bool:
     return not (of_all or has_hooks(module))
 
 
-def _is_known(module: nn.Module) -> bool:
+def _is_builtin(module: nn.Module) -> bool:
     if isinstance(module, Neuron):
         return module.fires
     return type(module) in _KNOWN or type(module).__module__.startswith("plif_lightning.")
@@ -48,39 +48,39 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 @contextmanager
-def modes_kept(*nets: nn.Module) -> Iterator[None]:
+def restore_modes(*nets: nn.Module) -> Iterator[None]:
     """Restore afterwards which modules of networks are in training mode."""
-    modes = [(part, part.training) for net in nets for part in net.modules()]
+    modes = [(module, module.training) for net in nets for module in net.modules()]
     try:
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        for module, training in modes:
+            module.training = training
 
 
-def listening(neurons: Mapping[str, nn.Module], hear: Hear) -> AbstractContextManager[None]:
-    """Call `hear(name, spikes)` with the spikes [T, N, *] of each of these neurons, before any pool.
+def record_spikes(neurons: Mapping[str, nn.Module], on_spikes: OnSpikes) -> AbstractContextManager[None]:
+    """Call `on_spikes(name, spikes)` with the spikes [T, N, *] of each of these neurons, before any pool.
 
     Their blocks run part by part while the context lasts.
     """
-    return hooked(neurons, lambda name, neuron, given, spikes: hear(name, spikes))
+    return forward_hooks(neurons, lambda name, neuron, inputs, spikes: on_spikes(name, spikes))
 
 
 @contextmanager
-def hooked(modules: Mapping[str, nn.Module], hook: Callable[[str, Any, Any, Any], None]) -> Iterator[None]:
+def forward_hooks(modules: Mapping[str, nn.Module], hook: Callable[[str, Any, Any, Any], None]) -> Iterator[None]:
     """Call `hook(name, module, inputs, output)` after each call of these modules while the context lasts.
 
     Inputs that were given by name are in the place that `forward` has for them.
     """
 
-    def in_places(name: str, module: nn.Module, given: tuple[Any, ...], by_name: dict[str, Any], output: Any) -> None:
+    def call_hook(name: str, module: nn.Module, inputs: tuple[Any, ...], by_name: dict[str, Any], output: Any) -> None:
         if by_name:
-            bound = inspect.signature(module.forward).bind(*given, **by_name)
+            bound = inspect.signature(module.forward).bind(*inputs, **by_name)
             bound.apply_defaults()
-            given = bound.args
-        hook(name, module, given, output)
+            inputs = bound.args
+        hook(name, module, inputs, output)
 
     with ExitStack() as handles:
         for name, module in modules.items():
-            handles.enter_context(module.register_forward_hook(partial(in_places, name), with_kwargs=True))
+            handles.enter_context(module.register_forward_hook(partial(call_hook, name), with_kwargs=True))
         yield

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.signals import Layer, Signal
+from plif_lightning.network.signals import Signal, SignalModule
 from plif_lightning.neurons.carry import Carried
 
 InputEncoderName = Literal["direct", "poisson", "latency"]
 
 
-class InputEncoder(Layer):
+class InputEncoder(SignalModule):
     """Turns images [1, N, C, H, W] into the first layer's input.
 
     Args:

@@ -15,20 +15,30 @@ from plif_lightning.errors import UserError, require_count, require_known_argume
 from plif_lightning.kernels import Backend, BackendName, Sparse
 from plif_lightning.network.blocks import WITH_NEURON, Blocks, ConvBlock, FCBlock, layers_of
 from plif_lightning.network.building import Builder
-from plif_lightning.network.hooks import Hear, listening
+from plif_lightning.network.hooks import OnSpikes, record_spikes
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.norm import NormHeld, NormStatistics
-from plif_lightning.network.output import Integral, Output, Voting
+from plif_lightning.network.output import LeakyIntegrator, Output, Voting
 from plif_lightning.network.over_time import OverTime, for_time_steps
 from plif_lightning.network.pooling import Pooling, PoolTies
-from plif_lightning.network.signals import Layer, Signal, run_layers
+from plif_lightning.network.signals import Signal, SignalModule, run_layers
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons import NeuronName as NeuronName
 from plif_lightning.neurons import as_plain as as_plain
-from plif_lightning.neurons.carry import carried
+from plif_lightning.neurons.carry import active_states
 from plif_lightning.neurons.making import NeuronKeywords, class_of, make_layer, settings_of_all
-from plif_lightning.structure import FC, Integrator, Neurons, Numbers, Pool, Structure, Votes, placed, resolved
-from plif_lightning.structure.layers import substituted
+from plif_lightning.structure import (
+    FC,
+    Integrator,
+    Neurons,
+    Numbers,
+    Pool,
+    Structure,
+    Votes,
+    layer_specs,
+    resolve_structure,
+)
+from plif_lightning.structure.layers import substitute
 
 
 def require_input(x: Tensor, time_steps: int, input_shape: tuple[int, ...]) -> None:
@@ -47,26 +57,28 @@ def require_input(x: Tensor, time_steps: int, input_shape: tuple[int, ...]) -> N
 
 def _with_settings(structure: Structure, neuron: Any, pooling: Pooling) -> tuple[Structure, dict[str, type[Neuron]]]:
     """A structure with `neuron` in the place of every PLIF and the pooling put in; and the class that it names."""
-    kind, own = class_of(neuron)
-    ours = kind.__module__.startswith("plif_lightning.")
-    name = kind.__name__ if ours else f"{kind.__module__}.{kind.__qualname__}"
+    kind, settings = class_of(neuron)
+    is_builtin = kind.__module__.startswith("plif_lightning.")
+    name = kind.__name__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}"
 
     def neurons(written: Neurons) -> Neurons:
-        return Neurons(name, tuple({**own, **dict(written.arguments)}.items())) if written.name == "PLIF" else written
+        return (
+            Neurons(name, tuple({**settings, **dict(written.arguments)}.items())) if written.name == "PLIF" else written
+        )
 
     def pool(written: Pool) -> Pool:
         return replace(written, kind="AP") if pooling == "avg" else written
 
-    return Structure(tuple(substituted(structure.layers, neurons, pool))), {name: kind}
+    return Structure(tuple(substitute(structure.layers, neurons, pool))), {name: kind}
 
 
-def _output(structure: Structure) -> Layer:
+def _output(structure: Structure) -> SignalModule:
     match structure.layers[-1]:
         case Votes(per_class):
             return Voting(per_class)
         case Integrator(arguments):
             require_known_arguments("LI", dict(arguments), ["init_tau"])
-            return Integral(**dict(arguments))  # type: ignore[arg-type]
+            return LeakyIntegrator(**dict(arguments))  # type: ignore[arg-type]
     return Output()
 
 
@@ -74,8 +86,8 @@ class SpikingNetwork(nn.Module):
     """A network from its structure: encoder, classifier, votes; by default the paper's.
 
     Votes [T, N, num_classes] in [0, 1], or the output of a readout, from inputs [T, N, C, H, W], or from static images
-    [N, C, H, W], held for `time_steps`, whose first convolution and BN run once. There is no hidden state: every call
-    starts at V_reset.
+    [N, C, H, W], held for `time_steps`, for which the first convolution and BN run once. There is no hidden state:
+    every call starts at V_reset.
 
     Args:
         input_shape: (C, H, W), from the data.
@@ -86,15 +98,15 @@ class SpikingNetwork(nn.Module):
         n_conv: conv-BN-neuron blocks before each pool (N_conv); 1 without a structure.
         n_down: pools (N_down); 2.
         n_fc: FC layers, the output layer included (N_fc); 2.
-        channels: output channels of every convolution, or one number for those before each pool; 128.
+        channels: output channels of every convolution, or a number for the convolutions before each pool; 128.
         fc_features: output features of every FC layer but the last, which has M * num_classes; 2048.
         votes_per_class: M, output neurons per class; 10.
-        dropout: drop probability of every `DP`, or one value for each.
+        dropout: drop probability of every `DP`, or a value for each.
         neuron: replaces every PLIF: plif (learned tau), lif (fixed tau), if (no leak) or another name of
             `plif_lightning.structure.NEURONS` in lower case; or a subclass of `Neuron`, its import path, or a layer to
             copy.
         pooling: avg replaces every max-pool with an average pool.
-        pool_ties: which of several firing neurons in a max-pool window gets the gradient: random (the paper) or first.
+        pool_ties: which of the firing neurons in a max-pool window gets the gradient: random (the paper) or first.
             For windows of spikes of 2x2 with stride 2; in all others the first gets it.
         norm_statistics: BN statistics per_step (the paper), or of all_steps together.
         norm_held: updates of the first BN's running statistics by a static image: every_step (T updates; the paper's
@@ -105,7 +117,7 @@ class SpikingNetwork(nn.Module):
             or always.
         folded: a bias in every convolution instead of BN, as returned by `deploy.fold`.
         neuron_settings: init_tau, tau_per, v_threshold and other arguments of `make_neuron`, for all neurons; arguments
-            in the structure apply to one layer.
+            in the structure apply to a layer.
 
     Attributes:
         time_steps: T.
@@ -147,25 +159,27 @@ class SpikingNetwork(nn.Module):
         folded: bool = False,
         **neuron_settings: Keywords[NeuronKeywords],
     ) -> None:
-        given = {name: value for name, value in locals().items() if name in _PARAMETERS} | neuron_settings
+        all_arguments = {name: value for name, value in locals().items() if name in _PARAMETERS} | neuron_settings
         super().__init__()
         require_known_arguments("SpikingNetwork", neuron_settings, ARGUMENTS)
-        for name, value in given.items():
-            known = _PARAMETERS[name].annotation
-            if get_origin(known) is Literal:
-                require_one_of(name, value, known)
-        self.arguments: dict[str, Any] = given
+        for name, value in all_arguments.items():
+            literal = _PARAMETERS[name].annotation
+            if get_origin(literal) is Literal:
+                require_one_of(name, value, literal)
+        self.arguments: dict[str, Any] = all_arguments
         self.backend = Backend(backend, sparse)
         for name, value in (("time_steps", time_steps), ("num_classes", num_classes)):
             require_count(name, value)
         numbers = dict(
             zip(Numbers._fields, (n_conv, n_down, n_fc, channels, fc_features, votes_per_class), strict=True)
         )
-        self.structure, kinds = _with_settings(resolved(structure, numbers, num_classes), neuron, pooling)
+        self.structure, classes = _with_settings(resolve_structure(structure, numbers, num_classes), neuron, pooling)
         self.time_steps = time_steps
         self.inputs = InputEncoder(input_encoder)
-        self.placed = layers = placed(self.structure, input_shape, num_classes, spikes=input_encoder != "direct")
-        drops = sum(isinstance(one.layer, FC) and one.layer.dropout is None for one in layers)
+        self.layer_specs = layers = layer_specs(
+            self.structure, input_shape, num_classes, spikes=input_encoder != "direct"
+        )
+        drops = sum(isinstance(spec.layer, FC) and spec.layer.dropout is None for spec in layers)
         dropouts = [*dropout] if isinstance(dropout, Iterable) else [dropout] * drops
         if len(dropouts) != drops:
             raise UserError(
@@ -176,20 +190,20 @@ class SpikingNetwork(nn.Module):
         of_all = settings_of_all(**neuron_settings)
 
         def make(written: Neurons, size: int) -> Neuron:
-            kind: Any = kinds.get(written.name, written.name)
+            kind: Any = classes.get(written.name, written.name)
             kind = kind.lower() if isinstance(kind, str) and "." not in kind else kind
             return make_layer(kind, size, dict(written.arguments), of_all)
 
         builder = Builder(make, iter(dropouts), pool_ties, norm_statistics, norm_held, folded)
-        first_fc = next(i for i, one in enumerate(layers) if isinstance(one.layer, FC))
+        first_fc = next(i for i, spec in enumerate(layers) if isinstance(spec.layer, FC))
         self.encoder = builder.blocks(layers[:first_fc])
         self.classifier = builder.blocks(layers[first_fc:])
-        self.voting: Layer = _output(self.structure)
+        self.voting: SignalModule = _output(self.structure)
         use_backend(self, backend, sparse)
 
     def forward(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W], of any numeric type."""
-        states = carried()
+        states = active_states()
         steps = self.time_steps if states is None else 1
         require_input(x, steps, self.input_shape)
         if x.dim() == 4:
@@ -209,9 +223,9 @@ class SpikingNetwork(nn.Module):
         """Run with another T while the context lasts, in all threads; no parameter depends on T."""
         return for_time_steps(self, time_steps)
 
-    def listening(self, hear: Hear) -> AbstractContextManager[None]:
-        """`listening` to the neurons of every layer, by the layer's name."""
-        return listening(dict(self.neurons()), hear)
+    def record_spikes(self, on_spikes: OnSpikes) -> AbstractContextManager[None]:
+        """`record_spikes` to the neurons of every layer, by the layer's name."""
+        return record_spikes(dict(self.neurons()), on_spikes)
 
     def forms(self) -> dict[str, str]:
         """How each layer ran in its last call: its form, the density of its input, and why no faster form ran."""
@@ -219,7 +233,7 @@ class SpikingNetwork(nn.Module):
         return {name: str(choice) for name, choice in choices.items() if choice is not None}
 
     def blocks(self) -> dict[str, nn.Module]:
-        """The blocks from input to output, by name: conv1, ..., fc1, ...; a residual block is one of them."""
+        """The blocks from input to output, by name: conv1, ..., fc1, ...; residual blocks included."""
         return {**dict(self.encoder.named_children()), **dict(self.classifier.named_children())}
 
     def layers(self) -> dict[str, nn.Module]:
@@ -235,11 +249,11 @@ class SpikingNetwork(nn.Module):
 
 _PARAMETERS = {
     name: parameter
-    for function in (Firing, settings_of_all, SpikingNetwork)  # the default of the last one wins
+    for function in (Firing, settings_of_all, SpikingNetwork)  # the default of the last wins
     for name, parameter in inspect.signature(function).parameters.items()
     if parameter.kind is not parameter.VAR_KEYWORD
 }
-# Arguments of SpikingNetwork, including those that it passes on, and their defaults.
+# Arguments of SpikingNetwork, forwarded ones included, and their defaults.
 ARGUMENTS = frozenset(_PARAMETERS)
 DEFAULTS = {name: p.default for name, p in _PARAMETERS.items() if p.default is not p.empty}
 
@@ -276,12 +290,12 @@ def use_backend(module: nn.Module, name: BackendName = "auto", sparse: Sparse = 
             or always.
 
     Raises:
-        UserError: an unknown name, or one that cannot run on this machine.
+        UserError: an unknown name, or a backend that cannot run on this machine.
     """
     backend = Backend(name, sparse)
-    for part in module.modules():
-        if isinstance(part, (Neuron, ConvBlock, FCBlock, Blocks, SpikingNetwork)):
-            part.backend = backend
-        elif isinstance(part, OverTime):  # which skips silent inputs only if it is told to
-            part.backend = Backend(name, part.backend.sparse if sparse == "auto" else sparse)
+    for child in module.modules():
+        if isinstance(child, (Neuron, ConvBlock, FCBlock, Blocks, SpikingNetwork)):
+            child.backend = backend
+        elif isinstance(child, OverTime):  # which skips silent inputs only on request
+            child.backend = Backend(name, child.backend.sparse if sparse == "auto" else sparse)
     return module

@@ -21,19 +21,19 @@ class TimeBatchNorm2d(nn.Module):
 
     Args:
         channels: C.
-        statistics: `per_step` normalises each step with that step's own batch statistics and updates
+        statistics: `per_step` normalises each step with that step's batch statistics and updates
             the running statistics T times per batch (Algorithm S1, the authors' code); `all_steps`
             merges T into the batch, as multi-step libraries do.
-        held: updates of the running statistics by a held input, i.e. one step that stands for `time_steps` equal ones
+        held: updates of the running statistics by a held input, i.e. a step that stands for `time_steps` equal steps
             and is normalised once. `every_step`: as if every step had been seen, i.e. T updates with the same mean and
-            unbiased variance (`per_step`), or one with the bias correction for T N H W values (`all_steps`). `once`:
-            one update by the single step (the authors' code).
+            unbiased variance (`per_step`), or the bias correction for T N H W values (`all_steps`). `once`:
+            a single update (the authors' code).
     """
 
     def __init__(self, channels: int, statistics: NormStatistics = "per_step", held: NormHeld = "every_step") -> None:
         super().__init__()
-        for name, value, known in (("held", held, NormHeld), ("statistics", statistics, NormStatistics)):
-            require_one_of(f"norm_{name}", value, known)
+        for name, value, literal in (("held", held, NormHeld), ("statistics", statistics, NormStatistics)):
+            require_one_of(f"norm_{name}", value, literal)
         self.held, self.statistics = held, statistics
         self.bn = nn.BatchNorm2d(channels)
 
@@ -55,7 +55,7 @@ class TimeBatchNorm2d(nn.Module):
         return (real * scale + shift).to(x.dtype)
 
     def _by_module(self, x: Tensor) -> Tensor:
-        """What `bn` makes of each step, or of all of them."""
+        """Apply `bn` to each step, or to all steps at once."""
         of_batch = self.bn.training or self.bn.running_mean is None
         if self.statistics == "per_step" and of_batch and len(x) > 1:
             return torch.stack([self.bn(step) for step in x])
@@ -74,7 +74,7 @@ class TimeBatchNorm2d(nn.Module):
         return isinstance(self.bn, nn.SyncBatchNorm) and dist.is_initialized() and dist.get_world_size() > 1
 
     def norm_for(self, batch: Callable[[], tuple[Tensor, Tensor]], count: int, time_steps: int) -> Norm:
-        """BN of an input, whose running statistics this updates in training; only if `is_standard`.
+        """BN of an input, with running statistics updated in training; only if `is_standard`.
 
         Args:
             batch: returns the input's mean and biased variance per step and channel, [T, C] each, or [1, C] for a
@@ -94,9 +94,9 @@ class TimeBatchNorm2d(nn.Module):
         mean, var = batch()
         repeats = time_steps if len(mean) == 1 and self.held == "every_step" else 1
         if self.statistics == "all_steps" and len(mean) > 1:
-            steps, whole = len(mean), mean.mean(0, keepdim=True)
-            var = (var + (mean - whole).square()).mean(0, keepdim=True)
-            mean, count = whole, count * steps
+            steps, mean_over_steps = len(mean), mean.mean(0, keepdim=True)
+            var = (var + (mean - mean_over_steps).square()).mean(0, keepdim=True)
+            mean, count = mean_over_steps, count * steps
         n: int | Tensor = count
         if self._synchronises:
             mean, var, n = moments_over_processes(mean, var, count)

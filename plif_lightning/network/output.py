@@ -1,4 +1,4 @@
-"""What a network makes of its last layer's output: votes, or a readout's value or leaky integral."""
+"""Output of a network from its last layer: votes, or a readout's value or leaky integral."""
 
 import math
 from functools import partial
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.signals import Layer, Signal
+from plif_lightning.network.signals import Signal, SignalModule
 from plif_lightning.neurons.carry import Carried
 
 
@@ -25,8 +25,8 @@ def mean_votes(votes: Tensor) -> Tensor:
     return votes.mean(0, dtype=torch.float32 if votes.device.type == "mps" else torch.float64)
 
 
-class Output(Layer):
-    """The last layer's output [T, N, C], in float32 at least: spikes of one neuron per class, or a readout."""
+class Output(SignalModule):
+    """The last layer's output [T, N, C], in float32 at least: spikes of a neuron per class, or a readout."""
 
     def run(self, x: Signal, states: Carried | None) -> Signal:
         return x._replace(values=_real(x.values))
@@ -35,7 +35,7 @@ class Output(Layer):
         return levels
 
 
-class Voting(Layer):
+class Voting(SignalModule):
     """Mean of the M output neurons of each class: [T, N, M C] to votes [T, N, C], in float32 at least."""
 
     def __init__(self, votes_per_class: int) -> None:
@@ -49,7 +49,7 @@ class Voting(Layer):
         return None
 
 
-class Integral(Layer):
+class LeakyIntegrator(SignalModule):
     """The leaky integral of a readout, V_t = V_{t-1} + (X_t - V_{t-1}) / tau, V_0 = 0: [T, N, C] to [T, N, C].
 
     Args:
@@ -66,21 +66,21 @@ class Integral(Layer):
         self.init_tau = float(init_tau)
 
     def run(self, x: Signal, states: Carried | None) -> Signal:
-        """In a single time-step it continues from the integral of the one before."""
-        integrate = partial(self._integrated, _real(x.values))
+        """In a single time-step it continues from the previous integral."""
+        integrate = partial(self._integrate, _real(x.values))
         return Signal(integrate(None)[0] if states is None else states.through(self, integrate), x.steps)
 
     def levels(self, levels: int | None) -> int | None:
         return None
 
-    def _integrated(self, x: Tensor, before: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The integral at every step, and the last one."""
-        found = []
+    def _integrate(self, x: Tensor, before: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The integral at every step, and the last."""
+        potentials = []
         v = torch.zeros_like(x[0]) if before is None else before[0]
         for step in x:
             v = v + (step - v) / self.init_tau
-            found.append(v)
-        return torch.stack(found), (v,)
+            potentials.append(v)
+        return torch.stack(potentials), (v,)
 
     def extra_repr(self) -> str:
         return f"init_tau={self.init_tau}"

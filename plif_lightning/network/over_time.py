@@ -12,12 +12,12 @@ from plif_lightning.kernels import Backend, Sparse
 from plif_lightning.network.forms import dtype_of, run_dense, run_linear
 from plif_lightning.network.hooks import has_hooks, is_plain
 from plif_lightning.network.norm import TimeBatchNorm2d
-from plif_lightning.network.signals import Layer, Signal, output_levels, run_layer, run_layers
+from plif_lightning.network.signals import Signal, SignalModule, output_levels, run_layer, run_layers
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import Carried, carried
+from plif_lightning.neurons.carry import Carried, active_states
 
 
-class OverTime(Layer):
+class OverTime(SignalModule):
     """Run layers over x [T, N, *]: neurons see time, stateless layers see T N samples at once.
 
     `nn.BatchNorm2d` therefore takes its statistics over all time-steps; `TimeBatchNorm2d` can take them per step.
@@ -41,11 +41,11 @@ class OverTime(Layer):
     def __init__(self, net: nn.Module, sparse: Sparse = "never") -> None:
         super().__init__()
         self.net, self.backend = net, Backend("auto", sparse)
-        _require_known(net)
+        _require_supported(net)
 
     def run(self, x: Signal, states: Carried | None) -> Signal:
         """The last layer's output, [T, N, *]."""
-        return _run_part(self.backend, self.net, x, states)
+        return _run_module(self.backend, self.net, x, states)
 
     def levels(self, levels: int | None) -> int | None:
         return output_levels(self.net, levels)
@@ -53,11 +53,11 @@ class OverTime(Layer):
 
 def knows_time(module: nn.Module) -> bool:
     """True if a module takes [T, N, *]."""
-    return isinstance(module, (Neuron, TimeBatchNorm2d, Layer)) or getattr(module, "time_aware", False) is True
+    return isinstance(module, (Neuron, TimeBatchNorm2d, SignalModule)) or getattr(module, "time_aware", False) is True
 
 
 def with_time(net: Any, x: Tensor) -> Tensor:
-    """x [T, N, *]: samples [N, *] are held for T steps, if a task has told `net` their `input_shape` and T."""
+    """x [T, N, *]: samples [N, *] are held for T steps, if a task has set `net`'s `input_shape` and T."""
     shape = getattr(net, "input_shape", None)
     return x if shape is None or x.dim() != len(shape) + 1 else x.expand(net.time_steps, *x.shape)
 
@@ -70,28 +70,28 @@ def for_time_steps(net: nn.Module, time_steps: int) -> Iterator[None]:
     """
     require_count("time_steps", time_steps)
     original = getattr(net, "time_steps", None)
-    parts: list[Any] = [part for part in net.modules() if original and vars(part).get("time_steps") == original]
-    for part in parts:
-        part.time_steps = time_steps
+    parts: list[Any] = [module for module in net.modules() if original and vars(module).get("time_steps") == original]
+    for module in parts:
+        module.time_steps = time_steps
     try:
         yield
     finally:
-        for part in parts:
-            part.time_steps = original
+        for module in parts:
+            module.time_steps = original
 
 
-def runs_parts(module: nn.Module) -> bool:
+def has_children_to_run(module: nn.Module) -> bool:
     """True if this runs its parts in sequence: a Sequential that does not override forward."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
-def _require_known(module: nn.Module) -> None:
+def _require_supported(module: nn.Module) -> None:
     if knows_time(module):
         return
-    if runs_parts(module):
-        for part in module.children():
-            _require_known(part)
-    elif any(isinstance(part, Neuron) for part in module.modules()):
+    if has_children_to_run(module):
+        for child in module.children():
+            _require_supported(child)
+    elif any(isinstance(child, Neuron) for child in module.modules()):
         raise UserError(
             f"{type(module).__name__} contains neurons, but is not an nn.Sequential, or overrides its forward: "
             "over_time cannot run its layers over time. Put its parts into an nn.Sequential, or write a forward "
@@ -101,18 +101,18 @@ def _require_known(module: nn.Module) -> None:
 
 def run_over_time(net: nn.Module, x: Tensor) -> Tensor:
     """The output of a stack of layers, as of `over_time(net)`."""
-    output: Tensor = _run_part(None, net, Signal(x, len(x)), carried()).values
+    output: Tensor = _run_module(None, net, Signal(x, len(x)), active_states()).values
     return output
 
 
-def _run_part(backend: Backend | None, module: nn.Module, x: Signal, states: Carried | None) -> Signal:
+def _run_module(backend: Backend | None, module: nn.Module, x: Signal, states: Carried | None) -> Signal:
     """The output of a layer, or of a Sequential; stateless layers see T N samples at once."""
     if knows_time(module):
         return run_layer(module, x, states)
-    if runs_parts(module):
+    if has_children_to_run(module):
         assert isinstance(module, nn.Sequential)
         parts = list(module)  # not `children`, which leaves out a layer that is there twice
-        run = partial(_run_part, backend)
+        run = partial(_run_module, backend)
         if "forward" in vars(module) or not has_hooks(module):
             return run_layers(parts, x, states, run)
 
@@ -125,7 +125,7 @@ def _run_part(backend: Backend | None, module: nn.Module, x: Signal, states: Car
             return Signal(module(x.values), x.steps)
         finally:
             del module.forward
-    _require_known(module)
+    _require_supported(module)
     return Signal(_stateless(backend, module, x.values), x.steps, output_levels(module, x.levels))
 
 
@@ -155,7 +155,7 @@ def over_time(net: nn.Module, sparse: Sparse = "never") -> OverTime:
         A module from x [T, N, *] to the last layer's output [T, N, *].
 
     Raises:
-        UserError: as `OverTime`; or several layers were given one by one.
+        UserError: as `OverTime`; or layers were passed as separate arguments.
 
     >>> import torch
     >>> from plif_lightning.neurons import PLIF

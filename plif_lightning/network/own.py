@@ -1,4 +1,4 @@
-"""User-defined networks: what is known of any module, and what a task requires of it.
+"""User-defined networks: their neurons, and requirements of a task.
 
 A network is any module whose `forward` takes x [T, N, C, H, W], or static images [N, C, H, W], and returns votes or
 logits [T, N, classes]. It may have `time_steps`, the T that it gives static images.
@@ -16,13 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import dense
 from plif_lightning.network import hooks
-from plif_lightning.network.hooks import Hear
+from plif_lightning.network.hooks import OnSpikes
 from plif_lightning.network.network import DEFAULTS, SpikingNetwork
 from plif_lightning.network.output import Voting
-from plif_lightning.network.over_time import OverTime, runs_parts, with_time
+from plif_lightning.network.over_time import OverTime, has_children_to_run, with_time
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.making import imported as imported
+from plif_lightning.neurons.making import import_class as import_class
 from plif_lightning.structure import FC
 from plif_lightning.structure import FROM_DATA as FROM_DATA
 
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _OF_ALL = {"backend", "sparse"}
 
 
-def own_network(net: nn.Module, from_data: Mapping[str, Any], settings: Mapping[str, Any]) -> nn.Module:
+def user_network(net: nn.Module, from_data: Mapping[str, Any], settings: Mapping[str, Any]) -> nn.Module:
     """A user-defined network, ready for a task.
 
     Args:
@@ -42,12 +42,12 @@ def own_network(net: nn.Module, from_data: Mapping[str, Any], settings: Mapping[
     Raises:
         UserError: an argument would have no effect; or the network was made for other data.
     """
-    given = {name: value for name, value in settings.items() if name not in _OF_ALL}
-    if lost := [f"{name}={value!r}" for name, value in given.items() if value != DEFAULTS.get(name)]:
+    of_class = {name: value for name, value in settings.items() if name not in _OF_ALL}
+    if lost := [f"{name}={value!r}" for name, value in of_class.items() if value != DEFAULTS.get(name)]:
         raise UserError(
             f"{', '.join(lost)} would have no effect on {type(net).__name__}, a user-defined network: set it there."
         )
-    if runs_parts(net):
+    if has_children_to_run(net):
         net = _Layers(net)
     elif type(net) is OverTime:
         net = _Layers(net.net, net.backend.sparse)
@@ -83,14 +83,16 @@ def neurons_of(net: nn.Module) -> Iterator[tuple[str, Neuron]]:
     if isinstance(net, SpikingNetwork):
         yield from net.neurons()
         return
-    for name, part in net.named_modules():
-        if isinstance(part, Neuron):
-            yield name.removesuffix(".neuron"), part
+    for name, module in net.named_modules():
+        if isinstance(module, Neuron):
+            yield name.removesuffix(".neuron"), module
 
 
-def listening(net: Any, hear: Hear) -> AbstractContextManager[None]:
-    """Call `hear(layer, spikes)` with the spikes [T, N, *] of each layer of neurons while the context lasts."""
-    return net.listening(hear) if hasattr(net, "listening") else hooks.listening(dict(neurons_of(net)), hear)
+def record_spikes(net: Any, on_spikes: OnSpikes) -> AbstractContextManager[None]:
+    """Call `on_spikes(layer, spikes)` with the spikes [T, N, *] of each layer of neurons while the context lasts."""
+    if hasattr(net, "record_spikes"):
+        return net.record_spikes(on_spikes)
+    return hooks.record_spikes(dict(neurons_of(net)), on_spikes)
 
 
 def imported_network(path: str) -> type[nn.Module]:
@@ -99,7 +101,7 @@ def imported_network(path: str) -> type[nn.Module]:
     Raises:
         UserError: it is missing, or is no module.
     """
-    return imported("network", path, nn.Module, "torch.nn.Module")
+    return import_class("network", path, nn.Module, "torch.nn.Module")
 
 
 def has_votes(net: nn.Module) -> bool:
@@ -117,7 +119,7 @@ _LOUD = 100.0
 _TOLERANCE = 0.05
 
 
-class _Trial:
+class _ForwardProbe:
     """Calls of a network in evaluation mode with equal random numbers and louder inputs of its neurons.
 
     Attributes:
@@ -130,16 +132,16 @@ class _Trial:
     def __call__(self, x: Tensor) -> Any:
         torch.manual_seed(self.seed)
         self.votes.clear()
-        parts = [part for part in self.net.modules() if isinstance(part, (Neuron, Voting))]
+        parts = [module for module in self.net.modules() if isinstance(module, (Neuron, Voting))]
         with ExitStack() as hooks:
-            for part in parts:
-                if isinstance(part, Neuron):
-                    hooks.enter_context(part.register_forward_pre_hook(lambda part, of: (_LOUD * of[0], *of[1:])))
-                hooks.enter_context(part.register_forward_hook(self._note))
+            for module in parts:
+                if isinstance(module, Neuron):
+                    hooks.enter_context(module.register_forward_pre_hook(lambda module, of: (_LOUD * of[0], *of[1:])))
+                hooks.enter_context(module.register_forward_hook(self._note))
             return self.net(x)
 
-    def _note(self, part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(part, Neuron) or self.are_votes(inputs[0]):
+    def _note(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, Neuron) or self.are_votes(inputs[0]):
             self.votes.append(output)
 
     def are_votes(self, output: Tensor) -> bool:
@@ -160,7 +162,7 @@ def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> bool:
 
     Raises:
         UserError: it returns something other than [T, N, classes]; two calls with the same input differ, as where a
-            module keeps state between calls; or the output of a sample depends on another one.
+            module keeps state between calls; or the output of a sample depends on another sample.
     """
     if dense.widens(x):
         _log.warning(
@@ -170,8 +172,8 @@ def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> bool:
     x = x[:, :2] if x.dim() == 5 else x[:2]
     steps, name = len(x) if x.dim() == 5 else getattr(net, "time_steps", None), type(net).__name__
     of_gpu = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=of_gpu), hooks.modes_kept(net):
-        trial = _Trial(net, torch.initial_seed())
+    with torch.random.fork_rng(devices=of_gpu), hooks.restore_modes(net):
+        trial = _ForwardProbe(net, torch.initial_seed())
         net.eval()
         output = trial(x)
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -201,11 +203,11 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def _mixes_samples(trial: _Trial, x: Tensor, output: Tensor) -> bool:
-    """True if the output of sample 1 changes with sample 0; False if it cannot be told."""
+def _mixes_samples(trial: _ForwardProbe, x: Tensor, output: Tensor) -> bool:
+    """True if the output of sample 1 changes with sample 0, or a batch statistic with their order; False if unknown."""
     if output.shape[1] < 2:
         return False
-    of_batch = any(isinstance(part, _BatchNorm) and part.running_mean is None for part in trial.net.modules())
+    of_batch = any(isinstance(norm, _BatchNorm) and norm.running_mean is None for norm in trial.net.modules())
     samples = x.unbind(-4)
     try:
         if of_batch:  # all samples take part in the statistics, in any order
@@ -213,8 +215,8 @@ def _mixes_samples(trial: _Trial, x: Tensor, output: Tensor) -> bool:
             differs = (swapped.flip(1) - output).abs() > _TOLERANCE * output.abs().max()
             return differs.float().mean().item() > _TOLERANCE
         # A form that skips silent inputs rounds otherwise, and may move a spike: once, but not for two other samples.
-        others = (-samples[0], -2 * samples[0])
-        changed = [trial(torch.stack([other, samples[1]], -4)) for other in others]
+        partners = (-samples[0], -2 * samples[0])
+        changed = [trial(torch.stack([other, samples[1]], -4)) for other in partners]
         return not any(_equal(output[:, 1], votes[:, 1]) for votes in changed)
     except Exception:  # of a layer that does not take such inputs
         return False

@@ -10,7 +10,7 @@ from torch.nn.modules.utils import _pair
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import Pool
-from plif_lightning.network.signals import Layer, Signal
+from plif_lightning.network.signals import Signal, SignalModule
 from plif_lightning.neurons.carry import Carried
 
 Pooling = Literal["max", "avg"]
@@ -19,8 +19,8 @@ PoolTies = Literal["first", "random"]
 _OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # row-major, as torch.nn.MaxPool2d scans a window
 
 
-class TimeDropout(Layer):
-    """Dropout of [T, N, *] with one mask per sample, the same at all T steps, scaled by 1 / (1 - p).
+class TimeDropout(SignalModule):
+    """Dropout of [T, N, *] with a mask per sample, the same at all T steps, scaled by 1 / (1 - p).
 
     Source: Lee et al. 2020, Sec. 3.
     """
@@ -55,7 +55,7 @@ class TimeDropout(Layer):
         return f"p={self.p}"
 
 
-class Pool2d(Layer):
+class Pool2d(SignalModule):
     """Applies a pooling of single images [N, C, H, W] to [T, N, C, H, W]."""
 
     def __init__(self, pool: nn.Module) -> None:
@@ -89,7 +89,7 @@ def pooled_levels(pool: nn.Module | None, levels: int | None) -> int | None:
 
 
 def draw_seed(training: bool) -> Tensor | None:
-    """A seed for the ties of one call, from PyTorch's generator; on the CPU, which needs no GPU synchronisation.
+    """A seed for the ties of a call, from PyTorch's generator; on the CPU, which needs no GPU synchronisation.
 
     None if no gradient needs the ties. In training it is drawn under `no_grad` too: activation checkpointing first runs
     a layer so, and must draw the same numbers when it recomputes the layer.
@@ -98,7 +98,7 @@ def draw_seed(training: bool) -> Tensor | None:
 
 
 def _hash(z: Tensor) -> Tensor:
-    """32-bit hash of 32-bit integers, in int64 (lowbias32, Wellons 2018); the kernels use the same one."""
+    """32-bit hash of 32-bit integers, in int64 (lowbias32, Wellons 2018); the kernels use the same."""
     mask = 0xFFFFFFFF
     z = ((z ^ (z >> 16)) * 0x7FEB352D) & mask
     z = ((z ^ (z >> 15)) * 0x846CA68B) & mask
@@ -144,8 +144,8 @@ def _windows(x: Tensor) -> list[Tensor]:
     return [x[..., i:height:2, j:width:2] for i, j in _OFFSETS]
 
 
-def _largest(inside: Sequence[Tensor]) -> Tensor:
-    return torch.maximum(torch.maximum(inside[0], inside[1]), torch.maximum(inside[2], inside[3]))
+def _largest(window: Sequence[Tensor]) -> Tensor:
+    return torch.maximum(torch.maximum(window[0], window[1]), torch.maximum(window[2], window[3]))
 
 
 class _SpikeMaxPool(torch.autograd.Function):
@@ -155,18 +155,18 @@ class _SpikeMaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(spikes: Tensor, seed: Tensor | None) -> tuple[Tensor, Tensor]:
-        inside = _windows(spikes)
-        pooled = _largest(inside)
-        # Only the gradient depends on the tie rule: one byte per window is saved for it.
+        windows = _windows(spikes)
+        pooled = _largest(windows)
+        # Only the gradient depends on the tie rule: a byte per window is saved for it.
         # If none fired, all four are tied at the maximum 0.
-        tied = [(neuron == pooled).to(torch.uint8) for neuron in inside]
+        tied = [(neuron == pooled).to(torch.uint8) for neuron in windows]
         rank: Tensor | int = 0
         if seed is not None:
-            place = torch.arange(pooled.numel(), device=spikes.device).view(pooled.shape)
-            uniform = (_hash((place ^ seed.to(spikes.device)) & 0xFFFFFFFF) >> 8).to(torch.float32) * 2**-24
+            index = torch.arange(pooled.numel(), device=spikes.device).view(pooled.shape)
+            uniform = (_hash((index ^ seed.to(spikes.device)) & 0xFFFFFFFF) >> 8).to(torch.float32) * 2**-24
             rank = (uniform * (tied[0] + tied[1] + tied[2] + tied[3])).to(torch.uint8)
         winner = torch.zeros_like(tied[0])
-        ahead = tied[0]  # number of tied neurons before the next one
+        ahead = tied[0]  # number of tied neurons before the next
         for i in (1, 2, 3):
             winner = winner + i * (tied[i] & (ahead == rank))
             ahead = ahead + tied[i]

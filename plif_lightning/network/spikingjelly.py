@@ -1,4 +1,4 @@
-"""Networks of SpikingJelly with the neurons and blocks of this package, under their own forward."""
+"""Networks of SpikingJelly with the neurons and blocks of this package, under their original forward."""
 
 import copy
 import inspect
@@ -16,6 +16,7 @@ from torch.nn.modules.utils import _pair
 from plif_lightning.errors import UserError
 from plif_lightning.network.blocks import ConvBlock, FCBlock
 from plif_lightning.network.converted import BlockSequence, Converted, PassedOn, Replacement
+from plif_lightning.network.equivalence import Call, EquivalenceTest, record_calls
 from plif_lightning.network.hooks import has_hooks
 from plif_lightning.network.network import use_backend
 from plif_lightning.network.norm import TimeBatchNorm2d
@@ -23,7 +24,6 @@ from plif_lightning.network.output import Voting
 from plif_lightning.network.over_time import OverTime, over_time
 from plif_lightning.network.pooling import Pool2d, SpikeMaxPool2d, TimeDropout
 from plif_lightning.network.signals import output_levels
-from plif_lightning.network.trial import Call, Trial, called
 from plif_lightning.neurons import CLIF, EIF, IF, KLIF, LIF, PLIF, QIF, Neuron
 from plif_lightning.neurons.published import UndecayedKLIF, UndecayedLIF, UndecayedPLIF
 from plif_lightning.runtime.program import needed_by
@@ -67,10 +67,10 @@ def from_spikingjelly(
 ) -> Converted:
     """The same network with neurons of this package: same parameters, same outputs, without `reset_net`.
 
-    With an example, layers that one kernel can run become blocks: convolution - BN - node - pool, dropout - FC - node.
-    The forward of the network runs as it is. Both networks are then compared on a copy in float64, whose nodes are made
+    With an example, layers that a kernel can fuse become blocks: convolution - BN - node - pool, dropout - FC - node.
+    The forward of the network runs as it is. Both networks are then compared on a copy in float64, with nodes made
     to fire: two training steps (outputs, all gradients, BN's statistics) and an evaluation. If they differ, or a node
-    stays silent, nodes alone are replaced, with a warning that names what differs.
+    stays silent, only nodes are replaced, with a warning that names the difference.
     Without an example, layers of a plain `nn.Sequential` become blocks, and nothing is compared.
 
     Args:
@@ -96,10 +96,10 @@ def from_spikingjelly(
     if x is None:
         return builder.build(net)
     takes_frames, x = x.dim() != 4, x[:, :4] if x.dim() != 4 else x[:4]
-    with Trial(net, x, builder.is_node) as trial:
+    with EquivalenceTest(net, x, builder.is_node) as trial:
         try:
             plan = builder.record(trial.net, trial.x)
-        except Exception as error:  # of a forward that asks a node for what our neurons do not have
+        except Exception as error:  # of a forward that asks a node for attributes that our neurons lack
             raise UserError(f"{type(net).__name__} cannot be converted: {type(error).__name__}: {error}.") from error
         difference = trial.difference(builder.build(trial.net, takes_frames, plan))
         unproved = _decided_by_first(difference or ", ".join(trial.silent))
@@ -120,9 +120,9 @@ def _decided_by_first(difference: str) -> str:
     """The result of the first process, so that all build the same network."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return difference
-    found = [difference]
-    dist.broadcast_object_list(found)
-    return found[0]
+    differences = [difference]
+    dist.broadcast_object_list(differences)
+    return differences[0]
 
 
 @dataclass
@@ -131,8 +131,8 @@ class Plan:
 
     Attributes:
         chains: layers of each block, in order.
-        of_spikes: first layers of blocks whose input is spikes.
-        twice: layers that are called several times.
+        of_spikes: first layers of blocks with spikes as input.
+        twice: layers that are called more than once.
     """
 
     chains: list[list[str]] = field(default_factory=list)
@@ -140,17 +140,17 @@ class Plan:
     twice: set[str] = field(default_factory=set)
 
 
-def _joins(kinds: Sequence[str], kind: str) -> bool:
+def _joins(block_kinds: Sequence[str], kind: str) -> bool:
     """True if a block can hold a part behind others; pools belong to convolutions."""
-    return kind in _FOLLOWING.get(kinds[-1], ()) and (kind != "pool" or kinds[0] == "conv")
+    return kind in _FOLLOWING.get(block_kinds[-1], ()) and (kind != "pool" or block_kinds[0] == "conv")
 
 
-def _is_block(kinds: Sequence[str]) -> bool:
-    return kinds[0] in ("conv", "linear") or len(kinds) > 1
+def _is_block(block_kinds: Sequence[str]) -> bool:
+    return block_kinds[0] in ("conv", "linear") or len(block_kinds) > 1
 
 
 class _Builder:
-    """Builds converted networks; `record` finds what forms blocks.
+    """Builds converted networks; `record` finds the layers of blocks.
 
     Args:
         nodes: as `from_spikingjelly`.
@@ -160,20 +160,24 @@ class _Builder:
         with needed_by("a network of SpikingJelly"):
             from spikingjelly.activation_based import base, functional, layer, neuron
         self.nodes, self.layer, self.reset, self.stateful = nodes, layer, functional.reset_net, base.MemoryModule
-        self.known = {getattr(neuron, name): name for name in _NODES}
+        self.known_nodes = {getattr(neuron, name): name for name in _NODES}
 
     def is_node(self, module: nn.Module) -> bool:
-        return type(module) in self.nodes or type(module) in self.known
+        return type(module) in self.nodes or type(module) in self.known_nodes
 
     def require_multi_step(self, net: nn.Module) -> None:
         """Refuse nodes in single-step mode outside of containers that call them step by step."""
         names = ("MultiStepContainer", "StepModeContainer", "TLastMultiStepContainer")
         holders = (self.stateful, *(getattr(self.layer, name) for name in names))
-        inside = {
-            part for one in net.modules() if isinstance(one, holders) for part in one.modules() if part is not one
+        held_modules = {
+            module
+            for holder in net.modules()
+            if isinstance(holder, holders)
+            for module in holder.modules()
+            if module is not holder
         }
-        for name, part in net.named_modules():
-            if part not in inside and self.is_node(part) and getattr(part, "step_mode", "m") == "s":
+        for name, module in net.named_modules():
+            if module not in held_modules and self.is_node(module) and getattr(module, "step_mode", "m") == "s":
                 raise UserError(
                     f"{name or 'the node'} is in single-step mode: call functional.set_step_mode(net, 'm'), and run "
                     "[T, N, *] at once instead of a loop over time-steps."
@@ -192,7 +196,7 @@ class _Builder:
         before = torch.get_default_dtype()
         torch.set_default_dtype(example.dtype)
         try:
-            stored = self._replace_nodes(converted, _in_several_places(converted.net) if plan is None else plan.twice)
+            stored = self._replace_nodes(converted, _names_of_shared(converted.net) if plan is None else plan.twice)
             self._replace_containers(converted)
             self._replace_votes(converted)
             if plan is None:
@@ -204,47 +208,49 @@ class _Builder:
             torch.set_default_dtype(before)
         self._count_calls(converted)
         use_backend(converted.to(example.device))
-        named = reversed(converted.state_dict(keep_vars=True).items())  # of several names the first
+        named = reversed(converted.state_dict(keep_vars=True).items())  # the first of its names
         here = {id(tensor): name for name, tensor in named}
         converted.names = {name: (here[id(t)], shape) for name, (t, shape) in stored.items() if id(t) in here}
-        modes = {part.training for part in net.modules()}
+        modes = {module.training for module in net.modules()}
         return converted.train(net.training) if len(modes) == 1 else converted
 
     def _replace_nodes(self, converted: Converted, twice: set[str]) -> dict[str, tuple[Tensor, torch.Size]]:
         """Replace nodes by neurons; returns the tensor of each name in SpikingJelly, and its shape there."""
         stored = {name: (t, t.shape) for name, t in converted.net.state_dict(keep_vars=True).items()}
-        kept = converted.conversion.kept
+        unconverted = converted.conversion.unconverted
         for name, node in list(converted.net.named_modules()):
-            own = type(node) in self.nodes
+            is_mapped = type(node) in self.nodes
             if not (self.is_node(node) or isinstance(node, self.stateful)) or isinstance(node, self.layer.Dropout):
                 continue
-            if why := self._kept(node, name in twice):
-                kept[name or "the node"] = why
+            if why := self._reason_to_keep(node, name in twice):
+                unconverted[name or "the node"] = why
                 continue
-            made = self.nodes[type(node)](node) if own else self._neuron(node)
-            for theirs, parameter in [] if own else node.named_parameters(recurse=False):
-                ours = nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad)
-                setattr(made, _LEARNED[theirs], ours)
-                stored[f"{name}.{theirs}".lstrip(".")] = ours, parameter.shape
-            if own and any(one == name or one.startswith(f"{name}.") for one in twice):
+            replacement = self.nodes[type(node)](node) if is_mapped else self._neuron(node)
+            for theirs, parameter in [] if is_mapped else node.named_parameters(recurse=False):
+                own_parameter = nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad)
+                setattr(replacement, _LEARNED[theirs], own_parameter)
+                stored[f"{name}.{theirs}".lstrip(".")] = own_parameter, parameter.shape
+            if is_mapped and any(path == name or path.startswith(f"{name}.") for path in twice):
                 converted.conversion.alone.append(name)
-                made = Replacement(made, name, None)  # it starts at rest in each of its places, as the original does
-            for part in made.modules():
-                if isinstance(part, Neuron):  # its constants are no weights: SpikingJelly stores none
-                    part._non_persistent_buffers_set.update(part._buffers)
-            _put(made.train(node.training), _places(converted, node))
-        if not any(isinstance(part, Neuron) for part in converted.modules()):
-            found = [f"{name}: {why}" for name, why in kept.items()] or _leaves_of_own(converted.net)
+                replacement = Replacement(
+                    replacement, name, None
+                )  # it starts at rest in each of its places, as the original does
+            for module in replacement.modules():
+                if isinstance(module, Neuron):  # its constants are no weights: SpikingJelly stores none
+                    module._non_persistent_buffers_set.update(module._buffers)
+            _put(replacement.train(node.training), _holders_of(converted, node))
+        if not any(isinstance(module, Neuron) for module in converted.modules()):
+            reasons = [f"{name}: {why}" for name, why in unconverted.items()] or _unconverted_leaves(converted.net)
             raise UserError(
-                f"{type(converted.net).__name__} has no node that can be replaced ({'; '.join(found) or 'none'}): map "
-                "classes of your own by nodes={Class: function of a module, returns a pl.Neuron}."
+                f"{type(converted.net).__name__} has no node that can be replaced ({'; '.join(reasons) or 'none'}): "
+                "map classes of your own by nodes={Class: function of a module, returns a pl.Neuron}."
             )
         return stored
 
-    def _kept(self, node: Any, twice: bool) -> str:
+    def _reason_to_keep(self, node: Any, twice: bool) -> str:
         """Why a node stays as it is; empty if it can be replaced."""
         if not self.is_node(node):
-            return f"{type(node).__name__}{_place_of(type(node))}"
+            return f"{type(node).__name__}{_origin_of(type(node))}"
         if has_hooks(node):
             return "it has hooks"
         if twice and isinstance(node, self.stateful):
@@ -260,7 +266,7 @@ class _Builder:
 
     def _neuron(self, node: Any) -> Neuron:
         """The neuron with a node's equations and constants."""
-        kind, undecayed, arguments = _NODES[self.known[type(node)]]
+        kind, undecayed, arguments = _NODES[self.known_nodes[type(node)]]
         name, width = _SURROGATES[type(node.surrogate_function).__name__]
         firing = {
             "v_threshold": node.v_threshold,
@@ -270,7 +276,7 @@ class _Builder:
             "surrogate": name,
             "surrogate_width": width / float(node.surrogate_function.alpha),
         }
-        settings = {ours: getattr(node, theirs) for theirs, ours in arguments.items()}
+        settings = {name_here: getattr(node, theirs) for theirs, name_here in arguments.items()}
         if issubclass(kind, LIF):
             settings |= {"init_tau": getattr(node, "tau", 2.0)}
         elif hasattr(node, "tau"):
@@ -282,31 +288,31 @@ class _Builder:
 
     def _count_calls(self, converted: Converted) -> None:
         """Let neurons outside of blocks refuse a second call, too."""
-        blocks = [part for part in converted.net.modules() if isinstance(part, Replacement)]
-        inside = {part for block in blocks for part in block.modules()}
-        for name, part in list(converted.net.named_modules()):
-            if isinstance(part, Neuron) and part not in inside:
+        blocks = [module for module in converted.net.modules() if isinstance(module, Replacement)]
+        in_blocks = {module for block in blocks for module in block.modules()}
+        for name, module in list(converted.net.named_modules()):
+            if isinstance(module, Neuron) and module not in in_blocks:
                 converted.conversion.alone.append(name or "the node")
-                places = _places(converted, part)
-                _put(Replacement(part, name or "the node", converted.calls), places)
+                holders = _holders_of(converted, module)
+                _put(Replacement(module, name or "the node", converted.calls), holders)
 
     def _replace_votes(self, converted: Converted) -> None:
         """Replace the mean of each class's neurons, so that a task knows votes when it sees them."""
-        part: Any
-        for part in list(converted.net.modules()):
-            if type(part) is self.layer.VotingLayer and part.step_mode == "m" and not has_hooks(part):
-                _put(Voting(part.voting_size), _places(converted, part))
+        module: Any
+        for module in list(converted.net.modules()):
+            if type(module) is self.layer.VotingLayer and module.step_mode == "m" and not has_hooks(module):
+                _put(Voting(module.voting_size), _holders_of(converted, module))
 
     def _replace_containers(self, converted: Converted) -> None:
         """Containers of plain layers over T N frames become Sequentials over [T, N, *]."""
         for container in list(converted.net.modules()):
             if type(container) is self.layer.SeqToANNContainer and not has_hooks(container):
                 parts = list(container.children())
-                if all(self._plain_class(part, _STATELESS) and not has_hooks(part) for part in parts):
-                    _put(nn.Sequential(*map(self._timed, parts)), _places(converted, container))
+                if all(self._plain_class(module, _STATELESS) and not has_hooks(module) for module in parts):
+                    _put(nn.Sequential(*map(self._over_time, parts)), _holders_of(converted, container))
 
-    def _timed(self, module: Any) -> Any:
-        """A layer over [T, N, *] of one of SpikingJelly's or PyTorch's; one of ours as it is."""
+    def _over_time(self, module: Any) -> Any:
+        """A layer over [T, N, *] for a layer of SpikingJelly or PyTorch; ours unchanged."""
         if module is None or isinstance(module, (TimeBatchNorm2d, Pool2d)):
             return module
         module.__class__ = self._plain_class(module, _STATELESS)
@@ -322,12 +328,12 @@ class _Builder:
                 return Pool2d(SpikeMaxPool2d("first"))  # PyTorch's rule for ties
         return Pool2d(module)
 
-    def _plain_class(self, module: nn.Module, known: Sequence[type[nn.Module]]) -> type[nn.Module] | None:
+    def _plain_class(self, module: nn.Module, classes: Sequence[type[nn.Module]]) -> type[nn.Module] | None:
         """PyTorch's class of a layer of SpikingJelly or PyTorch, by its exact type."""
-        if type(module) is self.layer.ThresholdDependentBatchNorm2d and nn.BatchNorm2d in known:
+        if type(module) is self.layer.ThresholdDependentBatchNorm2d and nn.BatchNorm2d in classes:
             return nn.BatchNorm2d
         # SpikingJelly has no AdaptiveMaxPool2d.
-        return next((k for k in known if type(module) in (k, getattr(self.layer, k.__name__, None))), None)
+        return next((k for k in classes if type(module) in (k, getattr(self.layer, k.__name__, None))), None)
 
     # --- blocks
 
@@ -338,44 +344,44 @@ class _Builder:
             plain = self._plain_class(inner, (nn.Conv2d, nn.Linear))
         else:
             inner = module
-            theirs = getattr(module, "step_mode", "") == "m"  # PyTorch's own take frames, but for nn.Linear
-            known = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *_POOLS) if theirs else (nn.Linear,)
-            plain = self._plain_class(module, known)
+            theirs = getattr(module, "step_mode", "") == "m"  # PyTorch's layers take frames, but for nn.Linear
+            classes = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *_POOLS) if theirs else (nn.Linear,)
+            plain = self._plain_class(module, classes)
         if has_hooks(module) or has_hooks(inner):
             return ""
         if isinstance(module, Neuron):
             return "neuron" if module.fires else ""
-        ours = {TimeBatchNorm2d: "norm", Pool2d: "pool", self.layer.Dropout: "dropout"}
-        if type(module) in ours:
-            return ours[type(module)]
+        own_kinds = {TimeBatchNorm2d: "norm", Pool2d: "pool", self.layer.Dropout: "dropout"}
+        if type(module) in own_kinds:
+            return own_kinds[type(module)]
         names = {nn.Conv2d: "conv", nn.Linear: "linear", nn.BatchNorm2d: "norm"}
         return "" if plain is None else names.get(plain, "pool")
 
     def _form_chain(self, converted: Converted, names: Sequence[str], of_spikes: bool) -> None:
         """Put a block in the place of the first of some layers, and nothing in the places of the others."""
         parts = [converted.net.get_submodule(name) for name in names]
-        places = [_places(converted, part) for part in parts]  # before the block has them
-        made = self._block(converted, dict(zip(names, parts, strict=True)), of_spikes)
-        made.followed = len(parts) > 1
-        _put(made, places[0])
-        for of_part in places[1:]:
-            _put(PassedOn(made, last=of_part is places[-1]), of_part)
+        holders = [_holders_of(converted, module) for module in parts]  # before the block has them
+        block = self._block(converted, dict(zip(names, parts, strict=True)), of_spikes)
+        block.followed = len(parts) > 1
+        _put(block, holders[0])
+        for of_module in holders[1:]:
+            _put(PassedOn(block, last=of_module is holders[-1]), of_module)
 
     def _block(self, converted: Converted, parts: Mapping[str, nn.Module], of_spikes: bool = False) -> Replacement:
         """The block of a chain of layers, by their names; `of_spikes`: its input was, see `Replacement`."""
         first = next(iter(parts))
-        found: dict[str, Any] = {self.kind(part): part for part in parts.values()}
-        neuron = found.get("neuron")
-        if "conv" in found:
-            norm, pool = self._timed(found.get("norm")), self._timed(found.get("pool"))
-            conv = self._plain(found["conv"])
+        by_kind: dict[str, Any] = {self.kind(module): module for module in parts.values()}
+        neuron = by_kind.get("neuron")
+        if "conv" in by_kind:
+            norm, pool = self._over_time(by_kind.get("norm")), self._over_time(by_kind.get("pool"))
+            conv = self._plain(by_kind["conv"])
             block: nn.Module = ConvBlock(conv, norm, neuron, pool)
         else:
-            theirs = found.get("dropout")
+            theirs = by_kind.get("dropout")
             dropout = TimeDropout(0.0 if theirs is None else theirs.p).train(theirs is None or theirs.training)
-            block = FCBlock(dropout, self._plain(found["linear"]), neuron)
-        converted.conversion.blocks += [name for name, part in parts.items() if part is neuron]
-        has_state = neuron is not None or "dropout" in found
+            block = FCBlock(dropout, self._plain(by_kind["linear"]), neuron)
+        converted.conversion.blocks += [name for name, module in parts.items() if module is neuron]
+        has_state = neuron is not None or "dropout" in by_kind
         return Replacement(block, first, converted.calls if has_state else None, of_spikes)
 
     def _plain(self, module: Any) -> Any:
@@ -386,29 +392,31 @@ class _Builder:
 
     def _form_in_sequences(self, converted: Converted) -> None:
         """Form blocks of layers of plain Sequentials, between which no forward of the user's runs."""
-        shared = _in_several_places(converted.net)
+        shared = _names_of_shared(converted.net)
         names = {module: name for name, module in converted.net.named_modules()}
-        inside: set[nn.Module] = set()
+        consumed: set[nn.Module] = set()
         for sequence in list(names):
             if (
                 type(sequence) is not nn.Sequential
-                or sequence in inside
+                or sequence in consumed
                 or has_hooks(sequence)
                 or names[sequence] in shared
             ):
                 continue
-            places, layers = _places(converted, sequence), [*_flattened(sequence, inside, names, shared)]
-            made: list[nn.Module] = []
+            holders, layers = _holders_of(converted, sequence), [*_flatten(sequence, consumed, names, shared)]
+            layers_of_sequence: list[nn.Module] = []
             while layers:
-                kinds, size = [self.kind(layers[0])], 1
-                while size < len(layers) and _joins(kinds, kind := self.kind(layers[size])):
-                    kinds.append(kind)
+                group_kinds, size = [self.kind(layers[0])], 1
+                while size < len(layers) and _joins(group_kinds, kind := self.kind(layers[size])):
+                    group_kinds.append(kind)
                     size += 1
                 group, layers = layers[:size], layers[size:]
-                apart = any(names[part] in shared for part in group)
-                forms = not apart and _is_block(kinds)
-                made += [self._block(converted, {names[part]: part for part in group})] if forms else group
-            _put(BlockSequence(made), places)
+                is_shared = any(names[member] in shared for member in group)
+                forms = not is_shared and _is_block(group_kinds)
+                layers_of_sequence += (
+                    [self._block(converted, {names[member]: member for member in group})] if forms else group
+                )
+            _put(BlockSequence(layers_of_sequence), holders)
 
     # --- recording
 
@@ -417,18 +425,18 @@ class _Builder:
         converted = Converted(copy.deepcopy(net), takes_frames=False)
         self._replace_nodes(converted, set())
         self._replace_containers(converted)
-        training, evaluation = (self._recorded(converted.train(mode), x) for mode in (True, False))
+        training, evaluation = (self._record_calls(converted.train(mode), x) for mode in (True, False))
         chains = [chain for chain in training.chains if chain in evaluation.chains]
         return Plan(chains, training.of_spikes & evaluation.of_spikes, training.twice | evaluation.twice)
 
-    def _recorded(self, converted: Converted, x: Tensor) -> Plan:
+    def _record_calls(self, converted: Converted, x: Tensor) -> Plan:
         names = {module: name for name, module in converted.net.named_modules()}
-        kinds = {module: self.kind(module) for module in names}
-        inner = {part for module, kind in kinds.items() if kind for part in module.modules() if part is not module}
-        leaves = [module for module in names if module not in inner and (kinds[module] or not [*module.children()])]
-        calls = called(leaves, converted, x, apart=True)
+        kind_of = {module: self.kind(module) for module in names}
+        inner = {child for module, kind in kind_of.items() if kind for child in module.modules() if child is not module}
+        leaves = [module for module in names if module not in inner and (kind_of[module] or not [*module.children()])]
+        calls = record_calls(leaves, converted, x, separately=True)
         times = Counter(module for module, _, _ in calls)
-        chains = list(self._chains([call for call in calls if times[call[0]] == 1], calls, kinds))
+        chains = list(self._chains([call for call in calls if times[call[0]] == 1], calls, kind_of))
         spiking = self._with_spiking_inputs(calls)
         return Plan(
             [[names[module] for module in chain] for chain in chains],
@@ -437,31 +445,33 @@ class _Builder:
         )
 
     def _chains(
-        self, calls: Sequence[Call], all_calls: Sequence[Call], kinds: Mapping[nn.Module, str]
+        self, calls: Sequence[Call], all_calls: Sequence[Call], kind_of: Mapping[nn.Module, str]
     ) -> Iterator[list[nn.Module]]:
-        """Layers that form blocks, among those that were called once: each sees the output of the one before alone."""
+        """Layers that form blocks, among those that were called once: each sees only the previous output."""
         once, taken = {module: y for module, _, y in calls}, set[nn.Module]()
         for module in once:
-            if module in taken or kinds[module] not in ("conv", "linear", "dropout"):
+            if module in taken or kind_of[module] not in ("conv", "linear", "dropout"):
                 continue
             chain = [module]
-            while len(after := [m for m, given, _ in all_calls if given is once[chain[-1]]]) == 1 and after[0] in once:
-                if not _joins([kinds[part] for part in chain], kinds[after[0]]):
+            while (
+                len(after := [m for m, inputs, _ in all_calls if inputs is once[chain[-1]]]) == 1 and after[0] in once
+            ):
+                if not _joins([kind_of[member] for member in chain], kind_of[after[0]]):
                     break
                 chain += after
-            if _is_block([kinds[part] for part in chain]):
+            if _is_block([kind_of[member] for member in chain]):
                 taken.update(chain)
                 yield chain
 
     def _with_spiking_inputs(self, calls: Sequence[Call]) -> set[nn.Module]:
-        """Modules whose input holds the values of a layer's spikes, in another shape perhaps."""
-        spikes, found = list[Tensor](), set[nn.Module]()
+        """Modules with the values of a layer's spikes as input, in any shape."""
+        spikes, modules = list[Tensor](), set[nn.Module]()
         for module, x, y in calls:
-            if isinstance(x, Tensor) and any(_same_values(x, one) for one in spikes):
-                found.add(module)
-            if isinstance(y, Tensor) and output_levels(module, 1 if module in found else None):
+            if isinstance(x, Tensor) and any(_same_values(x, seen) for seen in spikes):
+                modules.add(module)
+            if isinstance(y, Tensor) and output_levels(module, 1 if module in modules else None):
                 spikes.append(y)
-        return found
+        return modules
 
 
 def _same_values(x: Tensor, spikes: Tensor) -> bool:
@@ -469,38 +479,38 @@ def _same_values(x: Tensor, spikes: Tensor) -> bool:
     return x.numel() == spikes.numel() and torch.equal(x.reshape(-1), spikes.reshape(-1))
 
 
-def _in_several_places(net: nn.Module) -> set[str]:
-    """First names of the modules that are registered under several."""
-    places: dict[nn.Module, list[str]] = {}
+def _names_of_shared(net: nn.Module) -> set[str]:
+    """First names of the modules that are registered under more names."""
+    paths: dict[nn.Module, list[str]] = {}
     for name, module in net.named_modules(remove_duplicate=False):
-        places.setdefault(module, []).append(name)
-    return {names[0] for names in places.values() if len(names) > 1}
+        paths.setdefault(module, []).append(name)
+    return {names[0] for names in paths.values() if len(names) > 1}
 
 
-def _flattened(
-    sequence: nn.Module, inside: set[nn.Module], names: Mapping[nn.Module, str], shared: set[str]
+def _flatten(
+    sequence: nn.Module, consumed: set[nn.Module], names: Mapping[nn.Module, str], shared: set[str]
 ) -> Iterator[nn.Module]:
-    """Layers of a plain Sequential and of those in it, which are added to `inside`."""
+    """Layers of a plain Sequential and of nested Sequentials, which are added to `consumed`."""
     for layer in sequence._modules.values():  # not `children`, which leaves out a layer that is there twice
         assert layer is not None
         if type(layer) is nn.Sequential and not has_hooks(layer) and names[layer] not in shared:
-            inside.add(layer)
-            yield from _flattened(layer, inside, names, shared)
+            consumed.add(layer)
+            yield from _flatten(layer, consumed, names, shared)
         else:
             yield layer
 
 
-def _places(net: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
+def _holders_of(net: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
     """Every place of a module: the module that holds it, and its name there."""
-    return [(holder, name) for holder in net.modules() for name, part in holder._modules.items() if part is module]
+    return [(holder, name) for holder in net.modules() for name, child in holder._modules.items() if child is module]
 
 
-def _put(module: nn.Module, places: Sequence[tuple[nn.Module, str]]) -> None:
-    for holder, name in places:
+def _put(module: nn.Module, holders: Sequence[tuple[nn.Module, str]]) -> None:
+    for holder, name in holders:
         holder._modules[name] = module
 
 
-def _place_of(kind: type) -> str:
+def _origin_of(kind: type) -> str:
     """` (file:line)` of a class that is not of an installed package."""
     try:
         file, line = inspect.getsourcefile(kind), inspect.getsourcelines(kind)[1]
@@ -509,7 +519,7 @@ def _place_of(kind: type) -> str:
     return "" if "site-packages" in str(file) else f" ({file}:{line})"
 
 
-def _leaves_of_own(net: nn.Module) -> list[str]:
+def _unconverted_leaves(net: nn.Module) -> list[str]:
     """Classes without layers in them that are of no installed package: perhaps neurons."""
-    kinds = {type(part): name for name, part in net.named_modules() if not [*part.children()]}
-    return [f"{name}: {kind.__name__}{place}" for kind, name in kinds.items() if (place := _place_of(kind))]
+    name_of = {type(leaf): name for name, leaf in net.named_modules() if not [*leaf.children()]}
+    return [f"{name}: {kind.__name__}{origin}" for kind, name in name_of.items() if (origin := _origin_of(kind))]

@@ -1,4 +1,4 @@
-"""Run a network one time-step at a time, and record its spikes and potentials at every step."""
+"""Run a network step by step, and record its spikes and potentials at every step."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -11,51 +11,51 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from plif_lightning.dynamics.reference import Trace
 from plif_lightning.errors import UserError
 from plif_lightning.network.converted import Converted
-from plif_lightning.network.hooks import hooked
+from plif_lightning.network.hooks import forward_hooks
 from plif_lightning.network.norm import TimeBatchNorm2d
-from plif_lightning.network.output import Integral
-from plif_lightning.network.over_time import run_over_time, runs_parts
+from plif_lightning.network.output import LeakyIntegrator
+from plif_lightning.network.over_time import has_children_to_run, run_over_time
 from plif_lightning.network.pooling import TimeDropout
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import LayerState as LayerState
-from plif_lightning.neurons.carry import carrying as carrying
-from plif_lightning.neurons.carry import detached as detached
+from plif_lightning.neurons.carry import carry_states as carry_states
+from plif_lightning.neurons.carry import detach_state as detach_state
 
 State = dict[str, LayerState]
-# Modules whose state a step takes and returns.
-STATEFUL = (Neuron, Integral)
+# Modules with a state that a step takes and returns.
+STATEFUL = (Neuron, LeakyIntegrator)
 
 
 def plain(net: nn.Module) -> nn.Module:
     """Unwrap the network of a compiled module or a `SpikingClassifier`; other modules are returned unchanged."""
     net = getattr(net, "_orig_mod", net)
-    inside = getattr(net, "as_network", None)
-    return net if inside is None else inside()
+    wrapped = getattr(net, "as_network", None)
+    return net if wrapped is None else wrapped()
 
 
 def run_network(net: nn.Module, x: Tensor) -> Tensor:
     """The output of a `SpikingNetwork` or other module over [T, N, *]; other stacks of layers run `over_time`."""
-    by_layers = runs_parts(net) or type(net).__module__.startswith("torch.nn.")
+    by_layers = has_children_to_run(net) or type(net).__module__.startswith("torch.nn.")
     return run_over_time(net, x) if by_layers else net(x)
 
 
 def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None = None) -> tuple[Tensor, State]:
-    """Run one time-step: the output of `frame`, and the state to pass to the next step.
+    """Run a time-step: the output of `frame`, and the state to pass to the next step.
 
-    Neurons are stateless: the caller holds the state, and may detach it, store it, or continue from an older one.
+    Neurons are stateless: the caller holds the state, and may detach it, store it, or continue from an older state.
     Gradients flow through it.
 
     Args:
         net: a `SpikingNetwork`, a `SpikingClassifier`, an argument of `over_time`, or a module with a forward over
-            [T, N, *], which is called with one step [1, N, *].
-        frame: x of one step [N, *].
-        state: returned by the previous step; None for the first one.
+            [T, N, *], which is called with a step [1, N, *].
+        frame: x of a step [N, *].
+        state: returned by the previous step; None for the first.
 
     Returns:
         The output [N, *], and the state of each layer of neurons by its name in `net`: its potential [N, *], in float32
         at least; of neurons with several states a tuple of them. The leaky integral of a readout is such a state too.
 
-    Neurons are bit-identical to a run over the whole sequence. Other layers are too if PyTorch's result for a sample
+    Neurons are bit-identical to a run over the sequence. Other layers are too if PyTorch's result for a sample
     does not depend on the batch size; otherwise a potential may differ by rounding (docs/concepts/forms.md).
 
     Raises:
@@ -72,7 +72,7 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
     True
     """
     net = plain(net)
-    neurons = {name: part for name, part in net.named_modules() if isinstance(part, STATEFUL)}
+    neurons = {name: module for name, module in net.named_modules() if isinstance(module, STATEFUL)}
     if state is not None and state.keys() != neurons.keys():
         raise UserError(
             f"state must hold the states of {', '.join(neurons)}, as returned by the previous step, got "
@@ -80,37 +80,39 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
         )
     before: dict[nn.Module, LayerState] = {} if state is None else {neurons[name]: v for name, v in state.items()}
     _require_single_steps(net)
-    with _not_compiled(net), carrying(before) as carried:
+    with _require_uncompiled(net), carry_states(before) as carried:
         y = run_network(net, frame[None])
     return y[0], {name: carried.after[neuron] for name, neuron in neurons.items()}
 
 
 def _require_single_steps(net: nn.Module) -> None:
     """Refuse a network with a layer that takes all time-steps at once in training."""
-    if isinstance(net, Converted) and net.conversion.kept:
-        kept = ", ".join(net.conversion.kept)
-        raise UserError(f"{kept} are nodes of SpikingJelly, which keep states of their own: they cannot take one step.")
-    time_norms = {part.bn for part in net.modules() if isinstance(part, TimeBatchNorm2d)}
-    for part in net.modules():
-        match part:
-            case TimeDropout(training=True) if part.p > 0:
+    if isinstance(net, Converted) and net.conversion.unconverted:
+        unconverted = ", ".join(net.conversion.unconverted)
+        raise UserError(
+            f"{unconverted} are nodes of SpikingJelly, which keep states of their own: they cannot take one step."
+        )
+    time_norms = {module.bn for module in net.modules() if isinstance(module, TimeBatchNorm2d)}
+    for module in net.modules():
+        match module:
+            case TimeDropout(training=True) if module.p > 0:
                 reason = "dropout has one mask for all time-steps of a sample"
-            case TimeBatchNorm2d(statistics="all_steps") if part.bn.training or part.bn.running_mean is None:
+            case TimeBatchNorm2d(statistics="all_steps") if module.bn.training or module.bn.running_mean is None:
                 reason = "norm_statistics='all_steps' takes all time-steps at once"
-            case _BatchNorm() if part not in time_norms and (part.training or part.running_mean is None):
-                reason = f"{type(part).__name__} with batch statistics takes all time-steps at once"
+            case _BatchNorm() if module not in time_norms and (module.training or module.running_mean is None):
+                reason = f"{type(module).__name__} with batch statistics takes all time-steps at once"
             case _:
                 continue
         raise UserError(f"{reason}: call net.eval() before a step.")
 
 
-def has_compiled_parts(net: nn.Module) -> bool:
-    return any(part._compiled_call_impl is not None or "_orig_mod" in part._modules for part in net.modules())
+def has_compiled_modules(net: nn.Module) -> bool:
+    return any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in net.modules())
 
 
-def _not_compiled(net: nn.Module) -> AbstractContextManager[Any]:
+def _require_uncompiled(net: nn.Module) -> AbstractContextManager[Any]:
     """Run compiled modules eagerly: a compiled module cannot be passed states."""
-    return torch.compiler.set_stance("force_eager") if has_compiled_parts(net) else nullcontext()
+    return torch.compiler.set_stance("force_eager") if has_compiled_modules(net) else nullcontext()
 
 
 @torch.no_grad()
@@ -131,14 +133,14 @@ def traces(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Trace]]:
     tensor([0.7500, 0.0000, 0.7500])
     """
     net = plain(net)
-    found: dict[str, Trace] = {}
+    recorded: dict[str, Trace] = {}
 
     def record(name: str, neuron: Neuron, arguments: tuple[Any, ...], spikes: Tensor) -> None:
-        if name in found:
+        if name in recorded:
             raise UserError(f"{name} is used twice in the network, so it has two traces: give each layer its own.")
         x, *rest = arguments
-        found[name] = neuron.trace(x, time_steps=rest[0] if rest else None)
+        recorded[name] = neuron.trace(x, time_steps=rest[0] if rest else None)
 
-    neurons = {name: part for name, part in net.named_modules() if isinstance(part, Neuron)}
-    with hooked(neurons, record):
-        return run_network(net, x), found
+    neurons = {name: module for name, module in net.named_modules() if isinstance(module, Neuron)}
+    with forward_hooks(neurons, record):
+        return run_network(net, x), recorded

@@ -20,7 +20,7 @@ with needed_by("an adapter to NeuroBench"):
 class NeuroBenchNetwork(NeuroBenchModel):
     """An adapter for NeuroBench's `Benchmark`. Yik et al. 2025, "The NeuroBench framework", Nat. Commun. 16.
 
-    Wrapped in NeuroBench's own `TorchModel`, a network of this project has an activation sparsity of 0 and no membrane
+    Wrapped in NeuroBench's `TorchModel`, a network of this project has an activation sparsity of 0 and no membrane
     updates, without a warning, because NeuroBench looks for snnTorch neurons. Here they are found, and named by their
     layers.
 
@@ -28,12 +28,12 @@ class NeuroBenchNetwork(NeuroBenchModel):
 
     - Operations: `Dense`, `Effective_MACs` and `Effective_ACs` are `dense`, and `actual` of layers without and with
       spikes for input. But NeuroBench treats a batch of frames without a count above 1 as spikes, so the
-      operations of the first layer may be MACs in one batch and ACs in the next; `costs` always counts MACs.
+      operations of the first layer may be MACs in a batch and ACs in the next; `costs` always counts MACs.
       `costs` adds a MAC for the leak of each neuron and step. NeuroBench sums in float32.
     - Activation sparsity is that of the neurons' spikes, before any pooling; `costs.firing` is that of each layer's
       input, after it.
     - Footprint: bytes of all parameters and buffers, with BN's; in a network folded for inference there is no BN.
-    - Membrane updates: potentials that differ from those a step before, and all of the first step; `costs.updates`
+    - Membrane updates: potentials that differ from the previous step's, and all of the first step; `costs.updates`
       counts every neuron at every step.
 
     Args:
@@ -95,9 +95,9 @@ class _Hook(NeuronHook):
 
     _steps: tuple[int, ...] = ()  # T of each of `activation_inputs`
 
-    def hook_fn(self, layer: Any, given: tuple[Any, ...], spikes: Tensor) -> None:
-        super().hook_fn(layer, given, spikes)
-        if not given:
+    def hook_fn(self, layer: Any, inputs: tuple[Any, ...], spikes: Tensor) -> None:
+        super().hook_fn(layer, inputs, spikes)
+        if not inputs:
             raise UserError(f"{self.name} is called with its input by name, which NeuroBench's hooks do not see.")
         self._steps = (*self._steps[: len(self.activation_inputs) - 1], len(spikes))
         self.traced = None
@@ -105,18 +105,18 @@ class _Hook(NeuronHook):
     def potentials(self) -> tuple[list[Tensor], list[Tensor]]:
         """Potentials before and after the steps of all calls since the last reset, as NeuroBench compares them.
 
-        It counts the first entry whole, and of the others what differs. So the first step of a call is one entry, and
+        It counts the first entry fully, and changes of the others. So the first step of a call is an entry, and
         all other steps of all calls, which may have different shapes, another.
         """
         first: list[Tensor] = []
         before: list[Tensor] = []
         after: list[Tensor] = []
         for (x, *_), steps in zip(self.activation_inputs, self._steps, strict=True):
-            v = self.layer.trace(x, time_steps=steps if len(x) == 1 else None).v  # a held input has one step
+            v = self.layer.trace(x, time_steps=steps if len(x) == 1 else None).v  # a held input has a single step
             first.append(v[0].flatten())
             before.append(v[:-1].flatten())
             after.append(v[1:].flatten())
         if not first:
             return [], []
-        whole = torch.cat(first)
-        return [whole, torch.cat(before)], [whole, torch.cat(after)]
+        all_steps = torch.cat(first)
+        return [all_steps, torch.cat(before)], [all_steps, torch.cat(after)]

@@ -9,27 +9,27 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 
-# The state of a layer [N, *], its potential; a tuple of them for neurons with several.
+# The state of a layer [N, *], its potential; a tuple of them for neurons with more states.
 LayerState = Tensor | tuple[Tensor, ...]
 
 
-def unpacked(state: LayerState) -> tuple[Tensor, ...]:
+def as_tuple(state: LayerState) -> tuple[Tensor, ...]:
     """The states of a layer as a tuple."""
     return (state,) if isinstance(state, Tensor) else tuple(state)
 
 
-def packed(states: tuple[Tensor, ...]) -> LayerState:
-    """Inverse of `unpacked`."""
+def from_tuple(states: tuple[Tensor, ...]) -> LayerState:
+    """Inverse of `as_tuple`."""
     return states[0] if len(states) == 1 else states
 
 
-def detached(state: LayerState) -> LayerState:
+def detach_state(state: LayerState) -> LayerState:
     """The same states without gradient."""
-    return packed(tuple(one.detach() for one in unpacked(state)))
+    return from_tuple(tuple(tensor.detach() for tensor in as_tuple(state)))
 
 
 class Carried:
-    """States before and after one time-step.
+    """States before and after a time-step.
 
     Args:
         before: state of each layer of neurons before the step; layers without an entry start at V_reset.
@@ -63,22 +63,24 @@ class Carried:
                 "a neuron is used twice in the network, so it has two states after a step: give each layer its own."
             )
         before = self.before.get(neuron)
-        spikes, after = run(None if before is None else unpacked(before))
-        self.after[neuron] = packed(after)
+        spikes, after = run(None if before is None else as_tuple(before))
+        self.after[neuron] = from_tuple(after)
         return spikes
 
 
-_carried: ContextVar[Carried | None] = ContextVar("carried", default=None)
+_carried: ContextVar[Carried | None] = ContextVar("active_states", default=None)
 
 
-def carried() -> Carried | None:
-    """States of the time-step that is running; None if a whole sequence is running."""
+def active_states() -> Carried | None:
+    """States of the time-step that is running; None if a complete sequence is running."""
     # Dynamo does not support context variables; `step` runs modules uncompiled. (torch.export does run them.)
     return None if torch.compiler.is_dynamo_compiling() else _carried.get()
 
 
 @contextmanager
-def carrying(before: Mapping[nn.Module, LayerState], masks: dict[nn.Module, Tensor] | None = None) -> Iterator[Carried]:
+def carry_states(
+    before: Mapping[nn.Module, LayerState], masks: dict[nn.Module, Tensor] | None = None
+) -> Iterator[Carried]:
     """Run neurons from the states `before` while the context lasts; yields the `Carried` with their new ones."""
     token = _carried.set(Carried(before, masks))
     try:

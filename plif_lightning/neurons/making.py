@@ -42,11 +42,11 @@ def make_neuron(
     """A layer of neurons of the given kind for inputs [T, N, channels, *].
 
     Args:
-        neuron: a name; a subclass of `Neuron` or its import path; a layer, or {class_path, init_args}, whose arguments
-            other than the defaults win.
+        neuron: a name; a subclass of `Neuron` or its import path; a layer, or {class_path, init_args}, with arguments
+            that other than the defaults win.
         channels: channels of the input.
         init_tau: tau_0 > 1 of plif, tau of any other with a name and k = 1/tau, in time-steps.
-        tau_per: one time constant (and threshold, if learned) per layer (the paper) or per channel.
+        tau_per: a time constant (and threshold, if learned) per layer (the paper) or per channel.
         learn_threshold: learn V_th too, initialised with v_threshold; it stays positive.
         firing: see `Firing`.
 
@@ -66,62 +66,64 @@ def settings_of_all(
 
     Args:
         init_tau: tau_0 > 1 of plif, where learning begins; tau of any other with a name and k = 1/tau; in time-steps.
-        tau_per: one learned value for each layer (the paper), or for each channel.
+        tau_per: a learned value for each layer (the paper), or for each channel.
         learn_threshold: learn V_th, too.
         firing: constants of `Firing`.
     """
-    constants = Firing(**firing)  # also tells jsonargparse what the keywords are
+    constants = Firing(**firing)  # also declares the keywords to jsonargparse
     return {"init_tau": init_tau, "tau_per": tau_per, "learn_threshold": learn_threshold, **asdict(constants)}
 
 
-def make_layer(neuron: Any, channels: int, own: Mapping[str, Any], settings: Mapping[str, Any]) -> Neuron:
-    """A layer of neurons: its own arguments win, then those of its kind, then those of all neurons.
+def make_layer(neuron: Any, channels: int, layer_settings: Mapping[str, Any], settings: Mapping[str, Any]) -> Neuron:
+    """A layer of neurons: the layer's arguments win, then the class's, then all neurons'.
 
     Args:
         neuron: see `make_neuron`.
         channels: channels of the input.
-        own: arguments of this layer.
+        layer_settings: arguments of this layer.
         settings: `settings_of_all`.
 
     Raises:
         UserError: an argument is unknown, lies outside its range, or would have no effect.
     """
-    kind, of_kind = class_of(neuron)
-    given = {**of_kind, **own}
-    init_tau = given.pop("init_tau", None)
+    kind, class_settings = class_of(neuron)
+    settings_of_neuron = {**class_settings, **layer_settings}
+    init_tau = settings_of_neuron.pop("init_tau", None)
     shared = {name: value for name, value in settings.items() if name != "init_tau"}
-    if init_tau is None and "k" not in given and settings["init_tau"] != 2.0:
+    if init_tau is None and "k" not in settings_of_neuron and settings["init_tau"] != 2.0:
         init_tau = settings["init_tau"]
     if init_tau is not None:
-        given |= _with_tau(kind, init_tau, from_all="init_tau" not in {**of_kind, **own})
-    made = kind(**{**shared, **given, "channels": channels})
-    if made.constants.reset != "hard" and not made.equations.resets:
-        _say_no_reset(made.constants.reset, kind.__name__)
-    return made
+        settings_of_neuron |= _with_tau(
+            kind, init_tau, is_shared="init_tau" not in {**class_settings, **layer_settings}
+        )
+    neuron_layer = kind(**{**shared, **settings_of_neuron, "channels": channels})
+    if neuron_layer.constants.reset != "hard" and not neuron_layer.equations.uses_firing_reset:
+        _warn_reset_ignored(neuron_layer.constants.reset, kind.__name__)
+    return neuron_layer
 
 
 @functools.cache
-def _say_no_reset(reset: str, kind: str) -> None:
+def _warn_reset_ignored(reset: str, kind: str) -> None:
     """Said once: not refused, because other layers of the network may reset so."""
     _log.warning("reset=%s has no effect on %s, whose equations have a reset of their own.", reset, kind)
 
 
-def _with_tau(kind: type[Neuron], init_tau: float, from_all: bool) -> dict[str, Any]:
-    """The arguments of a kind that give its time constant; none for IF beside others that have one."""
+def _with_tau(kind: type[Neuron], init_tau: float, is_shared: bool) -> dict[str, Any]:
+    """The arguments of a kind that give its time constant; empty for IF if the value is the setting of all neurons."""
     if "init_tau" in inspect.signature(kind.__init__).parameters:
         return {"init_tau": init_tau}
     if kind in _CLASSES.values() and "k" in kind.declared and init_tau > 1:
         return {"k": 1 / init_tau}
-    if kind is IF and from_all:
+    if kind is IF and is_shared:
         return {}
-    known = ", ".join(kind.declared) or "none"
-    raise UserError(f"init_tau={init_tau} has no meaning for {kind.__name__}; its own parameters are {known}.")
+    declared = ", ".join(kind.declared) or "none"
+    raise UserError(f"init_tau={init_tau} has no meaning for {kind.__name__}; its own parameters are {declared}.")
 
 
-def _wished(kind: type[Neuron], given: Mapping[str, Any]) -> dict[str, Any]:
+def _settings_for(kind: type[Neuron], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a kind without its defaults, which the command line fills in, and without the channels."""
     defaults = inspect.signature(kind.__init__).parameters
-    return {n: v for n, v in given.items() if n != "channels" and not (n in defaults and defaults[n].default == v)}
+    return {n: v for n, v in settings.items() if n != "channels" and not (n in defaults and defaults[n].default == v)}
 
 
 def class_of(neuron: Any) -> tuple[type[Neuron], dict[str, Any]]:
@@ -131,32 +133,32 @@ def class_of(neuron: Any) -> tuple[type[Neuron], dict[str, Any]]:
         UserError: it means none.
     """
     if isinstance(neuron, Neuron):
-        return type(neuron), _wished(type(neuron), neuron.given)
+        return type(neuron), _settings_for(type(neuron), neuron.settings)
     if isinstance(neuron, type) and issubclass(neuron, Neuron):
         return neuron, {}
     if isinstance(neuron, Mapping) and "class_path" in neuron:
-        kind = _imported(neuron["class_path"])
-        return kind, _wished(kind, neuron.get("init_args") or {})
+        kind = _import_class(neuron["class_path"])
+        return kind, _settings_for(kind, neuron.get("init_args") or {})
     if isinstance(neuron, str):
         if neuron in _CLASSES:
             return _CLASSES[neuron], {}
         if "." in neuron:
-            return _imported(neuron), {}
+            return _import_class(neuron), {}
     raise UserError(
         f"neuron must be one of {', '.join(_CLASSES)}, or a subclass of Neuron or its import path, such as "
         f"my_neurons.MyNeuron, got {neuron!r}."
     )
 
 
-def _imported(path: str) -> type[Neuron]:
-    return imported("neuron", path, Neuron, "plif_lightning.Neuron")
+def _import_class(path: str) -> type[Neuron]:
+    return import_class("neuron", path, Neuron, "plif_lightning.Neuron")
 
 
-def imported(what: str, path: str, base: type[_T], name_of_base: str) -> type[_T]:
+def import_class(noun: str, path: str, base: type[_T], name_of_base: str) -> type[_T]:
     """A class by its import path. Nothing else that a file names is ever called.
 
     Args:
-        what: what it is for, in messages.
+        noun: its purpose, in messages.
         path: such as my_neurons.MyNeuron.
         base: class that it must be derived from.
         name_of_base: its import path.
@@ -166,15 +168,15 @@ def imported(what: str, path: str, base: type[_T], name_of_base: str) -> type[_T
     """
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(import_module(module), name)
+        attribute = getattr(import_module(module), name)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{what} {path} cannot be imported ({error}): run the command where {module.partition('.')[0]}.py lies, or "
+            f"{noun} {path} cannot be imported ({error}): run the command where {module.partition('.')[0]}.py lies, or "
             "install its package."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(f"{what} {path} is not a subclass of {name_of_base}.")
-    return found
+    if not (isinstance(attribute, type) and issubclass(attribute, base)):
+        raise UserError(f"{noun} {path} is not a subclass of {name_of_base}.")
+    return attribute
 
 
 def as_plain(neuron: Any) -> Any:
@@ -185,11 +187,11 @@ def as_plain(neuron: Any) -> Any:
     """
     if isinstance(neuron, str):
         return neuron
-    kind, own = class_of(neuron)
+    kind, settings = class_of(neuron)
     path = f"{kind.__module__}.{kind.__qualname__}"
     if "<locals>" in path:
         raise UserError(
             f"neuron {kind.__name__} is defined in a function: move it to a module, or no file can name it."
         )
-    # NumPy's numbers are not among what checkpoints may hold.
-    return {"class_path": path, "init_args": {n: v.item() if hasattr(v, "item") else v for n, v in own.items()}}
+    # Checkpoints may not hold NumPy's numbers.
+    return {"class_path": path, "init_args": {n: v.item() if hasattr(v, "item") else v for n, v in settings.items()}}

@@ -18,14 +18,14 @@ from plif_lightning.dynamics.leaky import LEAKY, PERFECT
 from plif_lightning.dynamics.reference import Trace, trace
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.kernels import Backend
-from plif_lightning.neurons.carry import LayerState, carried, packed, unpacked
+from plif_lightning.neurons.carry import LayerState, active_states, as_tuple, from_tuple
 from plif_lightning.neurons.parameters import Parameter, fixed, learned
 
 TauPer = Literal["layer", "channel"]
 _EQUATIONS = ("charge", "after", "threshold")
 # Names that a parameter cannot have: arguments and attributes of every neuron, and other values of equations.
 RESERVED = {
-    *(*Firing.__dataclass_fields__, *GIVEN, "tau_per", "channels", "learn_threshold", "learn", "given", "backend"),
+    *(*Firing.__dataclass_fields__, *GIVEN, "tau_per", "channels", "learn_threshold", "learn", "settings", "backend"),
     *("constants", "v_threshold_raw", "training"),
 }
 
@@ -33,7 +33,7 @@ RESERVED = {
 class Neuron(nn.Module):
     """A layer of spiking neurons without hidden state; the base class of every neuron.
 
-    A subclass defines equations: functions in its body, without `self`, whose arguments name the values that they
+    A subclass defines equations: functions in its body, without `self`, with arguments named after the values that they
     need (see `Equations`), and its parameters, declared with `learned` and `fixed`. Everything else follows: kernels,
     gradients, single time-steps, exports, its arguments on the command line.
 
@@ -51,21 +51,21 @@ class Neuron(nn.Module):
     [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
 
     Args:
-        tau_per: share parameters per `layer` (the paper) or have one per `channel` (dimension 2 of the input).
+        tau_per: share parameters per `layer` (the paper) or have them per `channel` (dimension 2 of the input).
         channels: number of channels, for `tau_per="channel"`.
         learn_threshold: learn V_th too, initialised with v_threshold.
-        learn: names of the parameters that are learned; None for those declared `learned`.
+        learn: names of the parameters that are learned; None for parameters declared `learned`.
         settings: values of declared parameters, and constants of firing and reset, by name: see `Firing`.
 
     With `learn_threshold` the parameter is `v_threshold_raw`, r: V_th = V_0 + (v_threshold - V_0) exp(r), r = 0 before
     training, where V_0 = max(V_reset, 0). V_th therefore stays positive and above V_reset for any r.
 
     Attributes:
-        state: names of the states; one named v starts at V_reset, any other at zero.
+        state: names of the states; a state named v starts at V_reset, any other at zero.
         equations: the neuron's equations.
         declared: its parameters, by name.
         fires: its output is the spikes of its equations: `run` and `forward` are not overridden.
-        given: the constructor arguments.
+        settings: the constructor arguments, by name.
         backend: the form that runs: the fastest on the device of x, unless set by `use_backend`.
 
     Raises:
@@ -76,19 +76,19 @@ class Neuron(nn.Module):
     equations: ClassVar[Equations]
     declared: ClassVar[dict[str, Parameter]] = {}
     fires: ClassVar[bool] = True
-    given: dict[str, Any]
+    settings: dict[str, Any]
 
     def __new__(cls, *arguments: Any, **named: Any) -> "Neuron":
-        made = super().__new__(cls)
-        # Arguments by name, from which layers like this one are made; copies and pickles bring their own.
+        neuron = super().__new__(cls)
+        # Arguments by name, from which equal layers are made; copies and pickles bring theirs.
         names = list(inspect.signature(cls.__init__).parameters)[1:]
-        made.__dict__["given"] = dict(zip(names, arguments, strict=False)) | named
-        return made
+        neuron.__dict__["settings"] = dict(zip(names, arguments, strict=False)) | named
+        return neuron
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
         _require_equations(cls)
-        # Equations have no self: neither called on an instance nor on the class do they get one.
+        # Equations have no self: neither instance nor class passes it.
         functions: dict[str, Any] = {name: inspect.getattr_static(cls, name, None) for name in _EQUATIONS}
         for name, function in functions.items():
             if inspect.isfunction(function):
@@ -102,7 +102,7 @@ class Neuron(nn.Module):
             cls.equations = Equations(state, **functions)
         elif any(functions.values()) or "state" in vars(cls):
             raise UserError(f"{cls.__name__} has no charge, or `equations` beside other equations: write one of them.")
-        if cls.declared and getattr(cls.__init__, "made", cls.__init__ is Neuron.__init__):
+        if cls.declared and getattr(cls.__init__, "is_generated", cls.__init__ is Neuron.__init__):
             cls.__init__ = _constructor(cls.declared)  # type: ignore[method-assign]
 
     def __init__(
@@ -115,13 +115,15 @@ class Neuron(nn.Module):
     ) -> None:
         super().__init__()
         kind = type(self).__name__
-        own = [name for name in inspect.signature(type(self).__init__).parameters if name not in ("self", "firing")]
+        argument_names = [
+            name for name in inspect.signature(type(self).__init__).parameters if name not in ("self", "firing")
+        ]
         of_all = ("tau_per", "channels", "learn_threshold", *Firing.__dataclass_fields__)
-        require_known_arguments(kind, settings, [*dict.fromkeys([*own, *self.declared, *of_all])])
+        require_known_arguments(kind, settings, [*dict.fromkeys([*argument_names, *self.declared, *of_all])])
         if tau_per not in get_args(TauPer) or (tau_per == "channel" and channels is None):
             raise UserError(f"tau_per must be layer, or channel beside channels=C, got {tau_per!r}.")
         require_known_arguments(f"learn: {kind}", learn or (), self.declared)
-        # One value per layer is a vector too: FSDP refuses scalar parameters.
+        # A value per layer is a vector too: FSDP refuses scalar parameters.
         self._shape = [channels] if tau_per == "channel" and channels is not None else [1]
         parameters = {name: settings.pop(name) for name in self.declared if name in settings}
         self.constants = Firing(**settings)
@@ -133,14 +135,14 @@ class Neuron(nn.Module):
             raise UserError(
                 f"v_threshold must be above zero and v_reset to be learned, got {self.constants.v_threshold}."
             )
-        for name, one in self.declared.items():
-            one = one.at(parameters.get(name, one.initial))
-            if one.is_learned if learn is None else name in learn:
-                self.register_parameter(one.stored_as, nn.Parameter(one.raw(self._shape)))
-            elif one.stored_as == f"{name}_raw":
-                self.register_buffer(f"{name}_value", torch.full(self._shape, one.initial))
+        for name, parameter in self.declared.items():
+            parameter = parameter.at(parameters.get(name, parameter.initial))
+            if parameter.is_learned if learn is None else name in learn:
+                self.register_parameter(parameter.stored_as, nn.Parameter(parameter.raw(self._shape)))
+            elif parameter.stored_as == f"{name}_raw":
+                self.register_buffer(f"{name}_value", torch.full(self._shape, parameter.initial))
             else:
-                self.register_buffer(one.stored_as, one.raw(self._shape))
+                self.register_buffer(parameter.stored_as, parameter.raw(self._shape))
         self.backend = Backend("auto")
         for name in self.equations.parameters:
             if not isinstance(inspect.getattr_static(type(self), name, None), (Parameter, property)):
@@ -153,10 +155,10 @@ class Neuron(nn.Module):
     def value_of(self, name: str) -> Tensor:
         """The current value of a declared parameter, a scalar or [channels]."""
         constant: Tensor | None = self._buffers.get(f"{name}_value")
-        one = self.declared[name]
-        return self._shown(one.value(getattr(self, one.stored_as)) if constant is None else constant)
+        parameter = self.declared[name]
+        return self._broadcast(parameter.value(getattr(self, parameter.stored_as)) if constant is None else constant)
 
-    def _shown(self, value: Tensor) -> Tensor:
+    def _broadcast(self, value: Tensor) -> Tensor:
         """A value of all channels as a scalar."""
         return value.reshape(()) if self._shape == [1] else value
 
@@ -166,7 +168,7 @@ class Neuron(nn.Module):
         if self.v_threshold_raw is None:
             return self.constants
         above = (self.constants.v_threshold - self._lowest) * torch.exp(self.v_threshold_raw)
-        return replace(self.constants, v_threshold=self._shown(self._lowest + above))
+        return replace(self.constants, v_threshold=self._broadcast(self._lowest + above))
 
     @property
     def dynamics(self) -> Dynamics:
@@ -183,7 +185,7 @@ class Neuron(nn.Module):
 
         Args:
             x: [T, N, features, ...], or [1, N, ...] with `time_steps`.
-            v: state before the first step, [N, ...]; a tuple for several states; None for V_reset and zeros.
+            v: state before the first step, [N, ...]; a tuple for more states; None for V_reset and zeros.
             time_steps: T, for a static input.
 
         Raises:
@@ -194,46 +196,46 @@ class Neuron(nn.Module):
                 f"x must be [T, N, features, ...], got {list(x.shape)}: a batch [N, features] has no time. "
                 "plif_lightning.over_time(net) runs a stack of layers over time."
             )
-        spikes, states = self.backend.run(x, self.dynamics, None if v is None else unpacked(v), time_steps)
-        return spikes, packed(states)
+        spikes, states = self.backend.run(x, self.dynamics, None if v is None else as_tuple(v), time_steps)
+        return spikes, from_tuple(states)
 
     def trace(self, x: Tensor, v: LayerState | None = None, time_steps: int | None = None) -> Trace:
         """Spikes and states of every step, [T, N, *] each, from the reference; arguments as `run`."""
         if type(self).trace is Neuron.trace and type(self).run is not Neuron.run:
             raise UserError(f"{type(self).__name__} overrides run: override trace too.")
-        return trace(x, self.dynamics, None if v is None else unpacked(v), time_steps)
+        return trace(x, self.dynamics, None if v is None else as_tuple(v), time_steps)
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """Spikes [T, N, *] for x [T, N, *], or [1, N, *] held for `time_steps`; starts at V_reset.
 
         In a `step` it starts from the state of the previous step.
         """
-        if (state := carried()) is not None:
+        if (state := active_states()) is not None:
             return state.through(self, partial(self._run_step, x))
         return self.run(x, time_steps=time_steps)[0]
 
     def _run_step(self, x: Tensor, states: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        spikes, after = self.run(x, None if states is None else packed(states))
-        return spikes, unpacked(after)
+        spikes, after = self.run(x, None if states is None else from_tuple(states))
+        return spikes, as_tuple(after)
 
     def learned(self) -> dict[str, Tensor]:
         """Values to log in training, detached, by curve name: parameters of the equations, and V_th if it is learned.
 
         A shared value is a scalar.
         """
-        found = {name: self.value_of(name).detach() for name in self.declared}
+        values = {name: self.value_of(name).detach() for name in self.declared}
         if self.v_threshold_raw is not None:
-            found["v_threshold"] = torch.as_tensor(self.firing.v_threshold).detach()
-        return found
+            values["v_threshold"] = torch.as_tensor(self.firing.v_threshold).detach()
+        return values
 
     def extra_repr(self) -> str:
-        shown = [
+        texts = [
             f"{name}=[{value.numel()} channels]" if value.numel() != 1
             else f"{name} on meta" if value.is_meta
             else f"{name}={value.item():.4g}"
             for name, value in self.learned().items()
         ]  # fmt: skip
-        return ", ".join([*shown, *(f"{name}={value!r}" for name, value in asdict(self.constants).items())])
+        return ", ".join([*texts, *(f"{name}={value!r}" for name, value in asdict(self.constants).items())])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -263,15 +265,15 @@ def _declared_in(cls: type) -> dict[str, Parameter]:
     Raises:
         UserError: every neuron has something of that name.
     """
-    found: dict[str, Parameter] = {}
+    declared: dict[str, Parameter] = {}
     for base in reversed(cls.__mro__):
-        found |= {name: value for name, value in vars(base).items() if isinstance(value, Parameter)}
+        declared |= {name: value for name, value in vars(base).items() if isinstance(value, Parameter)}
     state: Any = getattr(cls, "state", ())
     taken = RESERVED | ({state} if isinstance(state, str) else {*state})
-    for name in found:
+    for name in declared:
         if name in taken or hasattr(Neuron, name):
             raise UserError(f"{cls.__name__}: every neuron has a {name} already; give the parameter another name.")
-    return found
+    return declared
 
 
 def _constructor(declared: Mapping[str, Parameter]) -> Callable[..., None]:
@@ -281,11 +283,13 @@ def _constructor(declared: Mapping[str, Parameter]) -> Callable[..., None]:
         Neuron.__init__(self, **settings)
 
     kind = inspect.Parameter.KEYWORD_ONLY
-    arguments = [inspect.Parameter(n, kind, default=one.initial, annotation=float) for n, one in declared.items()]
+    arguments = [
+        inspect.Parameter(n, kind, default=parameter.initial, annotation=float) for n, parameter in declared.items()
+    ]
     learn = inspect.Parameter("learn", kind, default=None, annotation=list[str] | None)
-    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    __init__.made = True  # type: ignore[attr-defined]
-    __init__.__signature__ = inspect.Signature([own, *arguments, learn])  # type: ignore[attr-defined]
+    self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    __init__.is_generated = True  # type: ignore[attr-defined]
+    __init__.__signature__ = inspect.Signature([self_parameter, *arguments, learn])  # type: ignore[attr-defined]
     return __init__
 
 
@@ -295,7 +299,7 @@ class LIF(Neuron):
     Args:
         init_tau: tau > 1, in time-steps.
         k: 1 / tau, which may be given instead.
-        tau_per: one tau per `layer` or per `channel` (dimension 2 of the input); they differ only if learned.
+        tau_per: a tau per `layer` or per `channel` (dimension 2 of the input); they differ only if learned.
         channels: number of channels, for `tau_per="channel"`.
         learn_threshold: learn V_th, positive by construction, see `Neuron`.
         firing: constants of firing and reset, by name: see `Firing`.
@@ -338,7 +342,7 @@ class PLIF(LIF):
     Args:
         init_tau: tau_0 > 1, in time-steps; a_0 = -log(tau_0 - 1).
         k: 1 / tau_0 = sigmoid(a_0), which may be given instead.
-        tau_per: one `a` per `layer` (the paper) or per `channel` (dimension 2 of the input).
+        tau_per: an `a` per `layer` (the paper) or per `channel` (dimension 2 of the input).
         channels: number of channels, for `tau_per="channel"`.
         learn_threshold: learn V_th too, positive by construction, see `Neuron`.
         firing: constants of firing and reset, by name: see `Firing`.

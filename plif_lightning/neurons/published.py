@@ -117,24 +117,24 @@ class KLIF(Neuron):
         return torch.relu(slope * (v + (x - (v - v_reset)) * k))
 
 
-def _undecayed(v, x, k, v_reset):
+def _without_input_decay(v, x, k, v_reset):
     return v - (v - v_reset) * k + x
 
 
 class UndecayedLIF(LIF):
-    """LIF whose input is not divided by tau: SpikingJelly's with `decay_input=False`."""
+    """LIF without dividing the input by tau: SpikingJelly's with `decay_input=False`."""
 
-    equations = Equations(("v",), charge=_undecayed)
+    equations = Equations(("v",), charge=_without_input_decay)
 
 
 class UndecayedPLIF(PLIF):
-    """PLIF whose input is not divided by tau: SpikingJelly's with `decay_input=False`."""
+    """PLIF without dividing the input by tau: SpikingJelly's with `decay_input=False`."""
 
     equations = UndecayedLIF.equations
 
 
 class UndecayedKLIF(KLIF):
-    """KLIF whose input is not divided by tau: SpikingJelly's with `decay_input=False`."""
+    """KLIF without dividing the input by tau: SpikingJelly's with `decay_input=False`."""
 
     def charge(v, x, k, slope, v_reset):
         return torch.relu(slope * (v - (v - v_reset) * k + x))
@@ -143,7 +143,7 @@ class UndecayedKLIF(KLIF):
 class Synaptic(Neuron):
     """LIF with a synaptic current: each step multiplies the current by alpha and the potential by beta.
 
-    snnTorch's defaults fire other spikes: they subtract the threshold one step after a spike, from the decayed
+    snnTorch's defaults fire other spikes: they subtract the threshold a step after a spike, from the decayed
     potential. With `reset_mechanism="zero", reset_delay=False` they are equal, unless a potential equals the threshold.
 
     Args:
@@ -192,9 +192,9 @@ class GLIF(Neuron):
     conduct = learned(0.5, "unit")
 
     def charge(v, fired, x, alpha, beta, gamma, keep, decay, subtract, conduct):
-        kept = (1 - alpha * (1 - keep)) * v
-        charged = kept - (1 - alpha) * decay + x * (1 - beta * (1 - conduct))
-        return charged - kept * gamma * fired - (1 - gamma) * subtract * fired
+        leaked = (1 - alpha * (1 - keep)) * v
+        charged = leaked - (1 - alpha) * decay + x * (1 - beta * (1 - conduct))
+        return charged - leaked * gamma * fired - (1 - gamma) * subtract * fired
 
     def after(h, s):
         return h, s

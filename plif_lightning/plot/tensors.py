@@ -27,12 +27,12 @@ def _array(values: Any) -> NDArray[Any]:
 
 
 def _sample(array: NDArray[Any], sample: int) -> NDArray[Any]:
-    """Values of one sample, [T, *], from [T, N, *]."""
+    """Values of a sample, [T, *], from [T, N, *]."""
     return array[:, sample]
 
 
 def _of_sample(values: Any, name: str, sample: int) -> NDArray[Any]:
-    """Values of one sample, [T, neurons], from [T], [T, neurons] or [T, N, *]."""
+    """Values of a sample, [T, neurons], from [T], [T, neurons] or [T, N, *]."""
     array = _array(values)
     if array.ndim > 2:
         array = _sample(array, sample)
@@ -57,10 +57,10 @@ def _time_axis(axes: Axes, steps: int) -> None:
 
 
 def raster(spikes: Any, axes: Axes | None = None, *, sample: int = 0) -> Axes:
-    """Plot a spike raster: one mark per spike, neurons over time.
+    """Plot a spike raster: a mark per spike, neurons over time.
 
     Args:
-        spikes: zeros and ones of one sample [T, neurons] or of several [T, N, *].
+        spikes: zeros and ones of a sample [T, neurons] or a batch [T, N, *].
         axes: axes to draw on; None creates new ones.
         sample: index of the sample in [T, N, *].
 
@@ -83,18 +83,18 @@ def raster(spikes: Any, axes: Axes | None = None, *, sample: int = 0) -> Axes:
     return axes
 
 
-def _own_threshold(v: Any) -> Any:
+def _threshold_of(v: Any) -> Any:
     """V_th of a `Trace`: a number, [T, N, *] if it changes, None if it differs between channels; 1 for other values."""
     if not hasattr(v, "charged"):
         return 1.0
-    own = _array(v.v_threshold)
-    if own.ndim == 0:
-        return float(own)
-    return own if own.shape == _array(v.charged).shape else None
+    threshold = _array(v.v_threshold)
+    if threshold.ndim == 0:
+        return float(threshold)
+    return threshold if threshold.shape == _array(v.charged).shape else None
 
 
 def _chosen(neurons: Sequence[int] | None, count: int, spikes: NDArray[Any] | None) -> Sequence[int]:
-    """The given neurons out of `count`; if none are given, those that fire most, or the first ones without spikes."""
+    """The given neurons out of `count`; if none are given, those that fire most, or the first without spikes."""
     if neurons is None:
         order = np.arange(count) if spikes is None else np.argsort(-spikes.sum(0), kind="stable")
         neurons = sorted(order[:_DEFAULT_NEURONS].tolist())
@@ -112,18 +112,18 @@ def membrane(
     """Plot membrane potentials over time; for a `Trace`, the potential before the reset with a mark per spike.
 
     Args:
-        v: potentials of one neuron [T], of one sample [T, neurons] or of several [T, N, *]; or a layer's `Trace` from
+        v: potentials of a neuron [T], a sample [T, neurons] or a batch [T, N, *]; or a layer's `Trace` from
             `traces` or `Neuron.trace`.
         axes: axes to draw on; None creates new ones.
         sample: index of the sample in [T, N, *].
         neurons: indices among the sample's neurons; None for the first four, or the four of a `Trace` that fire most.
-        v_threshold: V_th, drawn as a line. `own` is that of a `Trace` (one line per neuron if it changes, none if it
+        v_threshold: V_th, drawn as a line. `own` takes a `Trace`'s (a line per neuron if it changes, none if it
             differs between channels), and 1 for other potentials; None draws no line.
 
     Raises:
         IndexError: there is no such sample or neuron.
     """
-    limit: Any = _own_threshold(v) if isinstance(v_threshold, str) else v_threshold
+    limit: Any = _threshold_of(v) if isinstance(v_threshold, str) else v_threshold
     spikes = None
     if hasattr(v, "charged"):
         spikes, v = _of_sample(v.spikes, "spikes", sample), v.charged
@@ -132,8 +132,8 @@ def membrane(
     neurons = _chosen(neurons, count, spikes)
     axes = _axes(axes, 3.2)
     t = np.arange(len(potential))
-    for place, i in enumerate(neurons):
-        colour = COLOURS[place % len(COLOURS)]
+    for row, i in enumerate(neurons):
+        colour = COLOURS[row % len(COLOURS)]
         label = f"neuron {i}" if count > 1 else "potential"
         axes.plot(t, potential[:, i], color=colour, marker=".", linewidth=1.2, label=label)
         if spikes is not None:
@@ -141,9 +141,9 @@ def membrane(
             axes.plot(fired, potential[fired, i], "v", color=colour, markersize=6)
     if isinstance(limit, np.ndarray):
         of_sample = _of_sample(limit, "v_threshold", sample)
-        for place, i in enumerate(neurons):
-            style: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "linestyle": "--", "linewidth": 1}
-            axes.plot(t, of_sample[:, i], label="" if place else "$V_{th}$", **style)
+        for row, i in enumerate(neurons):
+            style: dict[str, Any] = {"color": COLOURS[row % len(COLOURS)], "linestyle": "--", "linewidth": 1}
+            axes.plot(t, of_sample[:, i], label="" if row else "$V_{th}$", **style)
     elif limit is not None:
         axes.axhline(limit, color="0.4", linestyle="--", linewidth=1, label="$V_{th}$")
     axes.set_ylabel("membrane potential" if spikes is None else "potential before the reset")
@@ -153,11 +153,11 @@ def membrane(
 
 
 def frames(x: Any, axes: Sequence[Axes] | None = None, *, sample: int = 0) -> NDArray[Any]:
-    """Plot the frames of one sample side by side: grey, RGB, or ON events red and OFF events blue.
+    """Plot the frames of a sample side by side: grey, RGB, or ON events red and OFF events blue.
 
     Args:
         x: frames [T, C, H, W] or [T, N, C, H, W], or an image [C, H, W]; C is 1, 2 (OFF, ON) or 3.
-        axes: one per frame; None creates new ones.
+        axes: for each frame; None creates new ones.
         sample: index of the sample in [T, N, C, H, W].
 
     Returns:

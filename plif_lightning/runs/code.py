@@ -14,7 +14,7 @@ from typing import Any
 from plif_lightning.runtime.process import changed_files
 
 Sources = dict[str, str]
-# Of a module that has no file, such as one that a notebook made.
+# For a module without a file, such as a notebook's.
 UNKNOWN = "unknown"
 # Name of the hash of all changed files of this package.
 PACKAGE = "plif_lightning"
@@ -35,26 +35,27 @@ def sources_of(config: Mapping[str, Any]) -> Sources:
     Returns:
         The text by the module's name; UNKNOWN for a module without a file.
     """
-    found: Sources = {}
+    sources: Sources = {}
     waiting = [name for text in _texts(config) for name in _NAME.findall(text)]
     while waiting:
         name = waiting.pop()
         for module in (name, name.rpartition(".")[0]):
             path = _local_file(module)
-            if path is None or module in found:
+            if path is None or module in sources:
                 continue
-            found[module] = UNKNOWN if not path.is_file() else path.read_text("utf-8")
+            sources[module] = UNKNOWN if not path.is_file() else path.read_text("utf-8")
             if path.is_file():
-                waiting += _imports(found[module], module, is_package=path.name == "__init__.py")
+                waiting += _imports(sources[module], module, is_package=path.name == "__init__.py")
     changed = {f"{PACKAGE}/{path.relative_to(_PACKAGE).as_posix()}": path for path in changed_files()}
-    return found | {name: path.read_text("utf-8") for name, path in changed.items()}
+    return sources | {name: path.read_text("utf-8") for name, path in changed.items()}
 
 
 def hashes_of(sources: Sources) -> dict[str, str]:
-    """A hash of each module's syntax, without comments and docstrings; one of all changed files of this package."""
-    found = {name: _hash(text) for name, text in sorted(sources.items())}
-    changed = {name: found.pop(name) for name in list(found) if name.startswith(f"{PACKAGE}/")}
-    return found | ({PACKAGE: _digest(str(changed))} if changed else {})
+    """A hash of each module's syntax, without comments and docstrings; a joint hash of all changed files of this
+    package."""
+    hashes = {name: _hash(text) for name, text in sorted(sources.items())}
+    changed = {name: hashes.pop(name) for name in list(hashes) if name.startswith(f"{PACKAGE}/")}
+    return hashes | ({PACKAGE: _digest(str(changed))} if changed else {})
 
 
 def difference(old: Sources, new: Sources) -> str:
@@ -70,13 +71,13 @@ def difference(old: Sources, new: Sources) -> str:
 def _texts(value: Any) -> Iterator[str]:
     """Texts of a configuration that may name classes: an import path, or a structure."""
     if isinstance(value, Mapping):
-        for key, one in value.items():
-            if key == "structure" and isinstance(one, str):
-                yield one
-            yield from _texts(one)
+        for key, item in value.items():
+            if key == "structure" and isinstance(item, str):
+                yield item
+            yield from _texts(item)
     elif isinstance(value, list):
-        for one in value:
-            yield from _texts(one)
+        for item in value:
+            yield from _texts(item)
     elif isinstance(value, str) and _NAME.fullmatch(value):
         yield value
 
@@ -93,12 +94,12 @@ def _local_file(module: str) -> Path | None:
         origin = spec.origin if spec is not None and spec.has_location else None
         if origin is None:
             return None
-    elif origin is None:  # a built-in module, a namespace, or one that a program made
-        made = getattr(loaded, "__spec__", None) is None and module not in sys.builtin_module_names
-        return Path(module) if made and module != "__main__" else None
+    elif origin is None:  # a built-in module, a namespace, or made in memory
+        is_made_in_memory = getattr(loaded, "__spec__", None) is None and module not in sys.builtin_module_names
+        return Path(module) if is_made_in_memory and module != "__main__" else None
     path = Path(origin).resolve()
     installed = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
-    if path.suffix != ".py" or path.is_relative_to(_PACKAGE) or any(path.is_relative_to(one) for one in installed):
+    if path.suffix != ".py" or path.is_relative_to(_PACKAGE) or any(path.is_relative_to(root) for root in installed):
         return None
     return path
 

@@ -1,4 +1,4 @@
-"""The commands that repeat a run: its arguments, and those with which it was resumed, changed or longer."""
+"""The commands that repeat a run: its arguments, and those that resumed it with changes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,27 +21,28 @@ def split_options(arguments: Iterable[str]) -> Iterator[Argument]:
 
 
 def recorded_arguments(run: Run, arguments: Sequence[str]) -> list[Argument]:
-    """Arguments without those that say where files lie; shipped configurations by their bare names.
+    """Arguments without paths; shipped configurations by their bare names.
 
-    The folder of a user's own data identifies the data set; it is kept, as a folder in `data`.
+    The folder of a user's data identifies the data set; it is kept, as a folder in `data`.
     """
-    has_own_data = run.data_set in ("ImageFolder", "EventFolder")
-    kept = []
+    has_user_data = run.data_set in ("ImageFolder", "EventFolder")
+    recorded = []
     for name, value in split_options(arguments):
         if name == "config":
-            kept.append((name, _bare_name(value)))
-        elif name == "data.root" and has_own_data:
-            kept.append((name, f"data/{Path(value).name}"))
+            recorded.append((name, _bare_name(value)))
+        elif name == "data.root" and has_user_data:
+            recorded.append((name, f"data/{Path(value).name}"))
         elif not role(name) & Role.PLACE:
-            kept.append((name, value))
-    return kept
+            recorded.append((name, value))
+    return recorded
 
 
 def commands(run: Run) -> list[list[str]]:
-    """Arguments of main.py, a list a call, which one after the other repeat a run to the same weights.
+    """Arguments of main.py, a list a call, which in sequence repeat a run to the same weights.
 
-    A run whose batch size, or a length that its schedule depends on, was changed on resuming takes several: the first
-    stops where the run was resumed. With edited code it cannot be repeated; `Run.changes` names the modules.
+    After a change of the batch size, or of a length that the schedule depends on, there is one per resumption too: each
+    but the last stops where the next one resumes. With edited code it cannot be repeated; `Run.changes` names the
+    modules.
     """
     if not run.arguments:
         return []
@@ -70,6 +71,6 @@ def _bare_name(value: str) -> str:
     shipped = configs.names().get(path.stem)
     if shipped is None:
         return value
-    inside = Path("configs", shipped.relative_to(configs.folder()))
+    path_in_checkout = Path("configs", shipped.relative_to(configs.folder()))
     is_same = path.is_file() and path.read_bytes() == shipped.read_bytes()
-    return path.stem if value == path.stem or (path == inside and not path.is_file()) or is_same else value
+    return path.stem if value == path.stem or (path == path_in_checkout and not path.is_file()) or is_same else value

@@ -37,7 +37,7 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """Histograms of W_fc / tau, one line per layer and epoch."""
+        """Histograms of W_fc / tau, a line per layer and epoch."""
         return self.path / "weights.jsonl"
 
     @property
@@ -71,26 +71,27 @@ class RunFolder:
 
     @staticmethod
     def of_checkpoint(checkpoint: Path) -> "RunFolder":
-        """Return the run that a checkpoint belongs to; for a checkpoint outside a run, its own folder."""
+        """Return the run that a checkpoint belongs to; for a checkpoint outside a run, its folder."""
         folder = checkpoint.resolve().parent
         return RunFolder(folder.parent if folder.name == "checkpoints" else folder)
 
 
-def walked(root: Path | str, order: Callable[[str], Any] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """`os.walk` without hidden folders, subfolders in order, each folder once; what links lead to comes last.
+def walk(root: Path | str, order: Callable[[str], Any] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """`os.walk` without hidden folders, subfolders in order, each folder once; linked folders follow the tree that
+    holds the links.
 
     Args:
         root: where it begins.
-        order: sort key of the names of subfolders; the list of them may be shortened.
+        order: sort key of the names of subfolders; the caller may remove names from the yielded list to skip them.
     """
     seen, waiting = set(), [Path(root)]
     while waiting:
         for folder, below, files in os.walk(waiting.pop(0)):
             status = Path(folder).stat()
-            if (place := (status.st_dev, status.st_ino)) in seen:
+            if (inode := (status.st_dev, status.st_ino)) in seen:
                 below.clear()
                 continue
-            seen.add(place)
+            seen.add(inode)
             below[:] = sorted((name for name in below if not name.startswith(".")), key=order)
             yield Path(folder), below, files
             waiting += [link for name in below if (link := Path(folder, name)).is_symlink()]

@@ -1,4 +1,4 @@
-"""`weights.jsonl`: histograms of W_fc / tau, one line per layer and epoch (Fig. S1)."""
+"""`weights.jsonl`: histograms of W_fc / tau, a line per layer and epoch (Fig. S1)."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from plif_lightning.runtime.files import naming
 class Histogram:
     """Histogram of an FC layer's W / tau after an epoch, counted from 1, with equally spaced edges.
 
-    `mean` and `std` are those of W / tau itself, not of the bins.
+    `mean` and `std` are of W / tau itself, not of the bins.
     """
 
     layer: str
@@ -34,11 +34,11 @@ def append_histograms(folder: RunFolder, rows: Sequence[Histogram]) -> None:
 
 def read_histograms(folder: RunFolder) -> list[Histogram]:
     """Return the histograms of W / tau in the order of epochs, without a line that a kill cut off."""
-    found: dict[tuple[str, int], Histogram] = {}
+    histograms: dict[tuple[str, int], Histogram] = {}
     for line in folder.weights.read_text("utf-8").splitlines() if folder.weights.is_file() else ():
         try:
             row = Histogram(**json.loads(line))
         except (ValueError, TypeError):
             continue
-        found[row.layer, row.epoch] = row
-    return sorted(found.values(), key=lambda row: row.epoch)
+        histograms[row.layer, row.epoch] = row
+    return sorted(histograms.values(), key=lambda row: row.epoch)

@@ -1,4 +1,4 @@
-"""Read a run's JSON and YAML files, which are untrusted; an unreadable one never stops the others from being read."""
+"""Read a run's JSON and YAML files, which are untrusted; an unreadable file never stops reading the others."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 
-def loaded(path: Path, problems: list[str], optional: bool = False) -> dict[str, Any]:
-    """Content of a file; empty, with a sentence in `problems`, if it cannot be read, and without one if it is optional.
+def load_mapping(path: Path, problems: list[str], optional: bool = False) -> dict[str, Any]:
+    """Content of a file; empty, with a sentence in `problems`, if it cannot be read, or without if it is optional.
 
     Args:
         path: of the file.
@@ -31,5 +31,5 @@ def loaded(path: Path, problems: list[str], optional: bool = False) -> dict[str,
     return value
 
 
-# libyaml's loader, if available, reads a hundred configurations in one second instead of ten.
+# libyaml's loader, if available, reads a hundred configurations in a second instead of ten.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -1,4 +1,4 @@
-"""The lock of a run's folder: one process trains there."""
+"""The lock of a run's folder: a single process trains there."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ from filelock import Timeout
 
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.loading import loaded
+from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.record import is_alive
 from plif_lightning.runtime.files import file_lock
 
@@ -25,7 +25,7 @@ def remove_empty(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: RunFolder) -> Iterator[None]:
+def lock_run(folder: RunFolder) -> Iterator[None]:
     """Lock a run's folder, so that no other process trains in it. The folder is created, and deleted if left empty.
 
     Raises:
@@ -33,17 +33,17 @@ def locked(folder: RunFolder) -> Iterator[None]:
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     lock = file_lock(folder.lock, blocking=False)
-    record = loaded(folder.record, [], optional=True)
+    record = load_mapping(folder.record, [], optional=True)
     try:
         lock.acquire()
-        held = False
+        is_locked = False
     except Timeout:
-        held = True
+        is_locked = True
     except (OSError, NotImplementedError) as error:
         if getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT):
             raise
-        held = is_alive(record)  # the file system does not support locks
-    if held:
+        is_locked = is_alive(record)  # the file system does not support locks
+    if is_locked:
         process = record.get("process") or {}
         who = f"process {process['pid']} on {process['host']}" if "pid" in process else "another process"
         raise InUseError(f"{folder.path} is being trained by {who}: wait for it, or end it first.")
@@ -62,7 +62,7 @@ def in_use(folder: RunFolder) -> bool:
     if not folder.lock.exists():
         return False
     try:
-        with locked(folder):
+        with lock_run(folder):
             return False
     except InUseError:
         return True

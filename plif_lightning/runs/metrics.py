@@ -1,4 +1,4 @@
-"""`metrics.csv`: one row per epoch."""
+"""`metrics.csv`: a row per epoch."""
 
 import csv
 import logging
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from plif_lightning.errors import UserError
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.files import atomic_write
 
 _log = logging.getLogger(__name__)
 
 
 def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str, float]]:
-    """Read one row of metrics per epoch, in order, from a run's `metrics.csv`.
+    """Read a row of metrics per epoch, in order, from a run's `metrics.csv`.
 
-    Lines of one epoch are merged. Of its validations only the one at its end counts: its line has the metrics of the
+    Lines of an epoch are merged. Of its validations only the last counts: its line has the metrics of the
     training, too, and its weights are in the checkpoint.
 
     Args:
@@ -60,7 +60,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _is_of_epoch(row: dict[str, Any]) -> bool:
-    """True for metrics of an epoch; a test after the fit is logged under the last one but belongs to the best one."""
+    """True for metrics of an epoch; a test after the fit is logged under the last epoch but belongs to the best."""
     return bool(row.get("epoch")) and not any(value and key and key.startswith("test/") for key, value in row.items())
 
 
@@ -76,21 +76,23 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
         raise ValueError(f"every value must be a number ({error})") from None
 
 
-def layer_values(row: dict[str, float], kind: str) -> dict[str, float]:
-    """Return the values of one kind (`tau`, `rate`) by layer, in network order."""
-    return {key.removeprefix(f"{kind}/"): value for key, value in row.items() if key.startswith(f"{kind}/")}
+def layer_values(row: dict[str, float], quantity: str) -> dict[str, float]:
+    """Return the values of a kind (`tau`, `rate`) by layer, in network order."""
+    return {key.removeprefix(f"{quantity}/"): value for key, value in row.items() if key.startswith(f"{quantity}/")}
 
 
-# Axes and heads of what `LayerMonitor` records of each layer; others go by their names.
+# Axis labels and heads of layer values; others are labelled by their names.
 LAYER_TITLES = {"tau": "tau [time-steps]", "rate": "firing rate [per neuron and step]"}
 
 
-def layer_kinds(metrics: Iterable[Mapping[str, float]]) -> list[str]:
+# Prefixes of metrics of the network.
+_STAGES = {"train", "val", "test_as_val", "test"}
+
+
+def layer_quantities(metrics: Iterable[Mapping[str, float]]) -> list[str]:
     """Kinds of values that rows hold for layers, as `KIND/LAYER`: `tau`, `rate` and whatever else a callback logs."""
-    keys = dict.fromkeys(key for row in metrics for key in row)
-    layers = {key.partition("/")[2] for key in keys if key.startswith(("rate/", "tau/"))}
-    kinds = dict.fromkeys(kind for kind, _, layer in (key.partition("/") for key in keys) if layer in layers)
-    return sorted(kinds, key=lambda kind: ([*LAYER_TITLES, kind].index(kind), kind))
+    quantities = {key.partition("/")[0] for row in metrics for key in row if "/" in key} - _STAGES
+    return sorted(quantities, key=lambda quantity: ([*LAYER_TITLES, quantity].index(quantity), quantity))
 
 
 class MetricsTable:
@@ -106,12 +108,12 @@ class MetricsTable:
         self.rows: list[dict[str, Any]] = []
         if path.is_file():
             try:
-                found = [*_lines(path)]
+                lines = [*_lines(path)]
             except (UnicodeDecodeError, csv.Error) as error:
                 raise UserError(
                     f"{path} cannot be read as a table of metrics: {error}. Move it away to continue without it."
                 ) from error
-            for line, row in found:
+            for line, row in lines:
                 try:
                     if _numbers(row).get("step", before) < before:
                         self.rows.append({key: value for key, value in row.items() if value})
@@ -121,7 +123,8 @@ class MetricsTable:
                 path.unlink()
 
     def add(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add metrics of a step to the row of the same step and epoch; a test and a second validation get their own."""
+        """Add metrics of a step to the row of the same step and epoch; a test and a second validation get separate
+        rows."""
         row = {**metrics, "step": step}
         last = self.rows[-1] if self.rows else {}
         same = all(last.get(key) == row.get(key) for key in ("epoch", "step"))
@@ -132,11 +135,11 @@ class MetricsTable:
             self.rows.append(row)
 
     def save(self) -> None:
-        """Rewrite the whole table, which is small: one row per epoch."""
+        """Rewrite the table, which is small: a row per epoch."""
         if not self.rows:
             return
         keys = set().union(*self.rows) - {"epoch", "step"}
-        with written_whole(self.path) as file:
+        with atomic_write(self.path) as file:
             writer = csv.DictWriter(file, fieldnames=["epoch", "step", *sorted(keys)])
             writer.writeheader()
             writer.writerows(self.rows)

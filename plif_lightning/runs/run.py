@@ -2,16 +2,17 @@
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from plif_lightning.errors import UserError
-from plif_lightning.runs.folder import RunFolder, walked
-from plif_lightning.runs.loading import loaded
+from plif_lightning.runs.folder import RunFolder, walk
+from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.metrics import layer_values, read_metrics
 from plif_lightning.runs.record import is_alive
-from plif_lightning.runs.settings import protocol, setting_in, usual_ties
+from plif_lightning.runs.settings import default_ties, protocol, setting_in
 from plif_lightning.runtime import program
 from plif_lightning.structure import Structure, parse
 
@@ -29,16 +30,21 @@ def positive(value: Any) -> float | None:
     return number if 0 < number < math.inf else None
 
 
+def code_in_words(hashes: Mapping[str, Any]) -> str:
+    """Modules with the first digits of their hashes: `my_neurons a43211`."""
+    return ", ".join(f"{name} {str(digest)[:6]}" for name, digest in hashes.items())
+
+
 @dataclass(frozen=True)
 class Run:
     """A run as read from its folder, or from its row of a table of results.
 
     Attributes:
         folder: its files.
-        name: path of the folder, relative to the one that was searched.
+        name: path of the folder, relative to the searched folder.
         status: `unreadable` if there is no usable configuration.
         config: nested configuration from `config.yaml`.
-        metrics: one row per epoch.
+        metrics: a row per epoch.
         record: content of `run.json`, see `plif_lightning.runs.record`.
         problems: a sentence for each unreadable part.
     """
@@ -55,45 +61,51 @@ class Run:
         """Return a configuration value by its dotted key, such as `model.init_tau` or `data.time_steps`."""
         return setting_in(self.config, key, default)
 
-    def part(self, name: str) -> dict[str, Any]:
+    def section(self, name: str) -> dict[str, Any]:
         """A part of the record that holds names and values; empty if there is none."""
-        found = self.record.get(name)
-        return found if isinstance(found, dict) else {}
+        section = self.record.get(name)
+        return section if isinstance(section, dict) else {}
 
     @property
     def key(self) -> str:
-        """Hash of what the run is: equal for runs that differ in their seed alone."""
+        """Hash of the run's identity: equal for runs that differ in their seed alone."""
         return str(self.record.get("key", self.name))
 
     @property
     def settings(self) -> dict[str, Any]:
         """Settings that differ from their defaults, by dotted names, see `plif_lightning.runs.settings`."""
-        return self.part("settings")
+        return self.section("settings")
 
     @property
     def distinctions(self) -> dict[str, Any]:
-        """`settings`, and what else runs of other keys may differ in: the user's code, and changes on resuming."""
-        changes = {f"{name} after step {step}": value for step, name, value in self.changes}
-        code = ", ".join(f"{name} {str(digest)[:6]}" for name, digest in self.part("code").items())
-        return {**self.settings, **({"code": code} if code else {}), **changes}
+        """`settings`, the user's code, and changes on resuming: all that may tell this run from others."""
+        changes = {f"{name} after step {step}": value for step, name, value in self.changes if name != "code"}
+        changes |= {
+            f"code after step {step}": code_in_words(value) for step, name, value in self.changes if name == "code"
+        }
+        changed = {name for _, name, _ in self.changes}
+        kept = {name: value for name, value in self.settings.items() if name not in changed}
+        code = {"code": code_in_words(self.section("code"))} if self.section("code") else {}
+        program = {"recorded by": "another program"} if self.record.get("of_another_program") else {}
+        return {**kept, **code, **changes, **program}
 
     @property
     def changes(self) -> list[tuple[int, str, Any]]:
-        """What was changed on resuming: step of the optimiser, name of the setting (or `code`), and its new value."""
-        found = self.record.get("changes")
-        return [tuple(one) for one in found] if isinstance(found, list) else []
+        """Changes on resuming: step of the optimiser, name of the setting (or `code`), and its new value."""
+        recorded = self.record.get("changes")
+        return [tuple(change) for change in recorded] if isinstance(recorded, list) else []
 
     @property
     def arguments(self) -> list[str]:
         """Arguments of main.py of the first call, the last lengths included; empty if unknown."""
-        found = self.record.get("arguments")
-        return [str(one) for one in found] if isinstance(found, list) else []
+        recorded = self.record.get("arguments")
+        return [str(argument) for argument in recorded] if isinstance(recorded, list) else []
 
     @property
     def resumptions(self) -> list[tuple[int, list[str]]]:
         """Step and options of each call that resumed the run with changes."""
-        found = self.record.get("resumed")
-        return [(step, [*map(str, options)]) for step, options in found] if isinstance(found, list) else []
+        recorded = self.record.get("resumed")
+        return [(step, [*map(str, options)]) for step, options in recorded] if isinstance(recorded, list) else []
 
     @property
     def started(self) -> float:
@@ -108,7 +120,7 @@ class Run:
 
     @property
     def structure(self) -> Structure | None:
-        """The network's layers; None of a user-defined one, or where they cannot be read."""
+        """The network's layers; None for a user-defined network or an unreadable structure."""
         try:
             return parse(str(self.record["structure"]))
         except (KeyError, UserError):
@@ -116,12 +128,12 @@ class Run:
 
     @property
     def epochs(self) -> int:
-        """Epochs since initialisation, including those of a checkpoint that the run started from."""
+        """Epochs since initialisation, including a checkpoint's from which the run started."""
         return int(self.metrics[-1]["epoch"]) + 1 if self.metrics else 0
 
     @property
     def protocol(self) -> str:
-        """A: best epoch on the test set; B: best epoch on a held-out part of the training set, then one test."""
+        """A: best epoch on the test set; B: best epoch on a held-out part of the training set, then tested once."""
         return protocol(self.config)
 
     @property
@@ -131,13 +143,13 @@ class Run:
     @property
     def best_of_ties(self) -> str:
         """Tie break between epochs of equal validation accuracy: `first` or `last`."""
-        return self.setting("best_of_ties") or usual_ties(self.protocol)
+        return self.setting("best_of_ties") or default_ties(self.protocol)
 
     @property
     def best_metrics(self) -> dict[str, float]:
         """Metrics of the epoch with the best validation; empty before the first."""
-        if (known := self.record.get("best_epoch")) is not None:  # of a published run that kept no accuracy of it
-            return next((row for row in self.metrics if row["epoch"] + 1 == known), {})
+        if (epoch := self.record.get("best_epoch")) is not None:  # of a published run that kept no accuracy of it
+            return next((row for row in self.metrics if row["epoch"] + 1 == epoch), {})
         rows = [row for row in self.metrics if 0 <= row.get(self.val_key, math.nan) <= 1]
         if self.best_of_ties == "last":
             rows.reverse()
@@ -152,8 +164,8 @@ class Run:
     @property
     def test(self) -> float | None:
         """Accuracy on the test set, measured once on the best epoch's weights, from 0 to 1; None if it was not."""
-        found = self.record.get("test")
-        return float(found) if isinstance(found, (int, float)) and 0 <= found <= 1 else None
+        accuracy = self.record.get("test")
+        return float(accuracy) if isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1 else None
 
     @property
     def accuracy(self) -> float | None:
@@ -165,8 +177,8 @@ class Run:
     @property
     def samples(self) -> dict[str, int]:
         """Number of samples of each part of the data."""
-        found = self.part("data").get("samples")
-        counts = found if isinstance(found, dict) else {}
+        counts_of_data = self.section("data").get("samples")
+        counts = counts_of_data if isinstance(counts_of_data, dict) else {}
         tested = self.record.get("tested")
         return {n: k for n, k in {**counts, **({"test": tested} if tested else {})}.items() if isinstance(k, int)}
 
@@ -177,7 +189,7 @@ class Run:
 
     @property
     def firing_rate(self) -> float | None:
-        """Spikes per neuron and time-step over the whole network in the best epoch; None if unknown."""
+        """Spikes per neuron and time-step over the network in the best epoch; None if unknown."""
         spikes, updates = self.spikes, self._updates
         return None if spikes is None or not updates else spikes / sum(updates.values())
 
@@ -186,35 +198,39 @@ class Run:
         """Spikes for a validation sample in the best epoch; None if they are unknown."""
         rates, updates = layer_values(self.best_metrics, "rate"), self._updates
         if not updates or not updates.keys() <= rates.keys():
-            found = self.part("cost").get("spikes")  # of a row of a table of results
-            return float(found) if isinstance(found, (int, float)) and found >= 0 else None
+            spikes_of_record = self.section("cost").get("spikes")  # of a row of a table of results
+            return (
+                float(spikes_of_record)
+                if isinstance(spikes_of_record, (int, float)) and spikes_of_record >= 0
+                else None
+            )
         return sum(rates[layer] * n for layer, n in updates.items())
 
     @property
     def _updates(self) -> dict[str, float]:
         """Neurons times steps of each layer that has neurons."""
-        found = self.part("cost").get("updates")
-        if not isinstance(found, dict):
+        updates = self.section("cost").get("updates")
+        if not isinstance(updates, dict):
             return {}
-        return {name: n for name, n in ((name, positive(n)) for name, n in found.items()) if n is not None}
+        return {name: n for name, n in ((name, positive(n)) for name, n in updates.items()) if n is not None}
 
     @property
     def energy(self) -> float | None:
         """Estimated energy for a sample [uJ], with 8-bit weights and memory, see `deploy.costs`; None if unknown."""
-        found = positive(self.part("cost").get("pj_int8_reused"))
-        return None if found is None else found / 1e6
+        picojoules = positive(self.section("cost").get("pj_int8_reused"))
+        return None if picojoules is None else picojoules / 1e6
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:
-        """Return epochs (from 1) and values of one metric."""
+        """Return epochs (from 1) and values of a metric."""
         rows = [row for row in self.metrics if key in row]
         return [row["epoch"] + 1 for row in rows], [row[key] for row in rows]
 
     def layers(self, kind: str) -> list[str]:
         """Return the layers that have values of a kind (`tau`, `rate`), in network order."""
-        found: dict[str, None] = {}
+        names: dict[str, None] = {}
         for row in self.metrics:
-            found |= dict.fromkeys(layer_values(row, kind))
-        return list(found)
+            names |= dict.fromkeys(layer_values(row, kind))
+        return list(names)
 
 
 def read_run(folder: Path, root: Path | None = None) -> Run:
@@ -226,7 +242,7 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
     """
     files = RunFolder(folder)
     problems: list[str] = []
-    config, record = loaded(files.config, problems), loaded(files.record, problems)
+    config, record = load_mapping(files.config, problems), load_mapping(files.record, problems)
     metrics = []
     if files.metrics.is_file():
         try:
@@ -255,14 +271,14 @@ def find_runs(root: Path | str) -> list[Run]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"runs must be a folder, got {root}, which does not exist.")
-    found = []
-    for folder, below, files in walked(root, _by_number):
+    runs = []
+    for folder, below, files in walk(root, _by_number):
         if "run.json" in files:
-            found.append(read_run(folder, root))
+            runs.append(read_run(folder, root))
             below.clear()  # subfolders hold evaluations of this run
-    if not found:
-        raise UserError(f"there is no run in {root}: `{program.shown()} fit --config quickstart` creates one.")
-    return found
+    if not runs:
+        raise UserError(f"there is no run in {root}: `{program.program_name()} fit --config quickstart` creates one.")
+    return runs
 
 
 def _by_number(name: str) -> list[tuple[int, Any]]:

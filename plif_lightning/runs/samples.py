@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.files import atomic_write
 
 
 @dataclass(frozen=True)
-class Samples:
+class RecordedSamples:
     """Inputs, spikes and votes of a run's best network for a few validation samples.
 
     Attributes:
@@ -32,7 +32,7 @@ class Samples:
     votes: NDArray[Any]
 
 
-def read_samples(folder: RunFolder) -> Samples | None:
+def read_samples(folder: RunFolder) -> RecordedSamples | None:
     """Read the samples of a run; None if nothing was recorded.
 
     Raises:
@@ -44,7 +44,7 @@ def read_samples(folder: RunFolder) -> Samples | None:
         with folder.samples.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             shape = tuple(stored["spikes_shape"])
             bits = np.unpackbits(stored["spikes"], count=int(np.prod(shape)))
-            return Samples(
+            return RecordedSamples(
                 stored["label"],
                 [*map(str, stored["classes"])],
                 stored["frames"],
@@ -52,13 +52,13 @@ def read_samples(folder: RunFolder) -> Samples | None:
                 bits.reshape(shape).astype(bool),
                 stored["votes"],
             )
-    except Exception as error:  # zipfile, zlib and NumPy each raise their own types
+    except Exception as error:  # zipfile, zlib and NumPy each raise different types
         raise UserError(f"{folder.samples} cannot be read: {' '.join(str(error).split())}.") from error
 
 
-def write_samples(folder: RunFolder, samples: Samples) -> None:
+def write_samples(folder: RunFolder, samples: RecordedSamples) -> None:
     """Write the file that `read_samples` reads."""
-    with written_whole(folder.samples, "wb") as file:
+    with atomic_write(folder.samples, "wb") as file:
         np.savez_compressed(
             file,
             label=samples.label,

@@ -1,4 +1,4 @@
-"""What a run is: the settings that tell it from other runs, and their hash. Runs with equal keys are averaged."""
+"""Identity of a run: the settings that distinguish it, and their hash. Runs with equal keys are averaged."""
 
 import hashlib
 import importlib
@@ -14,15 +14,16 @@ from plif_lightning.structure import NUMBERS, Numbers, numbers_of, parse
 
 
 class Role(Flag):
-    """What a setting is for. One without a role is what a run is, in training and in evaluation.
+    """Role of a setting. A setting without a role is part of a run's identity, in training and evaluation.
 
     Attributes:
-        PLACE: where files lie and what is shown: neither in the key nor in the command that repeats a run.
+        PLACE: without effect on results: paths, display, loader processes; neither in the key nor in the command that
+            repeats a run.
         HOW: how it computes: in that command, not in the key.
         LENGTH: may change when a run is resumed; the record has the change.
         TRAINING: an evaluation does not use it.
         SPLIT: chooses the samples that are held out; with others an evaluation would measure samples of the training.
-        COLUMN: tables and figures show it apart from the other settings.
+        COLUMN: tables and figures have a column or axis for it.
         EFFORT: how long, how hard and how large a network is trained, which the paper's setting leaves open.
     """
 
@@ -118,51 +119,51 @@ _SHOWING = ("ProgressBar", "LearningRateMonitor", "DeviceStatsMonitor", "ModelSu
 
 
 def settings(config: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
-    """The settings that make a run what it is, by dotted names, where they differ from their defaults.
+    """The settings of a run's identity, by dotted names, where they differ from their defaults.
 
     A new argument of a class therefore changes no earlier run. Classes that the configuration names are imported: it
     must be the user's, not a file's.
 
     Args:
         config: configuration of a `fit`, nested.
-        processes: that train together; their batches are one.
+        processes: that train together; their batches add up.
     """
-    model, data, trainer = (config.get(part) or {} for part in ("model", "data", "trainer"))
+    model, data, trainer = (config.get(block) or {} for block in ("model", "data", "trainer"))
     if processes > 1 and (size := setting_in(config, "data.batch_size")) is not None:
         data = {**data, "init_args": {**data["init_args"], "batch_size": size * processes}}
     # The protocol is always among them: accuracies of two protocols are never averaged.
-    found = {"data.validation": validation_of(config)} if data else {}
-    found |= dict(_of_class("data", data))
-    found |= dict(_of_block("model", by_numbers(model)))
+    named = {"data.validation": validation_of(config)} if data else {}
+    named |= dict(_of_class("data", data))
+    named |= dict(_of_block("model", by_numbers(model)))
     counted = {name: trainer.get(name, _OF_TRAINER.get(name)) for name in _counted_of_trainer()}
-    counted = {name: value for name, value in counted.items() if not name.startswith("limit_") or is_part(value)}
-    found |= dict(_of_block("trainer", {**counted, "callbacks": _callbacks(counted["callbacks"])}))
+    counted = {name: value for name, value in counted.items() if not name.startswith("limit_") or limits_data(value)}
+    named |= dict(_of_block("trainer", {**counted, "callbacks": _callbacks(counted["callbacks"])}))
     if hook := setting_in(config, "trainer.strategy.ddp_comm_hook"):  # which may round gradients
-        found["trainer.strategy.ddp_comm_hook"] = hook
-    if config.get("best_of_ties") is not None and config["best_of_ties"] != usual_ties(protocol(config)):
-        found["best_of_ties"] = config["best_of_ties"]
-    return {name: value for name, value in found.items() if not role(name) & (Role.PLACE | Role.HOW)}
+        named["trainer.strategy.ddp_comm_hook"] = hook
+    if config.get("best_of_ties") is not None and config["best_of_ties"] != default_ties(protocol(config)):
+        named["best_of_ties"] = config["best_of_ties"]
+    return {name: value for name, value in named.items() if not role(name) & (Role.PLACE | Role.HOW)}
 
 
 def _counted_of_trainer() -> list[str]:
-    """The Trainer's own settings that are part of what a run is."""
+    """The Trainer's settings that are part of a run's identity."""
     names = (name.removeprefix("trainer.") for name, of in ROLES.items() if not of & (Role.PLACE | Role.HOW))
     return [name for name in names if f"trainer.{name}" in ROLES and "." not in name]
 
 
-def key(found: Mapping[str, Any], content: str = "") -> str:
+def key(named: Mapping[str, Any], content: str = "") -> str:
     """Hash of a run's settings and of the identity of its data; equal for runs that differ in their seed alone."""
-    text = json.dumps([sorted(found.items()), content], default=str)
+    text = json.dumps([sorted(named.items()), content], default=str)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Names of settings in which two runs differ; one that is missing has its default."""
-    return [name for name in dict.fromkeys((*one, *other)) if one.get(name) != other.get(name)]
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Names of settings in which two runs differ; a missing setting has its default."""
+    return [name for name in dict.fromkeys((*first, *second)) if first.get(name) != second.get(name)]
 
 
 def validation_of(config: Mapping[str, Any]) -> Any:
-    """`data.validation` of a configuration; of one that does not say, the default."""
+    """`data.validation` of a configuration; the default if it does not say."""
     return setting_in(config, "data.validation", "holdout")
 
 
@@ -171,29 +172,30 @@ def protocol(config: Mapping[str, Any]) -> str:
     return "A" if validation_of(config) == "test" else "B"
 
 
-def usual_ties(of_protocol: str) -> str:
-    """Which of several epochs with the best accuracy is kept: the last on a held-out part, as in the authors' code."""
+def default_ties(of_protocol: str) -> str:
+    """Which of the epochs with the best accuracy is kept: the last on a held-out part, as in the authors' code."""
     return "last" if of_protocol == "B" else "first"
 
 
-def is_part(limit: Any) -> bool:
-    """True if a `limit_..._batches` leaves out data: Lightning takes 1 for one batch, 1.0 and None for all of them."""
+def limits_data(limit: Any) -> bool:
+    """True if a `limit_..._batches` leaves out data: Lightning takes 1 for a single batch, 1.0 and None for all of
+    them."""
     return limit is not None and not (isinstance(limit, float) and limit == 1.0)
 
 
 def setting_in(config: Mapping[str, Any], name: str, default: Any = None) -> Any:
     """A value of a nested configuration by its dotted name, without `init_args`."""
     value: Any = config
-    for part in name.split("."):
-        if isinstance(value, Mapping) and part not in value and isinstance(value.get("init_args"), Mapping):
+    for component in name.split("."):
+        if isinstance(value, Mapping) and component not in value and isinstance(value.get("init_args"), Mapping):
             value = value["init_args"]
-        if not isinstance(value, Mapping) or part not in value:
+        if not isinstance(value, Mapping) or component not in value:
             return default
-        value = value[part]
+        value = value[component]
     return value
 
 
-def flat(block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_settings(block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Settings of a nested configuration by their names on the command line: a class is its path, a list its JSON."""
     for key, value in block.items():
         name = f"{above}{key}"
@@ -202,48 +204,52 @@ def flat(block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
             continue
         if "class_path" in value:
             yield name, value["class_path"]
-        inside = {**value, **(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}
-        yield from flat({n: v for n, v in inside.items() if n not in ("class_path", *_ARGUMENTS)}, f"{name}.")
+        inner = {**value, **(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}
+        yield from flatten_settings(
+            {n: v for n, v in inner.items() if n not in ("class_path", *_ARGUMENTS)}, f"{name}."
+        )
 
 
-def nested(known: Mapping[str, Any]) -> dict[str, Any]:
+def nest_settings(named: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of settings by their dotted names, as `setting_in` reads it."""
-    found: dict[str, Any] = {}
-    for name, value in known.items():
+    config: dict[str, Any] = {}
+    for name, value in named.items():
         *blocks, last = name.split(".")
-        block = found
-        for part in blocks:
-            inside = block.setdefault(part, {})
-            if not isinstance(inside, dict):  # of a class, and of its arguments
-                inside = block[part] = {"class_path": inside, "init_args": {}}
-            block = inside.get("init_args", inside)
+        block = config
+        for component in blocks:
+            inner = block.setdefault(component, {})
+            if not isinstance(inner, dict):  # of a class, and of its arguments
+                inner = block[component] = {"class_path": inner, "init_args": {}}
+            block = inner.get("init_args", inner)
         block[last] = value
-    return found
+    return config
 
 
 def by_numbers(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a network with `structure` where it is not the paper's, otherwise with the six numbers.
+    """Canonical settings of a network: the six numbers if they describe it, otherwise `structure` as text.
 
-    A network that does not use them (a user-defined one), or whose structure cannot be read, is returned as it is.
+    User-defined networks and unreadable structures are returned unchanged.
     """
     text = model.get("structure")
-    given = {name: model[name] for name in Numbers._fields if model.get(name) is not None}
-    if model.get("network") is not None or not (given or text is not None or "n_conv" in model):
+    numbers_of_model = {name: model[name] for name in Numbers._fields if model.get(name) is not None}
+    if model.get("network") is not None or not (numbers_of_model or text is not None or "n_conv" in model):
         return dict(model)
     try:
-        found = None if text is None else parse(text)
+        structure = None if text is None else parse(text)
     except UserError:
         return dict(model)
-    numbers = NUMBERS if found is None else numbers_of(found)
+    numbers = NUMBERS if structure is None else numbers_of(structure)
     if numbers is None:
-        return {**model, "structure": str(found)}
-    return {**model, "structure": None, **numbers._asdict(), **given}
+        return {**model, "structure": str(structure)}
+    return {**model, "structure": None, **numbers._asdict(), **numbers_of_model}
 
 
-def _callbacks(given: Any) -> list[Any] | None:
-    """The Trainer's callbacks without those that only show something."""
-    several = given if isinstance(given, list) else [given] if given is not None else []
-    return [one for one in several if not any(kind in str(one) for kind in _SHOWING)] or None
+def _callbacks(value: Any) -> list[Any] | None:
+    """The Trainer's callbacks without progress bars and the like."""
+    callbacks = value if isinstance(value, list) else [value] if value is not None else []
+    return [
+        callback for callback in callbacks if not any(class_name in str(callback) for class_name in _SHOWING)
+    ] or None
 
 
 @cache
@@ -261,21 +267,21 @@ def defaults() -> dict[str, Any]:
 def defaults_of(kind: Any) -> dict[str, Any]:
     """The default of each argument of a class."""
     arguments = inspect.signature(kind).parameters.values()
-    return {one.name: one.default for one in arguments if one.default is not one.empty}
+    return {argument.name: argument.default for argument in arguments if argument.default is not argument.empty}
 
 
 def _of_block(
     name: str, block: Mapping[str, Any], of_class: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[str, Any]]:
     """Yield the settings of a block that differ from the defaults of a class, or of network, training and Trainer."""
-    for part, value in block.items():
-        full = f"{name}.{part}"
-        default = defaults().get(full) if of_class is None else of_class.get(part)
+    for setting, value in block.items():
+        full = f"{name}.{setting}"
+        default = defaults().get(full) if of_class is None else of_class.get(setting)
         if isinstance(value, Mapping) and "class_path" in value:
             yield from _of_class(full, value)
         elif isinstance(value, Mapping):
             # Their order may be their meaning.
-            yield full, [[int(key) if str(key).isdecimal() else key, _plain(one)] for key, one in value.items()]
+            yield full, [[int(key) if str(key).isdecimal() else key, _plain(item)] for key, item in value.items()]
         elif _plain(value) != _plain(default):
             yield full, _plain(value)
 
@@ -290,11 +296,11 @@ def _of_class(name: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON gives it back; of a class its name and what differs from its defaults."""
+    """A value as it returns from JSON; for a class, its name and non-default arguments."""
     if isinstance(value, Mapping) and "class_path" in value:
         return dict(_of_class("class", value))
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

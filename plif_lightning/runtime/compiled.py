@@ -44,12 +44,12 @@ def _compile_lock(function: Callable[..., Any]) -> FileLock | None:
 
 
 def _compile_once(dispatcher: Any, cache: Any) -> None:
-    """Let one of several concurrent processes compile a function; the others wait and load it from the cache.
+    """Let a single process compile a function; concurrent ones wait and load it from the cache.
 
     A process that waits for a function's lock holds only locks of its callers, so there is no deadlock.
     """
     load, compile_for = cache.load_overload, dispatcher.compile
-    held = ExitStack()
+    locks = ExitStack()
 
     def load_or_lock(*arguments: Any) -> Any:
         code = load(*arguments)
@@ -57,19 +57,19 @@ def _compile_once(dispatcher: Any, cache: Any) -> None:
             _warn_once()
             with suppress(Timeout, OSError, NotImplementedError):  # without locks every process compiles
                 if (lock := _compile_lock(dispatcher.py_func)) is not None:
-                    held.enter_context(lock.acquire(timeout=_LOCK_TIMEOUT))
+                    locks.enter_context(lock.acquire(timeout=_LOCK_TIMEOUT))
                     code = load(*arguments)
         return code
 
     def compile_and_release(*arguments: Any) -> Any:
-        # Take numba's own lock first, because compiling a function also compiles the functions that it calls.
-        with global_compiler_lock, held:
+        # Take numba's lock first, because compiling a function also compiles the functions that it calls.
+        with global_compiler_lock, locks:
             return compile_for(*arguments)
 
     cache.load_overload, dispatcher.compile = load_or_lock, compile_and_release
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compile_cached(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function to machine code on its first call, for the argument types of that call.
 
     It runs single-threaded and without the GIL, so it is safe in threads and in forked or spawned worker processes.
@@ -85,6 +85,6 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return dispatcher
 
 
-# The same for a function that only compiled functions call: no way in from Python, and no file of its own, which take a
+# The same for a function that only compiled functions call: no way in from Python, and no cache file, which take a
 # fifth of the time.
 inner: Any = functools.partial(numba.njit, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)

@@ -37,9 +37,9 @@ def relative(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def is_address(place: str) -> bool:
+def is_address(path: str) -> bool:
     """True for a URL such as s3://bucket, False for a path."""
-    return "://" in place
+    return "://" in path
 
 
 def reason(error: OSError) -> str:
@@ -53,7 +53,7 @@ def about_writing(error: OSError) -> bool:
 
 
 class _Watched:
-    """A file that keeps its last write error, because some libraries replace it by their own."""
+    """A file that keeps its last write error, because some libraries replace it."""
 
     def __init__(self, file: IO[Any]) -> None:
         self._file = file
@@ -72,7 +72,7 @@ class _Watched:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add `path` to any OSError without a file name, such as one raised by `write`."""
+    """Add `path` to any OSError without a file name, such as from `write`."""
     try:
         yield
     except OSError as error:
@@ -82,7 +82,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def written_whole(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """Yield a temporary file that replaces `path` atomically if the block ends without an error.
 
     After an error, `path` is unchanged. The temporary file is in the same folder and is fsynced before the rename.
@@ -140,7 +140,7 @@ def is_about_locks(error: Exception) -> bool:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, so that one process at a time writes there. It is created if it is missing."""
+    """Hold the lock of a folder, so that a single process writes there. It is created if it is missing."""
     from filelock import Timeout
 
     folder.mkdir(parents=True, exist_ok=True)

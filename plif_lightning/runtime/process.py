@@ -1,4 +1,4 @@
-"""This process: its allocator, cores and signals, and what a run notes of its machine."""
+"""This process: its allocator, cores and signals, and the description of its machine."""
 
 import ctypes
 import os
@@ -45,7 +45,7 @@ def cores() -> int:
 
 
 def takes_signals() -> bool:
-    """True in the main thread, the only one in which Python can set signal handlers."""
+    """True in the main thread, the only thread in which Python can set signal handlers."""
     return threading.current_thread() is threading.main_thread()
 
 
@@ -54,10 +54,10 @@ def ending() -> list[signal.Signals]:
 
     SIGHUP is left out if it is ignored, as under `nohup`.
     """
-    found = [signal.SIGTERM]
+    signals = [signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # absent from Windows
-        found.append(signal.SIGHUP)
-    return found
+        signals.append(signal.SIGHUP)
+    return signals
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def on_termination(handler: Callable[[int, FrameType | None], Any]) -> Iterator[
     """Handle SIGTERM and SIGHUP within the block, then restore the previous handlers; no effect in other threads.
 
     The handler of SIGINT is restored, too: Lightning leaves it ignored after a Ctrl-C while a fit is set up, and a
-    notebook would hear no other one.
+    notebook would miss others.
     """
     before = {}
     if takes_signals():
@@ -74,9 +74,9 @@ def on_termination(handler: Callable[[int, FrameType | None], Any]) -> Iterator[
     try:
         yield
     finally:
-        for number, own in before.items():
-            if own is not None:  # of a program that embeds Python, which Python cannot set
-                signal.signal(number, own)
+        for number, earlier in before.items():
+            if earlier is not None:  # of a program that embeds Python, which Python cannot set
+                signal.signal(number, earlier)
 
 
 def ignore_loaders_end() -> None:
@@ -89,15 +89,15 @@ def processor() -> str:
     """Return the processor's name, with family and model if known, because many processors share a name."""
     import platform
 
-    known: dict[str, str] = {}
+    fields: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
-            known.setdefault(name.strip(), value.strip())
+            fields.setdefault(name.strip(), value.strip())
     except OSError:
         pass
-    name = known.get("model name") or platform.processor() or platform.machine()
-    numbers = [f"{key.split()[-1]} {known[key]}" for key in ("cpu family", "model") if known.get(key)]
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{key.split()[-1]} {fields[key]}" for key in ("cpu family", "model") if fields.get(key)]
     return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
@@ -116,17 +116,17 @@ def milliseconds(step: Callable[[], object], device: Any = None) -> float:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git says in this checkout; None outside of one."""
+    """Return git's output in this checkout; None outside of a checkout."""
     import subprocess
 
     try:
         # An installed package may lie in a virtual environment inside the checkout of another project.
         for of in (["ls-files", "--error-unmatch", "__init__.py"], [*arguments]):
             command = ["git", "-C", os.fspath(_PACKAGE), *of]
-            said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+            output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return said
+    return output
 
 
 def commit() -> str | None:
@@ -139,14 +139,14 @@ def changed_files() -> list[Path]:
     """Return the files of this package's code that are not as in the commit of its checkout."""
     changed = _git("diff", "--name-only", "--relative", "--diff-filter=d", "HEAD", "--", "*.py")
     added = _git("ls-files", "--others", "--exclude-standard", "--", "*.py")
-    return [_PACKAGE / name for said in (changed, added) for name in (said or "").splitlines()]
+    return [_PACKAGE / name for output in (changed, added) for name in (output or "").splitlines()]
 
 
 def surroundings(accelerator: str | None = None) -> dict[str, str]:
-    """Return machine, versions and commit, each as one line of text.
+    """Return machine, versions and commit, each as a line of text.
 
     Args:
-        accelerator: name of the accelerator, if one is used.
+        accelerator: name of the accelerator, if used.
     """
     import importlib.metadata
     import platform
@@ -158,9 +158,9 @@ def surroundings(accelerator: str | None = None) -> dict[str, str]:
         name: importlib.metadata.version(name) for name in ("lightning", "numba", "numpy")
     }
     versions = {"Python": platform.python_version(), **packages}
-    found = {
-        "machine": ", ".join(part for part in (processor(), used, accelerator) if part),
+    surroundings_here = {
+        "machine": ", ".join(text for text in (processor(), used, accelerator) if text),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
-    made_from = commit()
-    return found if made_from is None else {**found, "commit": made_from}
+    revision = commit()
+    return surroundings_here if revision is None else {**surroundings_here, "commit": revision}

@@ -25,16 +25,16 @@ EXTRAS = {
 }
 
 
-def shown() -> str:
+def program_name() -> str:
     """Return the command as a user types it."""
     is_installed = not _IS_CHECKOUT or Path(sys.argv[0]).stem == "plif-lightning"
     return "plif-lightning" if is_installed else "python main.py"
 
 
 def installing(extra: str) -> str:
-    """Return the command that installs what an extra of this package brings, as a user types it.
+    """Return the command that installs an extra of this package, as a user types it.
 
-    Outside of a checkout it names the packages themselves: no index has a release of this one.
+    Outside of a checkout it names the packages themselves: no index has a release of it.
     """
     if _IS_CHECKOUT:
         return f"pip install '.[{extra}]'"
@@ -43,18 +43,18 @@ def installing(extra: str) -> str:
     return f"pip install {' '.join(packages)}"
 
 
-def require_package(package: str, what: str) -> None:
-    """Refuse what needs a package that is not installed, without importing it.
+def require_package(package: str, purpose: str) -> None:
+    """Refuse a purpose that needs a package that is not installed, without importing it.
 
     Raises:
         MissingExtraError: it is not installed.
     """
     try:
-        found = find_spec(package) is not None
+        is_installed = find_spec(package) is not None
     except ImportError:
-        found = False
-    if not found:
-        raise _lacking(package, what)
+        is_installed = False
+    if not is_installed:
+        raise _lacking(package, purpose)
 
 
 def command() -> list[str]:
@@ -66,22 +66,22 @@ class MissingExtraError(UserError):
     """A package that an extra brings is not installed."""
 
 
-def missing(error: BaseException, what: str = "this") -> MissingExtraError | None:
+def missing(error: BaseException, purpose: str = "this") -> MissingExtraError | None:
     """The sentence for a failed import of such a package; None for another error."""
     package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
-    return _lacking(package, what) if package in EXTRAS else None
+    return _lacking(package, purpose) if package in EXTRAS else None
 
 
-def _lacking(package: str, what: str) -> MissingExtraError:
-    return MissingExtraError(f"{what} needs {package}, which is not installed: {installing(EXTRAS[package])}.")
+def _lacking(package: str, purpose: str) -> MissingExtraError:
+    return MissingExtraError(f"{purpose} needs {package}, which is not installed: {installing(EXTRAS[package])}.")
 
 
 @contextmanager
-def needed_by(what: str) -> Iterator[None]:
+def needed_by(purpose: str) -> Iterator[None]:
     """Turn a failed import of an optional package within the block into a sentence with the command that brings it.
 
     Args:
-        what: what needs it, as the beginning of the sentence.
+        purpose: the purpose, as the beginning of the sentence.
 
     Raises:
         MissingExtraError: the package is not installed.
@@ -89,6 +89,6 @@ def needed_by(what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        if (sentence := missing(error, what)) is not None:
+        if (sentence := missing(error, purpose)) is not None:
             raise sentence from error
         raise

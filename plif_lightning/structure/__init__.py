@@ -4,16 +4,16 @@ from plif_lightning.structure.layers import (
     FC,
     Conv,
     Integrator,
-    Layer,
     Neurons,
+    NotationLayer,
     Pool,
     Residual,
     Structure,
     Votes,
 )
 from plif_lightning.structure.notation import NEURONS, parse
-from plif_lightning.structure.paper import NUMBERS, Numbers, numbers_of, resolved
-from plif_lightning.structure.shapes import FROM_DATA, Placed, placed
+from plif_lightning.structure.paper import NUMBERS, Numbers, numbers_of, resolve_structure
+from plif_lightning.structure.shapes import FROM_DATA, LayerSpec, layer_specs
 
 __all__ = [
     "FC",
@@ -22,16 +22,16 @@ __all__ = [
     "NUMBERS",
     "Conv",
     "Integrator",
-    "Layer",
+    "LayerSpec",
     "Neurons",
+    "NotationLayer",
     "Numbers",
-    "Placed",
     "Pool",
     "Residual",
     "Structure",
     "Votes",
+    "layer_specs",
     "numbers_of",
     "parse",
-    "placed",
-    "resolved",
+    "resolve_structure",
 ]

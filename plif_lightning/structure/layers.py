@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 Size = int | tuple[int, int]
-Value = float | int | bool | str | None
-How = Literal["ADD", "AND", "IAND"]
+ArgumentValue = float | int | bool | str | None
+Combine = Literal["ADD", "AND", "IAND"]
 
 
 def pair(size: Size) -> tuple[int, int]:
@@ -27,7 +27,7 @@ def written_size(size: Size) -> str:
     return str(size) if isinstance(size, int) else "x".join(map(str, size))
 
 
-def written_value(value: Value) -> str:
+def written_value(value: ArgumentValue) -> str:
     """A value as the notation writes it."""
     names = {True: "true", False: "false", None: "null"}
     return names[value] if isinstance(value, bool) or value is None else str(value)
@@ -35,19 +35,19 @@ def written_value(value: Value) -> str:
 
 @dataclass(frozen=True)
 class Neurons:
-    """Neurons by their class, or its import path, with arguments of their own: `PLIF`, `LIF(init_tau=3.0)`."""
+    """Neurons by their class, or its import path, with arguments: `PLIF`, `LIF(init_tau=3.0)`."""
 
     name: str
-    arguments: tuple[tuple[str, Value], ...] = ()
+    arguments: tuple[tuple[str, ArgumentValue], ...] = ()
 
     def __str__(self) -> str:
-        own = ",".join(f"{name}={written_value(value)}" for name, value in self.arguments)
-        return f"{self.name}({own})" if own else self.name
+        written_arguments = ",".join(f"{name}={written_value(value)}" for name, value in self.arguments)
+        return f"{self.name}({written_arguments})" if written_arguments else self.name
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool of maps: `MPk2s2`, `APk3s2p1`; `AP` over the whole map where kernel is None."""
+    """A pool of maps: `MPk2s2`, `APk3s2p1`; `AP` over the full map if kernel is None."""
 
     kind: Literal["MP", "AP"]
     kernel: Size | None = None
@@ -63,12 +63,12 @@ class Pool:
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution with what follows it: `c128k3s1-BN-PLIF-MPk2s2`. It has a bias if no BN follows.
+    """A convolution with its BN, neurons and pool: `c128k3s1-BN-PLIF-MPk2s2`. It has a bias if no BN follows.
 
     Attributes:
         padding: None for half the kernel, which keeps the size of a map at stride 1.
         norm: BN follows.
-        neurons: None for a convolution whose output is not turned into spikes.
+        neurons: None for a convolution without spiking output.
         pool: of the neurons' spikes; None without neurons.
     """
 
@@ -86,22 +86,22 @@ class Conv:
     def convolution(self) -> str:
         """The convolution alone: `c128k3s1`."""
         more = [("p", self.padding, None), ("d", self.dilation, 1), ("g", self.groups, 1)]
-        others = "".join(f"{letter}{written_size(v)}" for letter, v, default in more if v != default and v is not None)
-        return f"c{self.channels}k{written_size(self.kernel)}s{written_size(self.stride)}{others}"
+        options = "".join(f"{letter}{written_size(v)}" for letter, v, default in more if v != default and v is not None)
+        return f"c{self.channels}k{written_size(self.kernel)}s{written_size(self.stride)}{options}"
 
     @property
-    def unpooled(self) -> str:
+    def notation_without_pool(self) -> str:
         """All but the pool."""
-        own = [] if self.neurons is None else [str(self.neurons)]
-        return "-".join([self.convolution, *(["BN"] if self.norm else []), *own])
+        suffix = [] if self.neurons is None else [str(self.neurons)]
+        return "-".join([self.convolution, *(["BN"] if self.norm else []), *suffix])
 
     def __str__(self) -> str:
-        return self.unpooled if self.pool is None else f"{self.unpooled}-{self.pool}"
+        return self.notation_without_pool if self.pool is None else f"{self.notation_without_pool}-{self.pool}"
 
 
 @dataclass(frozen=True)
 class FC:
-    """An FC layer with what belongs to it: `DP-FC2048-PLIF`.
+    """An FC layer with its dropout and neurons: `DP-FC2048-PLIF`.
 
     Attributes:
         bias: `FC10b`.
@@ -122,7 +122,7 @@ class FC:
 
 @dataclass(frozen=True)
 class Residual:
-    """Two branches whose outputs are combined: `ADD(c64k3s1-BN-PLIF)`, `ADD(c64k3s2-BN-PLIF|c64k1s2-BN-PLIF)`.
+    """Two branches, combined: `ADD(c64k3s1-BN-PLIF)`, `ADD(c64k3s2-BN-PLIF|c64k1s2-BN-PLIF)`.
 
     Attributes:
         how: ADD, the sum; AND, the product; IAND, (1 - branch) shortcut.
@@ -133,15 +133,15 @@ class Residual:
     Source: Fang et al. 2021, "Deep Residual Learning in Spiking Neural Networks" (SEW-ResNet), Table 1.
     """
 
-    how: How
-    branch: tuple["Layer", ...]
-    shortcut: tuple["Layer", ...] = ()
+    combination: Combine
+    branch: tuple["NotationLayer", ...]
+    shortcut: tuple["NotationLayer", ...] = ()
     neurons: Neurons | None = None
 
     def __str__(self) -> str:
         shortcut = f"|{written(self.shortcut)}" if self.shortcut else ""
-        own = "" if self.neurons is None else f"-{self.neurons}"
-        return f"{self.how}({written(self.branch)}{shortcut}){own}"
+        suffix = "" if self.neurons is None else f"-{self.neurons}"
+        return f"{self.combination}({written(self.branch)}{shortcut}){suffix}"
 
 
 @dataclass(frozen=True)
@@ -158,30 +158,30 @@ class Votes:
 class Integrator:
     """A leaky integral of the readout: `LI`, `LI(init_tau=4.0)`."""
 
-    arguments: tuple[tuple[str, Value], ...] = ()
+    arguments: tuple[tuple[str, ArgumentValue], ...] = ()
 
     def __str__(self) -> str:
         return str(Neurons("LI", self.arguments))
 
 
-Layer = Conv | FC | Residual | Pool | Neurons | Votes | Integrator
+NotationLayer = Conv | FC | Residual | Pool | Neurons | Votes | Integrator
 
 
 @dataclass(frozen=True)
 class Structure:
-    """The layers of a network from its input to its output; `parse` reads what `str()` writes.
+    """The layers of a network from its input to its output; `parse` is the inverse of `str()`.
 
     Attributes:
-        layers: one per convolution, FC layer or residual block, its BN and neurons included.
+        layers: an entry per convolution, FC layer or residual block, its BN and neurons included.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[NotationLayer, ...]
 
     def __str__(self) -> str:
         return written(self.layers)
 
 
-def neurons_in(layers: Iterable[Layer]) -> Iterator[Neurons]:
+def neurons_in(layers: Iterable[NotationLayer]) -> Iterator[Neurons]:
     """The neurons of layers, in the order of the notation."""
     for layer in layers:
         if isinstance(layer, Residual):
@@ -192,14 +192,14 @@ def neurons_in(layers: Iterable[Layer]) -> Iterator[Neurons]:
             yield layer.neurons
 
 
-def substituted(
-    layers: Iterable[Layer], neurons: Callable[[Neurons], Neurons], pool: Callable[[Pool], Pool]
-) -> Iterator[Layer]:
+def substitute(
+    layers: Iterable[NotationLayer], neurons: Callable[[Neurons], Neurons], pool: Callable[[Pool], Pool]
+) -> Iterator[NotationLayer]:
     """Layers with other neurons and pools in the places of theirs."""
     for layer in layers:
         match layer:
             case Residual(how, branch, shortcut, own):
-                on_branch, on_shortcut = (tuple(substituted(part, neurons, pool)) for part in (branch, shortcut))
+                on_branch, on_shortcut = (tuple(substitute(side, neurons, pool)) for side in (branch, shortcut))
                 yield Residual(how, on_branch, on_shortcut, None if own is None else neurons(own))
             case Neurons():
                 yield neurons(layer)
@@ -214,12 +214,12 @@ def substituted(
                 assert_never(layer)
 
 
-def gives_spikes(layers: Iterable[Layer], spikes: bool) -> bool:
-    """True if the output of layers one after another is zeros and ones; `spikes`: their input is."""
+def gives_spikes(layers: Iterable[NotationLayer], spikes: bool) -> bool:
+    """True if the output of a sequence of layers is binary; `spikes`: its input is."""
     return functools.reduce(_gives_spikes, layers, spikes)
 
 
-def _gives_spikes(spikes: bool, layer: Layer) -> bool:
+def _gives_spikes(spikes: bool, layer: NotationLayer) -> bool:
     match layer:
         case Conv(neurons=None) | FC(neurons=None) | Conv(pool=Pool(kind="AP")) | Pool(kind="AP"):
             return False
@@ -234,31 +234,31 @@ def _gives_spikes(spikes: bool, layer: Layer) -> bool:
     assert_never(layer)
 
 
-def written(layers: Iterable[Layer]) -> str:
+def written(layers: Iterable[NotationLayer]) -> str:
     """Layers in the notation, with repeated ones in braces; a pool ends a stage, and equal stages are merged.
 
-    The last FC layer stands alone, as Table S1 writes it, whether or not it equals those before it.
+    The last FC layer stands alone, as Table S1 writes it, even if it equals the layers before it.
     """
     layers = tuple(layers)
     last = max((i for i, layer in enumerate(layers) if isinstance(layer, FC)), default=len(layers))
     done: list[str] = []
     stages: list[str] = []
-    inside: list[str] = []
+    texts: list[str] = []
     for i, layer in enumerate(layers):
-        pool = layer.pool if isinstance(layer, Conv) else layer if isinstance(layer, Pool) and inside else None
+        pool = layer.pool if isinstance(layer, Conv) else layer if isinstance(layer, Pool) and texts else None
         if pool is not None:
-            inside += [layer.unpooled] if isinstance(layer, Conv) else []
-            stages.append("-".join([*_repeated(inside), str(pool)]))
-            inside = []
+            texts += [layer.notation_without_pool] if isinstance(layer, Conv) else []
+            stages.append("-".join([*_merge_repeats(texts), str(pool)]))
+            texts = []
         elif i == last or isinstance(layer, (Pool, Votes, Integrator)):
-            done += [*_repeated(stages), *_repeated(inside), str(layer)]
-            stages, inside = [], []
+            done += [*_merge_repeats(stages), *_merge_repeats(texts), str(layer)]
+            stages, texts = [], []
         else:
-            inside.append(str(layer))
-    return "-".join([*done, *_repeated(stages), *_repeated(inside)])
+            texts.append(str(layer))
+    return "-".join([*done, *_merge_repeats(stages), *_merge_repeats(texts)])
 
 
-def _repeated(parts: Sequence[str]) -> list[str]:
+def _merge_repeats(parts: Sequence[str]) -> list[str]:
     """Parts with runs of equal ones merged into `{part}*times`."""
-    counted = [(part, len(list(group))) for part, group in itertools.groupby(parts)]
-    return [part if times == 1 else f"{{{part}}}*{times}" for part, times in counted]
+    counted = [(text, len(list(group))) for text, group in itertools.groupby(parts)]
+    return [text if times == 1 else f"{{{text}}}*{times}" for text, times in counted]

@@ -6,7 +6,7 @@
              | "c" n "k" size ["s" size] ["p" size] ["d" size] ["g" n]    convolution
              | "BN"                                           after a convolution
              | NAME ["(" name "=" value {"," name "=" value} ")"]         neurons: PLIF, LIF(init_tau=3.0), my.Neuron
-             | ("MP" | "AP") ["k" size "s" size ["p" size]]   pool; without a size over the whole map
+             | ("MP" | "AP") ["k" size "s" size ["p" size]]   pool; without a size over the full map
              | "DP" ["(" p ")"]                               dropout before an FC layer
              | "FC" n ["b"]                                   FC layer; b: with a bias
              | ("ADD" | "AND" | "IAND") "(" items ["|" items] ")"         residual block: branch | shortcut
@@ -25,16 +25,16 @@ from typing import Any, NamedTuple, NoReturn, get_args
 from plif_lightning.errors import UserError
 from plif_lightning.structure.layers import (
     FC,
+    ArgumentValue,
+    Combine,
     Conv,
-    How,
     Integrator,
-    Layer,
     Neurons,
+    NotationLayer,
     Pool,
     Residual,
     Size,
     Structure,
-    Value,
     Votes,
     gives_spikes,
     half_of,
@@ -58,7 +58,7 @@ class _Norm(NamedTuple):
     pass
 
 
-class _Placed(NamedTuple):
+class _ItemAt(NamedTuple):
     """A part of the text, and where it begins."""
 
     at: int
@@ -86,10 +86,10 @@ class _Reader:
     def refuse(self, at: int, why: str) -> NoReturn:
         """Point at a place of the text, of which a part is shown if it is long."""
         first = max(0, at - 60)
-        shown = self.text[first : at + 60].replace("\n", " ")
+        excerpt = self.text[first : at + 60].replace("\n", " ")
         before, after = "..." if first else "", "..." if at + 60 < len(self.text) else ""
         raise UserError(
-            f"structure, character {at + 1}: {why}.\n    {before}{shown}{after}\n    "
+            f"structure, character {at + 1}: {why}.\n    {before}{excerpt}{after}\n    "
             f"{' ' * (at - first + len(before))}^"
         )
 
@@ -97,10 +97,10 @@ class _Reader:
         items = list(self.items())
         if self.at < len(self.text):
             self.refuse(self.at, f"expected - or the end, got {self.text[self.at]!r}")
-        layers = self.grouped(items, outermost=True)
+        layers = self.group_layers(items, outermost=True)
         return Structure(tuple(layers))
 
-    def items(self) -> Iterator[_Placed]:
+    def items(self) -> Iterator[_ItemAt]:
         """Parts of a sequence, with repetitions written out."""
         while True:
             yield from self.item()
@@ -112,64 +112,64 @@ class _Reader:
         self.at += len(sign) if there else 0
         return there
 
-    def require(self, sign: str, what: str) -> None:
+    def require(self, sign: str, expected: str) -> None:
         if not self.take(sign):
             got = repr(self.text[self.at]) if self.at < len(self.text) else "the end"
-            self.refuse(self.at, f"expected {what}, got {got}")
+            self.refuse(self.at, f"expected {expected}, got {got}")
 
-    def item(self) -> list[_Placed]:
+    def item(self) -> list[_ItemAt]:
         start = self.at
         if self.take("{"):
-            inside = list(self.items())
+            inner = list(self.items())
             self.require("}*", "}* and how often")
-            return inside * self.number("how often the part in braces is repeated")
-        if match := self.matched(_CONV):
-            return [_Placed(start, self.conv(start, match))]
-        if match := self.matched(_FC):
-            return [_Placed(start, FC(self.positive(start, match[1], "features"), bool(match[2])))]
-        if match := self.matched(_POOL):
-            return [_Placed(start, self.pool(start, match))]
+            return inner * self.number("how often the part in braces is repeated")
+        if match := self.take_match(_CONV):
+            return [_ItemAt(start, self.conv(start, match))]
+        if match := self.take_match(_FC):
+            return [_ItemAt(start, FC(self.positive(start, match[1], "features"), bool(match[2])))]
+        if match := self.take_match(_POOL):
+            return [_ItemAt(start, self.pool(start, match))]
         word = _WORD.match(self.text, self.at)
         if word is None:
             got = repr(self.text[start]) if start < len(self.text) else "the end"
             self.refuse(start, f"expected {_ITEM}, got {got}")
         self.at = word.end()
-        return [_Placed(start, self.named(start, word[0]))]
+        return [_ItemAt(start, self.named(start, word[0]))]
 
-    def matched(self, pattern: re.Pattern[str]) -> "re.Match[str] | None":
-        """A match that is a whole word."""
+    def take_match(self, pattern: re.Pattern[str]) -> "re.Match[str] | None":
+        """A match of a complete word."""
         match = pattern.match(self.text, self.at)
         if match is None or re.match(r"[\w.]", self.text[match.end() : match.end() + 1]):
             return None
         self.at = match.end()
         return match
 
-    def number(self, what: str) -> int:
+    def number(self, noun: str) -> int:
         match = re.compile(r"\d+").match(self.text, self.at)
         if match is None:
-            self.refuse(self.at, f"expected a number, {what}")
+            self.refuse(self.at, f"expected a number, {noun}")
         start, self.at = self.at, match.end()
-        return self.positive(start, match[0], what)
+        return self.positive(start, match[0], noun)
 
-    def positive(self, at: int, digits: str, what: str) -> int:
+    def positive(self, at: int, digits: str, noun: str) -> int:
         if len(digits) > 12 or int(digits) < 1:
-            self.refuse(at, f"{what} must be at least 1, got {digits[:20]}")
+            self.refuse(at, f"{noun} must be at least 1, got {digits[:20]}")
         return int(digits)
 
-    def size(self, at: int, text: str | None, what: str, least: int = 1) -> Size | None:
-        """A size from the text; equal sides as one number."""
+    def size(self, at: int, text: str | None, noun: str, minimum: int = 1) -> Size | None:
+        """A size from the text; equal sides as a number."""
         if text is None:
             return None
         sides = [int(side) for side in text.split("x")] if len(text) <= 12 else [0]
-        if min(sides) < least or max(sides) > 10**4:
-            self.refuse(at, f"{what} must be from {least} to 10000, got {text[:20]}")
+        if min(sides) < minimum or max(sides) > 10**4:
+            self.refuse(at, f"{noun} must be from {minimum} to 10000, got {text[:20]}")
         return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
 
     def conv(self, at: int, match: "re.Match[str]") -> Conv:
         channels, kernel, stride, padding, dilation, groups = match.groups()
         k = self.size(at, kernel, "the kernel")
         assert k is not None
-        p = self.size(at, padding, "the padding", least=0)
+        p = self.size(at, padding, "the padding", minimum=0)
         return Conv(
             self.positive(at, channels, "channels"),
             k,
@@ -185,18 +185,18 @@ class _Reader:
         kernel, stride = self.size(at, match[2], "the window"), self.size(at, match[3], "the stride")
         if kernel is None or stride is None:
             return Pool(kind)
-        padding = self.size(at, match[4], "the padding", least=0) or 0
+        padding = self.size(at, match[4], "the padding", minimum=0) or 0
         if any(2 * p > k for k, p in zip(pair(kernel), pair(padding), strict=True)):
             self.refuse(at, "the padding of a pool must be at most half of its window")
         return Pool(kind, kernel, stride, padding)
 
     def named(self, at: int, word: str) -> Any:
-        """What begins with a word: BN, DP, LI, a residual block or neurons."""
+        """An item that begins with a word: BN, DP, LI, a residual block or neurons."""
         if word == "BN":
             return _Norm()
         if word == "DP":
             return _Drop(self.probability() if self.take("(") else None)
-        if word in get_args(How):
+        if word in get_args(Combine):
             return self.residual(at, word)
         if word != "LI" and word not in NEURONS and "." not in word:
             near = difflib.get_close_matches(word, (*NEURONS, "BN", "DP", "LI", "ADD", "AND", "IAND"), n=1, cutoff=0.5)
@@ -214,7 +214,7 @@ class _Reader:
             self.refuse(start, "the drop probability must be at least 0 and below 1")
         return float(value)
 
-    def arguments(self) -> Iterator[tuple[str, Value]]:
+    def arguments(self) -> Iterator[tuple[str, ArgumentValue]]:
         seen: set[str] = set()
         while True:
             start, name = self.at, re.compile(r"[A-Za-z_]\w*").match(self.text, self.at)
@@ -232,43 +232,43 @@ class _Reader:
             while self.take(" "):
                 pass
 
-    def value(self) -> Value:
+    def value(self) -> ArgumentValue:
         match = re.compile(r"[^,()|{}=\s]+").match(self.text, self.at)
         if match is None:
             self.refuse(self.at, "expected a value")
         start, text, self.at = self.at, match[0], match.end()
-        known: dict[str, Value] = {"true": True, "false": False, "null": None, "none": None}
-        if text.lower() in known:  # Python's too
-            return known[text.lower()]
+        literals: dict[str, ArgumentValue] = {"true": True, "false": False, "null": None, "none": None}
+        if text.lower() in literals:  # Python's too
+            return literals[text.lower()]
         for kind in (int, float):
             try:
                 number = kind(text)
             except ValueError:
                 continue
-            if not abs(number) < 1e300:  # infinity, NaN, and whole numbers that no float holds
+            if not abs(number) < 1e300:  # infinity, NaN, and integers that no float holds
                 self.refuse(start, "the value must be finite")
             return number
         if not re.fullmatch(r"[A-Za-z_][\w.]*", text):
             self.refuse(start, "the value must be a number, true, false, null or a name")
         return text
 
-    def residual(self, at: int, how: Any) -> Residual:
-        self.require("(", f"( and the layers of {how}")
-        branch = self.grouped(self.items(), outermost=False)
-        shortcut = self.grouped(self.items(), outermost=False) if self.take("|") else []
+    def residual(self, at: int, combine: Any) -> Residual:
+        self.require("(", f"( and the layers of {combine}")
+        branch = self.group_layers(self.items(), outermost=False)
+        shortcut = self.group_layers(self.items(), outermost=False) if self.take("|") else []
         self.require(")", "-, | and a shortcut, or )")
-        if how != "ADD":
-            for part, layers in (("branch", branch), ("shortcut", shortcut)):
+        if combine != "ADD":
+            for side, layers in (("branch", branch), ("shortcut", shortcut)):
                 if not gives_spikes(layers, True):
-                    self.refuse(at, f"{how} needs spikes, and its {part} ends without neurons")
-        return Residual(how, tuple(branch), tuple(shortcut))
+                    self.refuse(at, f"{combine} needs spikes, and its {side} ends without neurons")
+        return Residual(combine, tuple(branch), tuple(shortcut))
 
-    def grouped(self, items: Iterable[_Placed], outermost: bool) -> list[Layer]:
-        """The parts of a sequence as layers: BN, neurons, dropout and pool with what they belong to."""
+    def group_layers(self, items: Iterable[_ItemAt], outermost: bool) -> list[NotationLayer]:
+        """The parts of a sequence as layers: BN, neurons, dropout and pool attached to their layers."""
         group = _Group(self, outermost)
-        for at, part in items:
-            group.add(at, part)
-        return group.finished()
+        for at, item in items:
+            group.add(at, item)
+        return group.finish()
 
 
 class _Group:
@@ -283,20 +283,20 @@ class _Group:
 
     def __init__(self, reader: _Reader, outermost: bool) -> None:
         self.reader, self.outermost = reader, outermost
-        self.layers: list[Layer] = []
-        self.drop: _Placed | None = None
+        self.layers: list[NotationLayer] = []
+        self.drop: _ItemAt | None = None
         self.flat = self.ended = False
 
     @property
-    def last(self) -> Layer | None:
+    def last(self) -> NotationLayer | None:
         return self.layers[-1] if self.layers else None
 
-    def add(self, at: int, part: Any) -> None:
+    def add(self, at: int, item: Any) -> None:
         if self.ended:
             self.reader.refuse(at, "nothing may follow the votes, or the leaky integral, of a network")
-        if not isinstance(part, FC):
+        if not isinstance(item, FC):
             self.require_no_drop()
-        match part:
+        match item:
             case _Norm():
                 last = self.last
                 if not isinstance(last, Conv) or last.norm or last.neurons or last.pool:
@@ -304,48 +304,48 @@ class _Group:
                 self.layers[-1] = replace(last, norm=True)
             case _Drop():
                 self.require_outermost(at, "DP")
-                self.drop = _Placed(at, part)
+                self.drop = _ItemAt(at, item)
             case FC():
-                self.fc(at, part)
+                self.fc(at, item)
             case Neurons():
-                self.neurons(at, part)
+                self.neurons(at, item)
             case Pool():
-                self.pool(at, part)
+                self.pool(at, item)
             case Integrator():
                 if not isinstance(self.last, FC) or self.last.neurons is not None:
                     self.reader.refuse(at, "LI integrates a readout: it must follow an FC layer without neurons")
-                self.layers.append(part)
+                self.layers.append(item)
                 self.ended = True
             case _:
                 if self.flat:
-                    self.reader.refuse(at, f"{getattr(part, 'how', part)} must come before the first FC layer")
-                self.layers.append(part)
+                    self.reader.refuse(at, f"{getattr(item, 'combination', item)} must come before the first FC layer")
+                self.layers.append(item)
 
-    def fc(self, at: int, part: FC) -> None:
+    def fc(self, at: int, item: FC) -> None:
         self.require_outermost(at, "an FC layer")
         if isinstance(self.last, FC) and self.last.neurons is None:
             before = f"FC{self.last.features} before it"
             self.reader.refuse(at, f"{before} has no neurons: only the last layer may be a readout")
-        self.layers.append(replace(part, dropout=self.drop.part.p if self.drop else 0.0))
+        self.layers.append(replace(item, dropout=self.drop.part.p if self.drop else 0.0))
         self.drop, self.flat = None, True
 
-    def neurons(self, at: int, part: Neurons) -> None:
+    def neurons(self, at: int, item: Neurons) -> None:
         if isinstance(self.last, (Conv, FC, Residual)) and self.last.neurons is None:
-            self.layers[-1] = replace(self.last, neurons=part)
+            self.layers[-1] = replace(self.last, neurons=item)
         elif self.flat:
             self.reader.refuse(at, "neurons must follow an FC layer")
         else:
-            self.layers.append(part)
+            self.layers.append(item)
 
-    def pool(self, at: int, part: Pool) -> None:
+    def pool(self, at: int, item: Pool) -> None:
         last = self.last
         if self.flat:
-            self.layers.append(self.votes(at, part))
+            self.layers.append(self.votes(at, item))
             self.ended = True
-        elif isinstance(last, Conv) and last.neurons is not None and last.pool is None and part.kernel is not None:
-            self.layers[-1] = replace(last, pool=part)
+        elif isinstance(last, Conv) and last.neurons is not None and last.pool is None and item.kernel is not None:
+            self.layers[-1] = replace(last, pool=item)
         else:
-            self.layers.append(part)
+            self.layers.append(item)
 
     def votes(self, at: int, pool: Pool) -> Votes:
         """The voting layer, from a pool behind the last FC layer."""
@@ -358,7 +358,7 @@ class _Group:
             refuse(at, f"the votes do not divide: the {last.features} of FC{last.features} are no multiple of {k}")
         return Votes(k)
 
-    def finished(self) -> list[Layer]:
+    def finish(self) -> list[NotationLayer]:
         self.require_no_drop()
         if self.outermost and not self.flat:
             end = len(self.reader.text)
@@ -369,6 +369,6 @@ class _Group:
         if self.drop is not None:
             self.reader.refuse(self.drop.at, "DP must stand before an FC layer")
 
-    def require_outermost(self, at: int, what: str) -> None:
+    def require_outermost(self, at: int, noun: str) -> None:
         if not self.outermost:
-            self.reader.refuse(at, f"{what} cannot be a part of a residual block")
+            self.reader.refuse(at, f"{noun} cannot be a part of a residual block")

@@ -18,7 +18,7 @@ class Numbers(NamedTuple):
         n_conv: conv-BN-neuron blocks before each pool (N_conv).
         n_down: pools (N_down).
         n_fc: FC layers, the output layer included (N_fc).
-        channels: output channels of every convolution, or of those before each pool.
+        channels: output channels of every convolution, or of the convolutions before each pool.
         fc_features: output features of every FC layer but the last.
         votes_per_class: M, output neurons per class.
     """
@@ -34,33 +34,33 @@ class Numbers(NamedTuple):
 NUMBERS = Numbers()
 
 
-def resolved(structure: str | None, given: Mapping[str, Any], num_classes: int) -> Structure:
+def resolve_structure(structure: str | None, numbers: Mapping[str, Any], num_classes: int) -> Structure:
     """The structure that a text and numbers describe together.
 
     Args:
         structure: in the notation; None for the paper's network of these numbers.
-        given: some of `Numbers`, by name; they replace those of a structure that has the paper's form.
+        numbers: some of `Numbers`, by name; they replace numbers of a structure that has the paper's form.
         num_classes: number of classes, for the last layer of a structure by numbers.
 
     Raises:
         UserError: a text that is not in the notation; a number below 1; numbers for a structure of another form.
     """
-    given = {name: value for name, value in given.items() if value is not None}
-    found = None if structure is None else parse(structure)
-    if found is not None and not given:
-        return found
-    own = NUMBERS if found is None else numbers_of(found)
-    if own is None:
+    numbers = {name: value for name, value in numbers.items() if value is not None}
+    parsed = None if structure is None else parse(structure)
+    if parsed is not None and not numbers:
+        return parsed
+    base = NUMBERS if parsed is None else numbers_of(parsed)
+    if base is None:
         raise UserError(
-            f"{' and '.join(given)} cannot be set beside a structure that is not like the paper's, "
+            f"{' and '.join(numbers)} cannot be set beside a structure that is not like the paper's, "
             "{c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10: change the structure itself, or pass "
             "--model.structure null for the paper's with these numbers."
         )
-    wanted = own._replace(**given)
-    if found is not None:
-        require_classes(found, num_classes)
-    if wanted.n_fc == 1 and wanted.fc_features != own.fc_features:
-        raise UserError(f"fc_features={given['fc_features']} has no layer in a structure with one FC layer.")
+    wanted = base._replace(**numbers)
+    if parsed is not None:
+        require_classes(parsed, num_classes)
+    if wanted.n_fc == 1 and wanted.fc_features != base.fc_features:
+        raise UserError(f"fc_features={numbers['fc_features']} has no layer in a structure with one FC layer.")
     return _of_numbers(wanted, num_classes)
 
 
@@ -83,7 +83,7 @@ def _of_numbers(numbers: Numbers, num_classes: int) -> Structure:
 
 
 def numbers_of(structure: Structure) -> Numbers | None:
-    """The numbers of a structure that has the paper's form, n_fc FC layers of one width included; otherwise None."""
+    """The numbers of a structure that has the paper's form, n_fc FC layers of a width included; otherwise None."""
     *layers, last = structure.layers
     convs = [layer for layer in layers if isinstance(layer, Conv)]
     fcs = [layer for layer in layers if isinstance(layer, FC)]
@@ -100,5 +100,5 @@ def numbers_of(structure: Structure) -> Numbers | None:
         fcs[0].features if len(fcs) > 1 else NUMBERS.fc_features,
         last.per_class,
     )
-    whole, rest = divmod(fcs[-1].features, last.per_class)
-    return numbers if not rest and _of_numbers(numbers, whole) == structure else None
+    classes, rest = divmod(fcs[-1].features, last.per_class)
+    return numbers if not rest and _of_numbers(numbers, classes) == structure else None

@@ -8,8 +8,8 @@ from plif_lightning.structure.layers import (
     FC,
     Conv,
     Integrator,
-    Layer,
     Neurons,
+    NotationLayer,
     Pool,
     Residual,
     Size,
@@ -25,13 +25,13 @@ Shape = tuple[int, ...]
 FROM_DATA = ("input_shape", "num_classes", "time_steps")
 
 
-class Placed(NamedTuple):
+class LayerSpec(NamedTuple):
     """A layer of a network.
 
     Attributes:
         name: conv1, conv2, ... in the order of the notation; res1, pool1, neuron1, fc1 likewise.
         layer: the layer.
-        before: shape of one sample's input at a step, (C, H, W) or (features,).
+        before: shape of a sample's input at a step, (C, H, W) or (features,).
         after: shape of its output.
         branch: layers of a residual block's branch.
         shortcut: layers of its shortcut.
@@ -39,15 +39,17 @@ class Placed(NamedTuple):
     """
 
     name: str
-    layer: Layer
+    layer: NotationLayer
     before: Shape
     after: Shape
-    branch: tuple["Placed", ...] = ()
-    shortcut: tuple["Placed", ...] = ()
+    branch: tuple["LayerSpec", ...] = ()
+    shortcut: tuple["LayerSpec", ...] = ()
     spikes_in: bool = False
 
 
-def placed(structure: Structure, input_shape: Sequence[int], num_classes: int, spikes: bool = False) -> list[Placed]:
+def layer_specs(
+    structure: Structure, input_shape: Sequence[int], num_classes: int, spikes: bool = False
+) -> list[LayerSpec]:
     """The layers of a structure with their names and shapes; `spikes`: the network's input is zeros and ones.
 
     Raises:
@@ -55,16 +57,16 @@ def placed(structure: Structure, input_shape: Sequence[int], num_classes: int, s
             output has another number of classes; names the layer.
     """
     shape = tuple(input_shape)
-    found = list(_Placing(shape).place(structure.layers, shape, spikes))
+    specs = list(_Placing(shape).specs_of(structure.layers, shape, spikes))
     require_classes(structure, num_classes)
-    return found
+    return specs
 
 
-def every_layer(layers: Iterable[Placed]) -> Iterator[Placed]:
-    """Placed layers in order; those of a residual block before it."""
-    for one in layers:
-        yield from every_layer((*one.branch, *one.shortcut))
-        yield one
+def every_layer(layers: Iterable[LayerSpec]) -> Iterator[LayerSpec]:
+    """Layer specs in order; a residual block follows its layers."""
+    for spec in layers:
+        yield from every_layer((*spec.branch, *spec.shortcut))
+        yield spec
 
 
 def require_classes(structure: Structure, num_classes: int) -> None:
@@ -84,10 +86,10 @@ def require_classes(structure: Structure, num_classes: int) -> None:
     )
 
 
-def swept(shape: Shape, kernel: Size, stride: Size, padding: Size, dilation: Size = 1) -> Shape:
+def window_count(shape: Shape, kernel: Size, stride: Size, padding: Size, dilation: Size = 1) -> Shape:
     """Height and width after a window has moved over a map, as PyTorch counts them."""
-    given = zip(shape[1:], pair(kernel), pair(stride), pair(padding), pair(dilation), strict=True)
-    return tuple((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in given)
+    axes = zip(shape[1:], pair(kernel), pair(stride), pair(padding), pair(dilation), strict=True)
+    return tuple((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in axes)
 
 
 def padding_of(conv: Conv) -> Size:
@@ -95,20 +97,20 @@ def padding_of(conv: Conv) -> Size:
     return half_of(conv.kernel) if conv.padding is None else conv.padding
 
 
-def _convolved(conv: Conv, before: Shape) -> Shape:
-    return (conv.channels, *swept(before, conv.kernel, conv.stride, padding_of(conv), conv.dilation))
+def _conv_output_size(conv: Conv, before: Shape) -> Shape:
+    return (conv.channels, *window_count(before, conv.kernel, conv.stride, padding_of(conv), conv.dilation))
 
 
 def _shortcut_for(before: Shape, after: Shape) -> str:
-    """Advice on a shortcut of one convolution between two shapes; empty if there is none."""
+    """Advice on a shortcut convolution between two shapes; empty if there is none."""
     for stride in range(1, 9):
-        if swept(before, 1, stride, 0) == after[1:]:
+        if window_count(before, 1, stride, 0) == after[1:]:
             return f": add a shortcut, such as |c{after[0]}k1s{stride}-BN-PLIF"
     return ""
 
 
 class _Placing:
-    """Gives each kind of layer its own numbers, in the order of the notation."""
+    """Numbers each kind of layer, in the order of the notation."""
 
     def __init__(self, shape: Shape) -> None:
         self.input, self.numbers = shape, dict[str, int]()
@@ -117,62 +119,65 @@ class _Placing:
         self.numbers[kind] = self.numbers.get(kind, 0) + 1
         return f"{kind}{self.numbers[kind]}"
 
-    def place(self, layers: Sequence[Layer], shape: Shape, spikes: bool) -> Iterator[Placed]:
+    def specs_of(self, layers: Sequence[NotationLayer], shape: Shape, spikes: bool) -> Iterator[LayerSpec]:
         for layer in layers:
             match layer:
                 case Conv():
-                    found = self.conv(layer, shape)
+                    specs = self.conv(layer, shape)
                 case Pool():
                     name = self.name("pool")
-                    found = Placed(name, layer, shape, self.pooled(name, layer, shape))
+                    specs = LayerSpec(name, layer, shape, self.pool_output(name, layer, shape))
                 case Residual():
-                    found = self.residual(layer, shape, spikes)
+                    specs = self.residual(layer, shape, spikes)
                 case Neurons():
-                    found = Placed(self.name("neuron"), layer, shape, shape)
+                    specs = LayerSpec(self.name("neuron"), layer, shape, shape)
                 case FC():
-                    found = Placed(self.name("fc"), layer, shape, (layer.features,))
+                    specs = LayerSpec(self.name("fc"), layer, shape, (layer.features,))
                 case Votes() | Integrator():
                     continue  # they belong to the output
                 case _:
                     assert_never(layer)
-            yield found._replace(spikes_in=spikes)
-            shape, spikes = found.after, gives_spikes([layer], spikes)
+            yield specs._replace(spikes_in=spikes)
+            shape, spikes = specs.after, gives_spikes([layer], spikes)
 
-    def conv(self, layer: Conv, before: Shape) -> Placed:
+    def conv(self, layer: Conv, before: Shape) -> LayerSpec:
         name = self.name("conv")
-        for what, number in (("output", layer.channels), ("input", before[0])):
+        for side, number in (("output", layer.channels), ("input", before[0])):
             if number % layer.groups:
                 raise UserError(
-                    f"{name} ({layer.convolution}): {layer.groups} groups do not divide its {number} {what} channels."
+                    f"{name} ({layer.convolution}): {layer.groups} groups do not divide its {number} {side} channels."
                 )
-        shape = self.of_some_size(f"{name} ({layer.convolution})", before, _convolved(layer, before))
+        shape = self.require_nonempty(f"{name} ({layer.convolution})", before, _conv_output_size(layer, before))
         if layer.pool is not None:
-            shape = self.pooled(name, layer.pool, shape)
-        return Placed(name, layer, before, shape)
+            shape = self.pool_output(name, layer.pool, shape)
+        return LayerSpec(name, layer, before, shape)
 
-    def pooled(self, name: str, pool: Pool, before: Shape) -> Shape:
+    def pool_output(self, name: str, pool: Pool, before: Shape) -> Shape:
         if pool.kernel is None:
             return before[0], 1, 1
-        after = (before[0], *swept(before, pool.kernel, pool.stride, pool.padding))
-        return self.of_some_size(f"{pool} of {name}", before, after)
+        after = (before[0], *window_count(before, pool.kernel, pool.stride, pool.padding))
+        return self.require_nonempty(f"{pool} of {name}", before, after)
 
-    def of_some_size(self, what: str, before: Shape, after: Shape) -> Shape:
+    def require_nonempty(self, operation: str, before: Shape, after: Shape) -> Shape:
         if min(after) < 1:
             height, width = self.input[1:]
             raise UserError(
-                f"{what} leaves nothing of a map of {before[1]}x{before[2]}, from an input of {height}x{width}: take "
-                "fewer pools or strides."
+                f"{operation} leaves nothing of a map of {before[1]}x{before[2]}, from an input of {height}x{width}: "
+                "take fewer pools or strides."
             )
         return after
 
-    def residual(self, layer: Residual, shape: Shape, spikes: bool) -> Placed:
+    def residual(self, layer: Residual, shape: Shape, spikes: bool) -> LayerSpec:
         name = self.name("res")
-        branch, shortcut = (tuple(self.place(part, shape, spikes)) for part in (layer.branch, layer.shortcut))
-        ends = [part[-1].after if part else shape for part in (branch, shortcut)]
-        if ends[0] != ends[1]:
-            one, other = ("x".join(map(str, end)) for end in ends)
-            advice = "" if shortcut else _shortcut_for(shape, ends[0])
+        branch, shortcut = (tuple(self.specs_of(layers, shape, spikes)) for layers in (layer.branch, layer.shortcut))
+        shapes = [layers[-1].after if layers else shape for layers in (branch, shortcut)]
+        if shapes[0] != shapes[1]:
+            branch_size, shortcut_size = ("x".join(map(str, end)) for end in shapes)
+            advice = "" if shortcut else _shortcut_for(shape, shapes[0])
             text = str(layer)
-            shown = text if len(text) <= 60 else f"{text[:57]}..."
-            raise UserError(f"{name}, {shown}: its branch ends with maps of {one}, its shortcut with {other}{advice}.")
-        return Placed(name, layer, shape, ends[0], branch, shortcut)
+            excerpt = text if len(text) <= 60 else f"{text[:57]}..."
+            raise UserError(
+                f"{name}, {excerpt}: its branch ends with maps of {branch_size}, its shortcut with "
+                f"{shortcut_size}{advice}."
+            )
+        return LayerSpec(name, layer, shape, shapes[0], branch, shortcut)

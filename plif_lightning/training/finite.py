@@ -17,10 +17,10 @@ class FiniteGuard(Callback):
     weights NaN. They are looked at once an epoch and before each checkpoint, which synchronises with a GPU.
 
     Args:
-        network: whose parameters and buffers are checked.
+        network: of which parameters and buffers are checked.
 
     Raises:
-        NonFiniteError: from the hooks; names the first one, and the last good checkpoint.
+        NonFiniteError: from the hooks; names the first, and the last good checkpoint.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -39,11 +39,13 @@ class FiniteGuard(Callback):
             return
         name = values[int(finite.int().argmin())][0]
         paths = [path for c in trainer.checkpoint_callbacks if (path := getattr(c, "last_model_path", ""))]
-        kept = "No checkpoint was written before. Lower"
+        advice = "No checkpoint was written before. Lower"
         if paths:
-            kept = f"To begin from the last good checkpoint, pass --ckpt_path {paths[-1]} and a new --run_folder; lower"
+            advice = (
+                f"To begin from the last good checkpoint, pass --ckpt_path {paths[-1]} and a new --run_folder; lower"
+            )
         full = "" if trainer.precision in ("32-true", "64-true") else ", or use --trainer.precision 32-true"
         raise NonFiniteError(
             f"{name} is NaN or infinite at step {trainer.global_step} (epoch {trainer.current_epoch}): training "
-            f"stopped. {kept} the learning rate{full}."
+            f"stopped. {advice} the learning rate{full}."
         )

@@ -98,7 +98,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def own_loss(loss: Loss, votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
+def custom_loss(loss: Loss, votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
     """A user-defined loss of (votes [T, N, C], target), a scalar.
 
     Its target is int64 [N]; float [N, C], the share of each class, where samples are mixed or labels are smoothed.
@@ -107,13 +107,13 @@ def own_loss(loss: Loss, votes: Tensor, label: Tensor, smoothing: float = 0.0) -
 
 
 def loss_named(name: Any, tet_lambda: float | None = None, votes: bool = True) -> Loss:
-    """The loss of a name, for a network with votes in [0, 1] or with the logits of a readout; or a user-defined one.
+    """The loss of a name, for a network with votes in [0, 1] or with the logits of a readout; or a user-defined loss.
 
     Raises:
         UserError: an unknown name, tet of votes, or a lambda outside of 0..1 or beside another loss.
     """
     if callable(name):
-        return partial(own_loss, name)
+        return partial(custom_loss, name)
     require_one_of("loss", name, LossName)
     if (name == "tet" and votes) or (tet_lambda is not None and (name != "tet" or not 0 <= tet_lambda <= 1)):
         raise UserError(
@@ -122,6 +122,6 @@ def loss_named(name: Any, tet_lambda: float | None = None, votes: bool = True) -
         )
     if name == "tet" and tet_lambda is not None:
         return partial(tet, weight=tet_lambda)
-    found = LOSSES[name]
+    loss = LOSSES[name]
     cross_entropy = name in ("per_step_cross_entropy", "cross_entropy")
-    return partial(found, logits_per_vote=1.0) if cross_entropy and not votes else found
+    return partial(loss, logits_per_vote=1.0) if cross_entropy and not votes else loss

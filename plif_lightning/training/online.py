@@ -8,34 +8,34 @@ from torch import Tensor, nn
 
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.norm import TimeBatchNorm2d
-from plif_lightning.network.output import Integral
-from plif_lightning.network.stepping import LayerState, carrying, detached, has_compiled_parts
+from plif_lightning.network.output import LeakyIntegrator
+from plif_lightning.network.stepping import LayerState, carry_states, detach_state, has_compiled_modules
 
 # Losses that are a mean over steps.
 SEPARABLE = ("per_step", "per_step_cross_entropy", "tet")
 
 
 def separable(net: nn.Module, loss: str, static: bool = True) -> bool:
-    """True if the gradients of a network's steps are independent of one another, so that `step_by_step` gives them.
+    """True if the gradients of a network's steps are independent, so that `step_by_step` gives them.
 
     The neurons pass no gradient to the step before (`through_time=False`), the loss is a mean over steps, and no layer
-    takes all steps together, as the leaky integral of a readout does, and BN whose statistics see a static image once.
-    Hooks of parameters would see the gradients twice. Compiled code cannot be passed the state of a step.
+    takes all steps together, as the leaky integral of a readout does, and BN with statistics that see a static image
+    once. Hooks of parameters would see the gradients twice. Compiled code cannot be passed the state of a step.
     """
     if not isinstance(net, SpikingNetwork) or loss not in SEPARABLE or net.inputs.name != "direct":
         return False
     if any(neuron.constants.through_time for _, neuron in net.neurons()):
         return False
-    if torch.compiler.is_compiling() or has_compiled_parts(net):
+    if torch.compiler.is_compiling() or has_compiled_modules(net):
         return False
-    norms = [part for part in net.modules() if isinstance(part, TimeBatchNorm2d)]
+    norms = [module for module in net.modules() if isinstance(module, TimeBatchNorm2d)]
     alone = all(norm.statistics == "per_step" and not (static and norm.held == "once") for norm in norms)
-    alone = alone and not isinstance(net.voting, Integral)
+    alone = alone and not isinstance(net.voting, LeakyIntegrator)
     return alone and not any(parameter._backward_hooks for parameter in net.parameters())
 
 
 class _Collected(torch.autograd.Function):
-    """A loss whose gradients are known already."""
+    """A loss with known gradients."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, gradients: list[Tensor | None], *parameters: Tensor) -> Tensor:
@@ -64,14 +64,14 @@ def step_by_step(net: nn.Module, x: Tensor, time_steps: int, loss: Callable[[Ten
     masks: dict[nn.Module, Tensor] = {}
     losses, votes = [], []
     for t in range(time_steps):
-        with torch.enable_grad(), carrying(states, masks) as carried:
+        with torch.enable_grad(), carry_states(states, masks) as carried:
             y = net((x[t] if x.dim() == 5 else x)[None])
             of_step = loss(y) / time_steps
         for i, gradient in enumerate(torch.autograd.grad(of_step, parameters, allow_unused=True)):
             before = gradients[i]
             if gradient is not None:
                 gradients[i] = gradient if before is None else before.add_(gradient)
-        states = {neuron: detached(state) for neuron, state in carried.after.items()}
+        states = {neuron: detach_state(state) for neuron, state in carried.after.items()}
         losses.append(of_step.detach())
         votes.append(y.detach()[0])
     return _Collected.apply(torch.stack(losses).sum(), gradients, *parameters), torch.stack(votes)

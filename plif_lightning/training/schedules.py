@@ -21,7 +21,7 @@ def length_of(trainer: L.Trainer) -> tuple[int, float]:
     if not 0 < steps < math.inf:
         raise UserError("OneCycle needs a training of known length: pass --trainer.max_epochs.")
     callbacks = getattr(trainer, "callbacks", [])
-    schedule = next((one for one in callbacks if isinstance(one, GradientAccumulationScheduler)), None)
+    schedule = next((callback for callback in callbacks if isinstance(callback, GradientAccumulationScheduler)), None)
     if schedule is not None and batches < math.inf and (trainer.max_epochs or 0) > 0:
         # Lightning takes the accumulation of this epoch for that of all.
         epochs = range(trainer.max_epochs or 0)
@@ -62,7 +62,7 @@ class OneCycle(LRScheduler):
         """Set the number of optimiser steps and epochs in the training.
 
         A run that is resumed with other devices or accumulation has other steps and stays at its share of the training;
-        one of more epochs has done a smaller share of it.
+        a run of more epochs has done a smaller share of it.
         """
         if epochs != self.epochs and self.epochs < math.inf:
             self.done *= self.epochs / epochs
@@ -72,7 +72,7 @@ class OneCycle(LRScheduler):
         self.total_steps, self.epochs = steps, epochs
 
     def step(self, epoch: int | None = None) -> None:
-        """Advance by one optimiser step."""
+        """Advance by an optimiser step."""
         if epoch is None and self.last_epoch >= 0:
             self.done += 1 / self.total_steps
         super().step(epoch)

@@ -13,7 +13,7 @@ from plif_lightning.runtime.randomness import fold_in, run_seed
 class StepSeeds(Callback):
     """Seeds each step by its epoch, batch and process, so a run resumed from any checkpoint draws the same numbers.
 
-    Evaluations use their own random stream and restore the caller's afterwards: otherwise a loader that shuffles would
+    Evaluations use a separate random stream and restore the caller's afterwards: otherwise a loader that shuffles would
     start every epoch alike.
     """
 

@@ -18,14 +18,14 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from plif_lightning.data.loading import as_batch, merged, time_first
+from plif_lightning.data.loading import as_batch, merge_time_steps, time_first
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.fingerprint import fingerprint, require_same
 from plif_lightning.network.network import Keywords, NetworkKeywords, as_plain
 from plif_lightning.network.output import mean_votes
 from plif_lightning.network.over_time import for_time_steps
-from plif_lightning.network.own import has_votes, own_network, require_protocol
+from plif_lightning.network.own import has_votes, require_protocol, user_network
 from plif_lightning.training.finite import FiniteGuard
 from plif_lightning.training.losses import AnyLoss, loss_named
 from plif_lightning.training.online import separable, step_by_step
@@ -48,16 +48,16 @@ def _adam(parameters: Any) -> Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3)
 
 
-def _path_of(own: Any) -> str:
+def _path_of(object_of_user: Any) -> str:
     """A name as it is; the import path of a function, or of a module's class."""
-    if isinstance(own, str):
-        return own
-    kind = own if inspect.isroutine(own) else type(own)
+    if isinstance(object_of_user, str):
+        return object_of_user
+    kind = object_of_user if inspect.isroutine(object_of_user) else type(object_of_user)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 class SpikingClassifier(L.LightningModule):
-    """Trains and evaluates a `SpikingNetwork`; a subclass's own `forward` and `loss` are used in both.
+    """Trains and evaluates a `SpikingNetwork`; a subclass's `forward` and `loss` are used in both.
 
     Args:
         input_shape: (C, H, W), from the data.
@@ -66,8 +66,9 @@ class SpikingClassifier(L.LightningModule):
         network: a user-defined network, instead of a `SpikingNetwork` of the further arguments: a module from
             [T, N, C, H, W], or images [N, C, H, W], to votes or logits [T, N, num_classes] (`network.own`).
         loss: per_step (the paper), rate (the authors' code), per_step_cross_entropy, cross_entropy (of the rates) or
-            tet, which needs a readout without spikes; or a user-defined one of (votes [T, N, num_classes], target), a
-            scalar: a module, in Python any callable (`losses.own_loss`).
+            tet, which needs a readout without spikes; or a user-defined function of (votes [T, N, num_classes],
+            target), a
+            scalar: a module, in Python any callable (`losses.custom_loss`).
         tet_lambda: weight of the second term of tet, lambda; 0.05 if it is not given.
         label_smoothing: share of a label that is spread evenly over all classes, in training.
         optimizer: any torch optimiser.
@@ -107,7 +108,7 @@ class SpikingClassifier(L.LightningModule):
             raise UserError(
                 f"this is a checkpoint of {network}, a user-defined network: pass network={network}(...) too."
             )
-        # A user-defined one is built again from the configuration, or by the caller.
+        # A user-defined network is built again from the configuration, or by the caller.
         self.hparams.pop("network", None)
         self.hparams["loss"] = _path_of(loss)
         if network is not None:
@@ -126,12 +127,12 @@ class SpikingClassifier(L.LightningModule):
             self.network: nn.Module = SpikingNetwork(input_shape, num_classes, time_steps, **settings)
         else:
             from_data = {"input_shape": tuple(input_shape), "num_classes": num_classes, "time_steps": time_steps}
-            self.network = own_network(network, from_data, settings)
+            self.network = user_network(network, from_data, settings)
             if "backend" in settings or "sparse" in settings:
                 use_backend(self.network, settings.get("backend", "auto"), settings.get("sparse", "auto"))
         self._tried = network is None
         self._weights: set[str] | None = None
-        self.own_loss = loss if isinstance(loss, nn.Module) else None  # its buffers follow to the device
+        self.custom_loss = loss if isinstance(loss, nn.Module) else None  # its buffers follow to the device
         self._loss_for = partial(loss_named, loss, tet_lambda)
         self.loss = self._named_loss = self._loss_for(has_votes(self.network))
         # The default is a lambda, which jsonargparse reads; a function with a name can be pickled.
@@ -142,9 +143,9 @@ class SpikingClassifier(L.LightningModule):
         self.label_smoothing = label_smoothing
         self.early_time_steps = early_time_steps or {}
         self.train_loss = _Mean()
-        # Labels are not validated, which would synchronise with the GPU; the loss refuses an invalid one.
+        # Labels are not validated, which would synchronise with the GPU; the loss refuses invalid labels.
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-        # Over the whole set on all processes: Lightning's own mean over processes counts samples in whole numbers.
+        # Over the full set on all processes: Lightning's mean over processes counts samples in integers.
         self.val_loss = MeanMetric()
         self.test_loss = MeanMetric()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -161,7 +162,7 @@ class SpikingClassifier(L.LightningModule):
         return self.network(self._input(x))
 
     def _input(self, x: Tensor) -> Tensor:
-        """x, time first; a user-defined network is tried on the first one, and takes real numbers."""
+        """x, time first; a user-defined network is tried on the first, and takes real numbers."""
         x = time_first(x)
         if self.hparams.get("network") is not None:
             x = x if x.is_floating_point() else x.to(self.dtype)  # event counts are stored as uint8
@@ -183,21 +184,21 @@ class SpikingClassifier(L.LightningModule):
             if isinstance(scheduler.scheduler, OneCycle):
                 scheduler.scheduler.set_length(*length_of(self.trainer))
 
-    # Batches come from any loader: this project's, or pairs (x, label) from PyTorch's own.
+    # Batches come from any loader: this project's, or pairs (x, label) from PyTorch's.
 
     def _goes_step_by_step(self, static: bool) -> bool:
         trainer = getattr(self, "_trainer", None)
         # A scale must be there before gradients become too small.
         scales = getattr(getattr(trainer, "precision_plugin", None), "scaler", None) is not None
-        own = self.loss is not self._named_loss or self._overrides_forward
-        return not scales and not own and separable(self.network, self.hparams["loss"], static)
+        has_own_step = self.loss is not self._named_loss or self._overrides_forward
+        return not scales and not has_own_step and separable(self.network, self.hparams["loss"], static)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_batch(batch)
         x, steps = self._input(batch.x), self.training_time_steps
         with for_time_steps(self.network, steps) if self.early_time_steps else nullcontext():
             if x.dim() == 5 and self.early_time_steps:
-                x = merged(x, steps, *self.early_time_steps)
+                x = merge_time_steps(x, steps, *self.early_time_steps)
 
             def loss_of(votes: Tensor) -> Tensor:
                 return self.loss(votes, batch.answer, self.label_smoothing)
@@ -329,7 +330,7 @@ class SpikingClassifier(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def setup(self, stage: str) -> None:
-        self._weights = self._weight_names()  # before FSDP flattens what it shards
+        self._weights = self._weight_names()  # before FSDP flattens sharded parameters
 
     def _weight_names(self) -> set[str]:
         """Names of the parameters with two dimensions or more: weights of convolutions and FC layers."""
@@ -342,10 +343,10 @@ class SpikingClassifier(L.LightningModule):
             names = self._weight_names() if self._weights is None else self._weights
             weights = {id(p) for name, p in self.named_parameters() if _WRAPPERS.sub("", name) in names}
             for group in [group for group in optimizer.param_groups if group.get("weight_decay")]:
-                others = [p for p in group["params"] if id(p) not in weights]
+                not_weights = [p for p in group["params"] if id(p) not in weights]
                 group["params"] = [p for p in group["params"] if id(p) in weights]
-                if others:
-                    optimizer.add_param_group({**group, "params": others, "weight_decay": 0.0})
+                if not_weights:
+                    optimizer.add_param_group({**group, "params": not_weights, "weight_decay": 0.0})
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)

@@ -46,7 +46,7 @@ def test_the_response_to_a_spike_jumps_and_decays_with_tau():
     assert (v[: 5 * STEPS_PER_MS] == 0).all()
 
 
-def test_the_moving_average_is_over_whole_windows():
+def test_moving_average_uses_complete_windows():
     np.testing.assert_allclose(moving_average([1, 2, 3, 6], 2), [1.5, 2.5, 4.5])
     assert len(moving_average([1.0] * 200)) == 137
 
@@ -76,7 +76,7 @@ def runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_all_are_made_and_are_the_same_each_time(runs, tmp_path):
+def test_all_figures_are_drawn_deterministically(runs, tmp_path):
     digests = []
     for folder, names in (("one", list(FIGURES)), ("two", ["6", "S3"])):
         assert write_figures(runs, tmp_path / folder, names) == 0
@@ -146,7 +146,7 @@ def test_figure_7_begins_at_the_initial_value(runs):
     assert "$\\tau(0)$: conv1" in names
 
 
-def test_series_are_called_by_what_differs(runs, tmp_path):
+def test_curves_are_labelled_by_their_differences(runs, tmp_path):
     write_run(tmp_path / "g", seed=9, model={"loss": "rate"})
     figure, _ = figure_6(find_runs(tmp_path))
     panel = next(a for a in figure.axes if a.get_title(loc="left").startswith("Fashion-MNIST\nT = 8"))
@@ -159,7 +159,7 @@ def test_series_are_called_by_what_differs(runs, tmp_path):
     ]
 
 
-def test_what_cannot_be_made_is_said_and_the_rest_is_made(tmp_path, capsys):
+def test_figures_without_data_are_reported_and_the_others_drawn(tmp_path, capsys):
     write_run(tmp_path / "runs" / "a", neuron="lif", finished=False).weights.unlink()
     made = write_figures(find_runs(tmp_path / "runs"), tmp_path / "out", ["1b", "7", "S1", "S3"])
     assert made == 0
@@ -169,14 +169,14 @@ def test_what_cannot_be_made_is_said_and_the_rest_is_made(tmp_path, capsys):
         assert f"figure {name} is left out: no " in said
 
 
-def test_figures_of_which_none_can_be_made_are_a_failure(tmp_path, capsys):
+def test_drawing_no_figure_is_a_failure(tmp_path, capsys):
     write_run(tmp_path / "runs" / "a", neuron="lif", finished=False).weights.unlink()
     assert write_figures(find_runs(tmp_path / "runs"), tmp_path / "out", ["7", "S3"]) == 1
     assert not (tmp_path / "out").exists()
     assert capsys.readouterr().err.count("is left out: no ") == 2
 
 
-def test_a_figure_prefers_the_papers_data_set_and_says_what_it_took(tmp_path):
+def test_figure_prefers_the_papers_data_set_and_names_its_run(tmp_path):
     write_run(tmp_path / "digits", (0.99,), data="Digits", title="scikit-learn digits", frames=8)
     write_run(tmp_path / "fashion", (0.5,))
     runs = find_runs(tmp_path)
@@ -193,7 +193,7 @@ def test_a_figure_prefers_the_papers_data_set_and_says_what_it_took(tmp_path):
     ]
 
 
-def test_winners_of_figure_5b_are_those_of_the_pool(runs, monkeypatch):
+def test_figure_5b_shows_the_winners_of_the_pool(runs, monkeypatch):
     """A pool that takes the first connects the first neuron that fired at every step."""
     monkeypatch.setattr(network, "SpikeMaxPool2d", lambda ties: SpikeMaxPool2d("first"))
     figure, _ = drawn("5b", runs)
@@ -252,7 +252,7 @@ def test_values_of_layers_have_a_row_for_each_setting_whatever_is_recorded(tmp_p
     assert read_runs(tmp_path)["grad_norm.conv1"].tolist() == [0.25, 0.25]
 
 
-def test_more_settings_than_line_styles_have_panels_of_their_own(tmp_path):
+def test_more_settings_than_line_styles_get_separate_panels(tmp_path):
     for i in range(5):
         write_run(tmp_path / f"{i}", init_tau=2.0 + i)
     figure, _ = figure_7(find_runs(tmp_path))

@@ -11,6 +11,7 @@ import plif_lightning as pl
 from plif_lightning.analysis.grouping import groups, labels
 from plif_lightning.analysis.leaderboard import comparison_table
 from plif_lightning.cli import main
+from plif_lightning.errors import UserError
 from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs
 from plif_lightning.runs.settings import settings
@@ -49,7 +50,7 @@ def test_a_frame_has_a_row_a_run_with_results_and_every_setting(runs):
     assert frame.loc["a", "commit"] == "0123456789ab"
 
 
-def test_runs_are_listed_with_what_tells_them_apart(runs, capsys):
+def test_runs_are_listed_with_distinguishing_settings(runs, capsys):
     main(["runs"])
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:6] == ["status", "data", "seed", "epochs", "accuracy", "minutes"]
@@ -96,7 +97,7 @@ def test_labels_name_edited_code_and_changes_on_resuming(runs):
     found = find_runs(runs)[:2]
     names = labels([group.runs[0] for group in groups(found)]).each
     assert len({*names}) == 2
-    assert "batch_size after step 30 8" in names[1]
+    assert "batch_size 8 after step 30" in names[1]
     third = write_run(runs / "d", seed=1)
     changed(third, code={"my_nets": "4567"})
     update(third, key="three")
@@ -105,7 +106,7 @@ def test_labels_name_edited_code_and_changes_on_resuming(runs):
     assert len({*names}) == 3
 
 
-def test_a_hook_that_rounds_gradients_tells_runs_apart():
+def test_gradient_compression_hook_distinguishes_runs():
     hook = "torch.distributed.algorithms.ddp_comm_hooks.default_hooks.bf16_compress_hook"
     strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"ddp_comm_hook": hook}}
     plain = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"find_unused_parameters": True}}
@@ -113,7 +114,7 @@ def test_a_hook_that_rounds_gradients_tells_runs_apart():
     assert settings({"trainer": {"strategy": plain}}) == settings({"trainer": {"strategy": "ddp"}}) == settings({})
 
 
-def test_gains_are_beside_the_baseline_that_is_chosen_and_named(runs, capsys):
+def test_gains_refer_to_the_chosen_baseline_and_name_it(runs, capsys):
     for seed in (1, 2):
         write_run(runs / f"lif{seed}", (0.5, 0.6 + seed / 100, 0.5), seed=seed, neuron="lif")
     found = find_runs(runs)
@@ -159,4 +160,42 @@ def test_a_change_on_resuming_is_named_whichever_run_comes_first(runs):
         update(changed_run.folder, changes=[[724, "data.batch_size", 32]])
         firsts = [group.runs[0] for group in groups(find_runs(runs))]
         of_runs = dict(zip([run.name for run in firsts], labels(firsts).each, strict=True))
-        assert "batch_size after step 724 32" in of_runs[name]
+        assert "batch_size 32 after step 724" in of_runs[name]
+
+
+def test_latest_run_of_a_seed_counts_and_the_table_names_the_others(tmp_path):
+    for name, started in (("a", 1.0), ("b", 2.0)):
+        write_run(tmp_path / name, started=started)
+    frame = pl.read_runs(tmp_path)
+    assert frame["averaged"].to_dict() == {"a": False, "b": True}
+    notes = comparison_table(find_runs(tmp_path)).notes
+    assert "Left out, because a later run has the same settings and seed: a." in notes
+
+
+def test_a_batch_size_that_was_changed_on_resuming_is_not_shared_with_runs_that_always_had_it(tmp_path):
+    write_run(tmp_path / "a", data_arguments={"batch_size": 32})
+    folder = write_run(tmp_path / "b", data_arguments={"batch_size": 32}, seed=3)
+    update(folder, changes=[[100, "data.batch_size", 32]], key="another")
+    table = comparison_table(find_runs(tmp_path))
+    assert sorted(row[1] for row in table.rows) == [
+        "PLIF, tau_0 = 2, batch_size 32", "PLIF, tau_0 = 2, batch_size 32 after step 100"
+    ]  # fmt: skip
+    assert not any(note.startswith("All of") for note in table.notes)
+
+
+def test_missing_baseline_is_reported(tmp_path):
+    write_run(tmp_path / "a")
+    notes = comparison_table(find_runs(tmp_path), {"model.neuron": "liff"}).notes
+    assert "No gains: no run has neuron liff." in notes
+
+
+def test_run_of_another_program_is_labelled_and_its_settings_are_validated(tmp_path):
+    known = {"data": "digits", "samples": (100, 10), "epochs": 3}
+    pl.record_run(tmp_path / "a", {"model.neuron": "lif"}, 0.9, **known)
+    pl.record_run(tmp_path / "b", {}, 0.9, **known)
+    write_run(tmp_path / "c", neuron="lif", data="Digits", title="digits", validation="holdout", test=0.9)
+    labels_of_rows = {row[1] for row in comparison_table(find_runs(tmp_path)).rows}
+    assert {"?, recorded by another program", "LIF, tau = 2, recorded by another program"} < labels_of_rows
+    for wrong, message in (({"model.neurn": "lif"}, "model.neuron"), ({"seed_everything": 4}, "seed_everything")):
+        with pytest.raises(UserError, match=message):
+            pl.record_run(tmp_path / "d", wrong, 0.9, **known)

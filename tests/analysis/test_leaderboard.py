@@ -47,7 +47,7 @@ def test_a_gain_is_the_mean_of_paired_differences_with_students_interval(tmp_pat
     assert math.isnan(found[""].low)
 
 
-def test_only_seeds_of_both_are_compared_and_one_has_no_interval(tmp_path):
+def test_gain_uses_common_seeds_and_has_no_interval_for_a_single_one(tmp_path):
     write(tmp_path, "paper", SEEDS)
     write(tmp_path, "rate", {3: 0.94, 4: 0.1}, loss="rate")
     write(tmp_path, "soft", {5: 0.9}, reset="soft")
@@ -61,7 +61,7 @@ def test_only_seeds_of_both_are_compared_and_one_has_no_interval(tmp_path):
     assert (rows["reset soft"]["gain"], rows["the paper's"]["gain"]) == ("", "baseline")
 
 
-def test_the_setting_compared_with_is_the_one_from_which_others_differ_least(tmp_path):
+def test_baseline_is_the_setting_with_the_fewest_differences(tmp_path):
     """A width that was tried beside the paper's setting is a row, not the base of another leaderboard."""
     write(tmp_path, "paper", SEEDS, dropout=0.2)
     write(tmp_path, "lif", SEEDS, dropout=0.2, neuron="lif")
@@ -90,7 +90,7 @@ def test_settings_that_were_tested_on_other_samples_are_not_compared(tmp_path):
     for name, content in (("paper", "x"), ("lif", "x"), ("if", "y")):
         for seed in SEEDS:
             folder = RunFolder(tmp_path / f"{name}-{seed}")
-            update(folder, data={**read_run(folder.path).part("data"), "content": "same", "test_content": content})
+            update(folder, data={**read_run(folder.path).section("data"), "content": "same", "test_content": content})
     assert set(board(tmp_path)) == {"", "neuron lif"}
 
 
@@ -100,7 +100,7 @@ def test_without_the_papers_setting_there_is_none(tmp_path):
     assert standings(find_runs(tmp_path)) == []
 
 
-def test_spikes_and_energy_are_those_of_the_best_epoch(tmp_path):
+def test_spikes_and_energy_come_from_the_best_epoch(tmp_path):
     write(tmp_path, "paper", SEEDS)
     write(tmp_path, "lif", SEEDS, neuron="lif")
     row = board(tmp_path)[""]
@@ -120,7 +120,7 @@ def test_the_command_prints_it(tmp_path, capsys):
     assert "the paper's" in (tmp_path / "out" / "tableleaderboard.csv").read_text()
 
 
-def test_the_figure_names_what_differs_and_what_lies_far_below(tmp_path):
+def test_leaderboard_figure_names_significant_and_distant_settings(tmp_path):
     write(tmp_path, "paper", SEEDS)
     write(tmp_path, "lif", {1: 0.88, 2: 0.90, 3: 0.915}, neuron="lif")
     write(tmp_path, "avg", {1: 0.91, 2: 0.90, 3: 0.93}, pooling="avg")
@@ -150,7 +150,7 @@ def test_gains_of_all_data_sets_stand_side_by_side(tmp_path):
     assert rows["reset soft"] == ["", "+2.00"]
 
 
-def test_every_setting_stands_in_one_table_with_its_gain_and_its_silent_layers(tmp_path):
+def test_comparison_table_lists_gains_and_silent_layers(tmp_path):
     write(tmp_path, "paper", SEEDS)
     write(tmp_path, "lif", {1: 0.88, 2: 0.90, 3: 0.915}, neuron="lif")
     write_run(tmp_path / "a", (0.6,))
@@ -169,7 +169,7 @@ def test_every_setting_stands_in_one_table_with_its_gain_and_its_silent_layers(t
     assert [row["gain"] for row in rows if row["seeds"] == "1"] == ["baseline", "-50.00"]
 
 
-def test_runs_of_one_name_and_other_epochs_or_time_constants_are_never_averaged(tmp_path):
+def test_runs_with_different_epochs_or_time_constants_are_never_averaged(tmp_path):
     """Found by a review: a curve was the mean over four runs of 4 epochs and two of 3 epochs with another tau."""
     for seed in range(4):
         write_run(tmp_path / f"a{seed}", (0.5,) * 4, seed=seed, neuron="clif")
@@ -193,7 +193,7 @@ def test_equal_differences_have_no_interval_whatever_their_last_digits(tmp_path)
     assert row.verdict == ""
 
 
-def test_runs_without_a_seed_of_their_own_are_not_paired(tmp_path):
+def test_runs_without_a_seed_are_not_paired(tmp_path):
     for name, neuron in (("paper", "plif"), ("lif", "lif")):
         for i in range(3):
             model = {**PAPER, "neuron": neuron}

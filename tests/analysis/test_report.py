@@ -5,7 +5,7 @@ import re
 import pytest
 
 from plif_lightning.analysis.report import write_report
-from plif_lightning.analysis.tables import result_tables
+from plif_lightning.analysis.tables import accuracy_tables
 from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs
 from tests.writers import write_run
@@ -15,7 +15,7 @@ ATTACK = "<script>window.attacked = 1</script><img src=x onerror='window.attacke
 
 def report(tmp_path):
     runs = find_runs(tmp_path / "runs")
-    write_report(runs, result_tables(runs), tmp_path / "report.html")
+    write_report(runs, accuracy_tables(runs), tmp_path / "report.html")
     return tmp_path / "report.html"
 
 
@@ -76,7 +76,7 @@ def test_names_and_configurations_are_not_html(tmp_path, monkeypatch):
     assert "&lt;script&gt;" in text
 
 
-def test_what_cannot_be_read_stands_on_the_page_and_the_rest_is_there(tmp_path, capsys, monkeypatch):
+def test_report_names_unreadable_runs_and_shows_the_others(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("plif_lightning.analysis.report.FIGURES", {})
     some_runs(tmp_path / "runs")
     (tmp_path / "runs" / "b" / "config.yaml").write_text("{")

@@ -9,12 +9,12 @@ import yaml
 from plif_lightning.analysis.figures import drawn
 from plif_lightning.analysis.grouping import groups
 from plif_lightning.analysis.leaderboard import gains_table, leaderboard_table, standings
-from plif_lightning.analysis.results import results_table
+from plif_lightning.analysis.measured import measured_table
 from plif_lightning.cli import main
 from plif_lightning.runs.command import commands
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.published import add_published, read_published
 from plif_lightning.runs.record import update
-from plif_lightning.runs.results import read_results, write_results
 from plif_lightning.runs.run import find_runs, read_run
 from tests import publish
 from tests.cli.calls import FEW, SILENT, TINY, refused
@@ -27,7 +27,7 @@ SHIPPED = str(REPOSITORY / "configs/fashionmnist.yaml")
 HOLDOUT = ("--config", SHIPPED, "--trainer.max_epochs=3", "-c", "holdout", "--data.root", "/far")
 
 
-def test_a_published_run_keeps_what_was_measured_and_nothing_of_the_machine(tmp_path):
+def test_published_run_keeps_measurements_and_drops_local_paths(tmp_path):
     write_run(
         tmp_path / "a",
         accuracies=(0.5, 0.91, 0.9),
@@ -37,8 +37,8 @@ def test_a_published_run_keeps_what_was_measured_and_nothing_of_the_machine(tmp_
         cost=COST,
     )
     run = read_run(tmp_path / "a", tmp_path)
-    (read,) = write_results(tmp_path / "results.jsonl", [run])
-    assert read_results(tmp_path / "results.jsonl") == [read]
+    (read,) = add_published(tmp_path / "results.jsonl", [run])
+    assert read_published(tmp_path / "results.jsonl") == [read]
     for name in (
         "name",
         "key",
@@ -59,33 +59,33 @@ def test_a_published_run_keeps_what_was_measured_and_nothing_of_the_machine(tmp_
     assert read.record.keys() & {"process", "wandb"} == set()
 
 
-def test_of_a_long_run_some_epochs_are_kept_the_best_and_those_that_reach_an_accuracy_among_them(tmp_path):
+def test_long_run_keeps_selected_best_and_threshold_epochs(tmp_path):
     # 0.9 is kept in float32, where it is slightly less.
     accuracies = [0.4] * 5 + [0.55, float(np.float32(0.9)), 0.85, 0.91, *[0.6] * 30]
     write_run(tmp_path / "a", accuracies=accuracies)
-    (kept,) = write_results(tmp_path / "results.jsonl", find_runs(tmp_path))
+    (kept,) = add_published(tmp_path / "results.jsonl", find_runs(tmp_path))
     assert [row["epoch"] + 1 for row in kept.metrics] == [1, 2, 3, 5, 6, 7, 9, 10, 15, 20, 30, 39]
     assert kept.best == (9, 0.91)
 
 
-def test_runs_are_added_and_those_of_the_same_key_and_seed_renewed(tmp_path):
+def test_publishing_replaces_runs_with_equal_key_and_seed(tmp_path):
     write_run(tmp_path / "runs" / "a")
     write_run(tmp_path / "runs" / "b", seed=7)
     write_run(tmp_path / "runs" / "c", seed=8, finished=False)
     path = tmp_path / "results.jsonl"
-    assert [run.name for run in write_results(path, find_runs(tmp_path / "runs"))] == ["a", "b"]
+    assert [run.name for run in add_published(path, find_runs(tmp_path / "runs"))] == ["a", "b"]
     write_run(tmp_path / "later" / "d", seed=9)
     write_run(tmp_path / "later" / "e", seed=7)
-    write_results(path, find_runs(tmp_path / "later"))
-    runs = read_results(path)
+    add_published(path, find_runs(tmp_path / "later"))
+    runs = read_published(path)
     assert [(run.name, run.setting("seed_everything")) for run in runs] == [("a", 2020), ("e", 7), ("d", 9)]
-    assert runs == write_results(path, find_runs(tmp_path / "later"))
+    assert runs == add_published(path, find_runs(tmp_path / "later"))
 
 
-def test_the_table_takes_seeds_together(tmp_path):
+def test_measured_table_averages_seeds(tmp_path):
     write_run(tmp_path / "runs" / "a", accuracies=(0.90,))
     write_run(tmp_path / "runs" / "b", accuracies=(0.92,), seed=7)
-    table = results_table(write_results(tmp_path / "results.jsonl", find_runs(tmp_path / "runs")))
+    table = measured_table(add_published(tmp_path / "results.jsonl", find_runs(tmp_path / "runs")))
     cells = dict(zip(table.columns, table.rows[0], strict=True))
     assert len(table.rows) == 1
     assert cells["paper A, B"] == "94.38, 93.85"
@@ -98,11 +98,11 @@ def test_the_command_writes_the_file_and_prints_its_table(tmp_path, capsys):
     arguments = ["tables", "--runs", str(tmp_path / "runs"), "--only", "4", "--out", str(tmp_path / "out")]
     main([*arguments, "--results", str(tmp_path / "results.jsonl")])
     assert "Measured" in capsys.readouterr().out
-    assert len(read_results(tmp_path / "results.jsonl")) == 1
+    assert len(read_published(tmp_path / "results.jsonl")) == 1
     assert "paper A, B" in (tmp_path / "out" / "tables.md").read_text()
 
 
-def test_the_command_of_a_run_makes_the_same_configuration(tmp_path):
+def test_recorded_command_reproduces_the_configuration(tmp_path):
     """Configurations after arguments, lists that grow, a run that went on with other arguments: all as it became."""
     given = ["--model.pooling", "avg", "--config", "quickstart", *TINY, *FEW, *SILENT, "--config", "lif"]
     v2 = "torchvision.transforms.v2"
@@ -120,21 +120,21 @@ def test_the_command_of_a_run_makes_the_same_configuration(tmp_path):
         assert again[block] == then[block]
     assert then["trainer"]["max_epochs"] == 2
     assert len(then["data"]["init_args"]["augmentation"]) == 2
-    assert run.part("surroundings").keys() >= {"machine", "versions"}
-    assert "torch " in run.part("surroundings")["versions"]
+    assert run.section("surroundings").keys() >= {"machine", "versions"}
+    assert "torch " in run.section("surroundings")["versions"]
 
 
 def test_of_the_same_settings_and_seed_the_latest_counts_everywhere(tmp_path):
     for name, started, accuracy in (("a", 2.0, 0.95), ("b", 1.0, 0.9)):
         write_run(tmp_path / "runs" / name, (0.5, accuracy), started=started)
     runs = find_runs(tmp_path / "runs")
-    assert [run.accuracy for run in write_results(tmp_path / "results.jsonl", runs)] == [0.95]
+    assert [run.accuracy for run in add_published(tmp_path / "results.jsonl", runs)] == [0.95]
     assert [group.accuracy for group in groups(runs)] == [95.0]
 
 
-def test_a_part_of_the_data_stands_beside_no_number_of_the_papers(tmp_path):
+def test_subset_of_the_data_is_not_compared_with_the_paper(tmp_path):
     write_run(tmp_path / "runs" / "a", samples=(1000, 100), data="NMNIST")
-    table = results_table(write_results(tmp_path / "results.jsonl", find_runs(tmp_path / "runs")))
+    table = measured_table(add_published(tmp_path / "results.jsonl", find_runs(tmp_path / "runs")))
     assert table.rows[0][:2] == ["N-MNIST (1,000 / 100 samples, of 60,000 / 10,000)", ""]
 
 
@@ -167,8 +167,8 @@ def test_the_leaderboard_of_a_table_is_that_of_its_runs(tmp_path):
                 model={**PAPER, "structure": STRUCTURE.format("DP-FC100-PLIF-APk10s10"), **model},
             )  # fmt: skip
     runs = find_runs(tmp_path / "runs")
-    write_results(tmp_path / "results.jsonl", runs)
-    published = read_results(tmp_path / "results.jsonl")
+    add_published(tmp_path / "results.jsonl", runs)
+    published = read_published(tmp_path / "results.jsonl")
     assert gains_table(published) == gains_table(runs)
     assert len(gains_table(runs).rows) == 4
     own, there = leaderboard_table(runs), leaderboard_table(published)
@@ -186,21 +186,21 @@ def test_the_leaderboard_of_a_table_is_that_of_its_runs(tmp_path):
         {"samples": (50_000, 359)},
     ],
 )
-def test_what_keeps_runs_apart_keeps_their_rows_apart(tmp_path, more):
+def test_published_rows_stay_separate_where_runs_do(tmp_path, more):
     write_run(tmp_path / "a", validation="holdout", test=323 / 359, model=PAPER, samples=(60_000, 359))
     other = {"samples": (60_000, 359), **more}
     write_run(tmp_path / "b", validation="holdout", test=330 / 359, model={**PAPER, "neuron": "lif"}, **other)
     runs = find_runs(tmp_path)
-    write_results(tmp_path / "results.jsonl", runs)
-    assert standings(read_results(tmp_path / "results.jsonl")) == []
+    add_published(tmp_path / "results.jsonl", runs)
+    assert standings(read_published(tmp_path / "results.jsonl")) == []
 
 
-def test_a_run_that_was_changed_on_the_way_has_a_row_beside_that_of_the_unchanged_one(tmp_path):
+def test_run_changed_on_resuming_has_a_separate_row(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, arguments=("--config", SHIPPED, "--trainer.max_epochs=3"))
     update(RunFolder(tmp_path / "b"), changes=[[20, "data.batch_size", 32]], key="another")
-    runs = write_results(tmp_path / "results.jsonl", find_runs(tmp_path))
-    cells = [row[2] for row in results_table(runs).rows]
+    runs = add_published(tmp_path / "results.jsonl", find_runs(tmp_path))
+    cells = [row[2] for row in measured_table(runs).rows]
     given = "fashionmnist, trainer.max_epochs=3"
     assert cells == [given, f"{given} after step 20 data.batch_size=32"]
 
@@ -211,7 +211,7 @@ def test_the_commands_take_a_file_of_published_runs(tmp_path, capsys):
     main(["figures", "--runs", PUBLISHED, "--only", "leaderboard", "--out", str(tmp_path / "figures")])
     assert (tmp_path / "figures" / "figureleaderboard.png").is_file()
     main(["runs", "--runs", str(RESULTS), "--out", str(tmp_path / "runs.csv")])
-    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + len(read_results(RESULTS))
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + len(read_published(RESULTS))
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[]", "{}", '{"run": "a", "config": {}, "record": {}, "metrics": []}'])
@@ -224,22 +224,22 @@ def test_another_file_than_of_published_runs_is_named_with_its_line(tmp_path, ca
 # --- the results of this project
 
 
-def test_the_commands_of_the_results_are_of_the_runs_that_they_tell_of():
-    for run in {run.key: run for run in read_results(RESULTS)}.values():
+def test_published_commands_reproduce_their_configurations():
+    for run in {run.key: run for run in read_published(RESULTS)}.values():
         config = parsed(*only_command(run))
         data = config["data"]["init_args"]
         assert config["trainer"]["max_epochs"] == run.epochs
         assert data["time_steps"] == run.setting("data.time_steps")
         assert {"test": "A", "holdout": "B"}[data["validation"]] == run.protocol
         assert config["seed_everything"] == run.setting("seed_everything")
-        around = run.part("surroundings")
+        around = run.section("surroundings")
         assert all(around[name] for name in ("machine", "versions", "commit"))
         assert "dirty" not in around["commit"]
         assert run.samples["test"] > 0
         assert run.metrics[-1]["seconds"] > 0
 
 
-def test_tables_and_caption_of_the_page_are_those_of_the_results():
+def test_results_page_matches_the_published_runs():
     """If it fails: python tests/publish.py."""
     page = publish.PAGE.read_text()
     assert publish.renewed(page) == page

@@ -9,9 +9,9 @@ from scipy import stats
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.grouping import groups, interval
 from plif_lightning.analysis.leaderboard import comparison_table
-from plif_lightning.analysis.tables import result_tables, write_tables
+from plif_lightning.analysis.tables import accuracy_tables, write_tables
 from plif_lightning.cli import main
-from plif_lightning.cli.results import all_tables
+from plif_lightning.cli.reports import all_tables
 from plif_lightning.runs.run import find_runs
 from tests.writers import write_run
 
@@ -22,10 +22,10 @@ def rows(table, ours_only=True):
 
 
 def tables(tmp_path):
-    return {table.name: table for table in result_tables(find_runs(tmp_path))}
+    return {table.name: table for table in accuracy_tables(find_runs(tmp_path))}
 
 
-def test_seeds_are_averaged_and_one_seed_counts_once(tmp_path):
+def test_seeds_are_averaged_and_repeated_seeds_count_once(tmp_path):
     for seed, accuracy in ((1, 0.90), (2, 0.92), (3, 0.94)):
         write_run(tmp_path / f"{seed}", (0.5, accuracy), seed=seed)
     write_run(tmp_path / "again", (0.5, 0.90), seed=1)
@@ -43,7 +43,7 @@ def test_of_seeds_that_agree_the_interval_is_binomial_too():
     assert math.isnan(interval([0.99] * 3, None)[0])
 
 
-def test_of_one_run_the_interval_is_binomial():
+def test_single_run_has_a_binomial_interval():
     low, high = interval([0.9], 100)
     expected = stats.binomtest(90, 100).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-12)
@@ -66,7 +66,7 @@ def test_of_one_run_the_interval_is_binomial():
         {"trainer": {"callbacks": {"class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging"}}},
     ],
 )
-def test_what_is_not_the_same_experiment_is_never_averaged(tmp_path, other):
+def test_different_experiments_are_never_averaged(tmp_path, other):
     first = {"model": {"loss": "tet"}} if "model" in other else {}
     if isinstance(other.get("trainer", {}).get("callbacks"), dict):  # Lightning takes one without a list, too
         first = {"trainer": {"callbacks": {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}}}
@@ -112,14 +112,14 @@ def test_every_finished_run_is_in_a_table_or_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("trainer", [{"limit_val_batches": 0.01}, {"limit_train_batches": 5}])
-def test_a_run_on_a_part_of_the_batches_has_no_difference_and_no_interval(tmp_path, trainer):
+def test_run_on_limited_batches_has_no_difference_and_no_interval(tmp_path, trainer):
     write_run(tmp_path / "a", trainer=trainer)
     (row,) = rows(tables(tmp_path)["4"])
     assert (row["ours"], row["difference"], row["95 % interval"]) == ("75.00", "", "")
     assert next(iter(trainer)) in row["other settings"]
 
 
-def test_another_network_than_the_shipped_one_has_no_difference(tmp_path):
+def test_custom_network_has_no_difference_to_the_paper(tmp_path):
     write_run(tmp_path / "a", model={"loss": "rate"})
     (row,) = rows(tables(tmp_path)["4"])
     assert (row["difference"], row["other settings"]) == ("", "loss rate")
@@ -136,7 +136,7 @@ def test_each_run_stands_in_its_table(tmp_path):
     assert ("digits", "PLIF, tau_0 = 2") in [tuple(row[:2]) for row in comparison_table(find_runs(tmp_path)).rows]
 
 
-def test_a_row_names_what_differs_from_its_configuration_in_the_users_words(tmp_path):
+def test_row_names_settings_that_differ_from_the_configuration(tmp_path):
     for name in ("a", "b", "c"):
         write_run(tmp_path / name, seed=ord(name))
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.002}}
@@ -164,7 +164,7 @@ def test_tables_1_3_and_s1_come_from_the_configurations(tmp_path):
 def test_files_hold_the_same_cells(tmp_path):
     write_run(tmp_path / "runs" / "a", title="x | y", data="Other")
     runs = find_runs(tmp_path / "runs")
-    made = [*result_tables(runs), comparison_table(runs)]
+    made = [*accuracy_tables(runs), comparison_table(runs)]
     write_tables(made, tmp_path / "out")
     with (tmp_path / "out" / "table4.csv").open(newline="") as file:
         columns, *rows = csv.reader(file)
@@ -177,7 +177,7 @@ def test_files_hold_the_same_cells(tmp_path):
     assert latex.count("&") == (1 + len(made[1].rows)) * (latex.splitlines()[3].count("&"))
 
 
-def test_what_a_recipe_changes_is_named_and_forbids_a_difference(tmp_path):
+def test_recipe_changes_are_named_and_suppress_the_difference(tmp_path):
     average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 1}}
     augmentation = [{"class_path": f"torchvision.transforms.v2.{name}"} for name in ("RandomInvert", "RandomCrop")]
     write_run(
@@ -194,13 +194,13 @@ def test_what_a_recipe_changes_is_named_and_forbids_a_difference(tmp_path):
     assert found[""] != ""
 
 
-def test_time_constants_stand_beside_the_authors_after_the_same_epochs(tmp_path):
+def test_tau_table_compares_equal_epochs_with_the_authors(tmp_path):
     layers = ("conv1", "conv2", "fc1", "fc2")
     write_run(tmp_path / "a", (0.88, 0.9, 0.91, 0.92), layers=layers)
     write_run(tmp_path / "b", (0.89, 0.9, 0.91, 0.92), layers=layers, seed=7)
     write_run(tmp_path / "other network", (0.5,) * 4, init_tau=16.0)
     write_run(tmp_path / "protocol B", (0.5,) * 4, layers=layers, validation="holdout", test=0.5)
-    table = {table.name: table for table in result_tables(find_runs(tmp_path))}["tau"]
+    table = {table.name: table for table in accuracy_tables(find_runs(tmp_path))}["tau"]
     assert [row[2:8] for row in table.rows] == [
         ["8", "60,000 / 10,000 samples", "2", "1 of 4", "88.50", "88.96"],
         ["8", "60,000 / 10,000 samples", "2", "2 of 4", "90.00", "90.46"],
@@ -211,7 +211,7 @@ def test_time_constants_stand_beside_the_authors_after_the_same_epochs(tmp_path)
     ]
 
 
-def test_earlier_work_and_accuracy_a_stand_beside_ours(tmp_path):
+def test_tables_show_earlier_work_and_protocol_a(tmp_path):
     write_run(tmp_path / "a", validation="holdout", test=0.9)
     found = {table.name: table for table in all_tables(find_runs(tmp_path))}
     earlier = found["2b"]
@@ -263,7 +263,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
         (["report", "--out", "/proc/none/report.html"], "/proc/none: No such file or directory"),
     ],
 )
-def test_a_mistake_is_answered_with_one_sentence(tmp_path, monkeypatch, capsys, arguments, expected):
+def test_user_error_is_a_single_sentence(tmp_path, monkeypatch, capsys, arguments, expected):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "runs" / "a")
     with pytest.raises(SystemExit) as stop:
@@ -280,7 +280,7 @@ def test_a_structure_like_the_papers_is_the_same_experiment_as_its_numbers(tmp_p
     assert len({run.key for run in find_runs(tmp_path)}) == 1
 
 
-def test_one_damaged_run_hinders_no_other(tmp_path):
+def test_damaged_run_does_not_affect_others(tmp_path):
     damaged = write_run(tmp_path / "runs" / "damaged")
     damaged.samples.write_bytes(b"PK")
     damaged.weights.write_text(damaged.weights.read_text().splitlines()[0] + "\n")

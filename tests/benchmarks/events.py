@@ -36,7 +36,7 @@ from plif_lightning.events import Recording, Sensor
 from plif_lightning.events.aedat import read_aedat2
 from plif_lightning.events.integration import bounds_by_count, count_events, integrate
 from plif_lightning.events.readers import read_nmnist
-from plif_lightning.events.recording import pack
+from plif_lightning.events.recording import pack_events
 from plif_lightning.runtime.process import processor
 from tests import writers
 from tests.benchmarks.timing import alternate, show_rates
@@ -48,7 +48,7 @@ DVS128 = Sensor(128, 128)
 def integration(title: str, recordings: list[Recording], sensor: Sensor, time_steps: int, rounds: int) -> None:
     peer = spikingjelly_dataset_utils()
     multiples = [Recording(*(c[: len(c) // time_steps * time_steps] for c in r)) for r in recordings]
-    packed = [pack(r, sensor, title) for r in multiples]
+    packed = [pack_events(r, sensor, title) for r in multiples]
     dictionaries = [dict(zip("txyp", r, strict=True)) for r in multiples]
     structured = [tonic.io.make_structured_array(r.x, r.y, r.t, r.p) for r in multiples]
     # as the loader does it: out of one array, 16 recordings at once

@@ -113,7 +113,7 @@ def _block(x: Tensor, conv: Tensor, neuron: str, backward: bool = False) -> floa
 # Our kernels, which are plain functions on a CPU: where each is looked up when it is called.
 KERNELS: dict[str, tuple[Any, str]] = {
     **{name: (ops, name) for name in ("fire", "fire_backward", "moments", "normalize_backward")},
-    **{name: (sparse, name) for name in ("conv_events", "pack", "unpack")},
+    **{name: (sparse, name) for name in ("conv_events", "pack_bits", "unpack_bits")},
     **{name: (sparse, f"_{name}") for name in ("conv_weight_events", "linear_events", "linear_weight_events")},
     "conv_fire_pool": (block._ConvFirePool, "forward"),
     "conv_fire_pool_backward": (block, "_backward_of_events"),

@@ -64,7 +64,7 @@ def peak_of_imports() -> int:
 def measure(name: str, batch: int, steps: int, compiled: bool = False) -> None:
     torch.manual_seed(0)
     before = peak_of_imports()
-    net, model = configs.network_of(name), configs.shipped()[name]["model"]
+    net, model = configs.network_of(name), configs.shipped_settings()[name]["model"]
     if compiled:
         net.compile()
     loss_of = LOSSES[model["loss"]]

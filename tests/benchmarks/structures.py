@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from plif_lightning import configs
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.runtime.process import processor
-from plif_lightning.structure import FC, Conv, Neurons, Placed, Pool, Residual, placed
+from plif_lightning.structure import FC, Conv, LayerSpec, Neurons, Pool, Residual, layer_specs
 from tests.benchmarks.step import peak, peak_of_imports
 
 SHAPE, CLASSES, STEPS = (3, 32, 32), 10, 4
@@ -72,12 +72,12 @@ class Sum(nn.Module):
         return y
 
 
-def peer(layers: Iterable[Placed]) -> nn.Sequential:
+def peer(layers: Iterable[LayerSpec]) -> nn.Sequential:
     """The same layers of SpikingJelly's."""
     return nn.Sequential(*(part for one in layers for part in parts_of(one)))
 
 
-def parts_of(one: Placed) -> list[nn.Module]:
+def parts_of(one: LayerSpec) -> list[nn.Module]:
     def pool(of: Pool, size: tuple[int, ...]) -> nn.Module:
         kind = layer.AvgPool2d if of.kind == "AP" else layer.MaxPool2d
         return kind(size[1:], 1) if of.kernel is None else kind(of.kernel, of.stride, of.padding)
@@ -113,7 +113,7 @@ def spikingjellys(name: str, net: SpikingNetwork) -> nn.Module:
         made.avgpool = layer.AdaptiveAvgPool2d((1, 1))  # for 32x32 instead of 224x224
         made.classifier[0] = layer.Linear(512, 4096)
     else:
-        made = peer(placed(net.structure, SHAPE, CLASSES))
+        made = peer(layer_specs(net.structure, SHAPE, CLASSES))
     functional.set_step_mode(made, "m")
     idle = {part.bias for part in made.modules() if isinstance(part, nn.Conv2d)}  # which BN takes away
     with torch.no_grad():
@@ -141,7 +141,7 @@ def fire_as_trained(net: SpikingNetwork) -> None:
     """Scale BN and FC weights so that each layer fires as in trained networks: one that is new does not."""
     generator = torch.Generator().manual_seed(1)
     x, shares = torch.randn(STEPS, 4, *SHAPE, generator=generator), {}
-    with torch.no_grad(), net.listening(lambda name, spikes: shares.__setitem__(name, spikes.mean().item())):
+    with torch.no_grad(), net.record_spikes(lambda name, spikes: shares.__setitem__(name, spikes.mean().item())):
         weight = next(net.parameters())
         for name, block in net.layers().items():
             if hasattr(block, "norm"):  # of neurons behind a sum the last BN before it
@@ -192,7 +192,7 @@ def print_memory(name: str, which: str, batch: int) -> None:
     peak_of_imports()
     tiny: Any = SpikingNetwork(SHAPE, CLASSES, STEPS, structure="c4k3s1-BN-PLIF-MPk2s2-FC10b")
     if which == "theirs":
-        tiny = peer(placed(tiny.structure, SHAPE, CLASSES))
+        tiny = peer(layer_specs(tiny.structure, SHAPE, CLASSES))
         functional.set_step_mode(tiny, "m")
     for _ in range(2):
         training_step(tiny, which, 2)()

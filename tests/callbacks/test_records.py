@@ -35,7 +35,7 @@ def fit(*arguments):
     return given
 
 
-def test_a_run_tells_its_command_result_and_weights():
+def test_run_records_command_result_and_weights():
     given = fit("--trainer.max_epochs", "2", "--run_folder", "here")
     run = read_run(Path("here"))
     assert (run.status, run.arguments, run.problems) == ("finished", given, [])
@@ -58,7 +58,7 @@ def test_a_resumed_run_keeps_its_command_and_its_rows():
     assert run.status == "finished"
 
 
-def test_samples_are_what_the_best_network_does():
+def test_recorded_samples_match_the_best_network():
     fit("--trainer.max_epochs", "1", "--run_folder", "here", "--record_samples", "4")
     folder = RunFolder(Path("here"))
     samples = read_samples(folder)
@@ -101,7 +101,7 @@ def test_a_later_test_counts_only_of_the_best_checkpoint_on_all_of_the_test_set(
     assert run.tested_samples == 359
 
 
-def test_a_histogram_behind_half_a_line_is_read_and_one_of_a_repeated_epoch_counts(tmp_path):
+def test_histograms_survive_truncated_lines_and_repeated_epochs(tmp_path):
     run = RunFolder(tmp_path)
     first, second = (Histogram("fc1", epoch, -1.0, 1.0, [1, 2], 0.0, 0.5) for epoch in (1, 2))
     append_histograms(run, [first, second])
@@ -113,7 +113,7 @@ def test_a_histogram_behind_half_a_line_is_read_and_one_of_a_repeated_epoch_coun
 
 
 @pytest.mark.parametrize("other", ["optimizer", "lr_scheduler", "loss"])
-def test_a_run_with_another_optimiser_or_schedule_takes_over_weights_alone(other):
+def test_new_optimiser_or_schedule_takes_over_weights_only(other):
     """The state of the old schedule would take the place of the new one's settings."""
     changed = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1}}
     changed = {"loss": "rate", "lr_scheduler": changed, "optimizer": {"class_path": "torch.optim.SGD"}}[other]

@@ -128,7 +128,7 @@ def offline(*arguments):
     wandb.finish()
 
 
-def test_an_offline_run_is_read_back_and_a_resumed_one_is_the_same_run():
+def test_resumed_offline_run_continues_the_same_wandb_run():
     first = ["--config", QUICKSTART, "--config", WANDB, *SILENT, *TINY, *FEW, "--run_folder", "run"]
     offline(*first, "--trainer.max_epochs", "1")
     (folder,) = Path("run/wandb").glob("offline-run-*")

@@ -42,7 +42,7 @@ def test_a_form_that_differs_or_raises_is_named_and_the_status_is_1(monkeypatch,
     assert said.endswith("3 of these differ from the reference.\n")
 
 
-def test_one_device_is_checked_and_the_page_is_written(monkeypatch, capsys, tmp_path):
+def test_check_compares_a_device_and_writes_the_page(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(comparing, "NEURONS", ("PLIF",))
     monkeypatch.setattr(comparing, "_FORMS", {})
     monkeypatch.setattr(comparing, "CONVOLUTIONS", comparing.CONVOLUTIONS[:300])

@@ -73,7 +73,7 @@ def expected(checkpoint, recording, **way):
     return f"decision: {DVSGesture.class_names[int(stream.votes.argmax())]} after {stream.steps} time-steps"
 
 
-def test_a_recording_is_shown_step_by_step_and_decided(checkpoint, capsys):
+def test_stream_prints_each_step_and_the_decision(checkpoint, capsys):
     recording = events_of(1000, 0)
     Path("a.aedat").write_bytes(aedat2_bytes(recording))
     main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat"])
@@ -206,7 +206,7 @@ def test_a_recording_of_another_sensor_is_rescaled_as_in_training(checkpoint, ca
         (["--ckpt_path", "no.ckpt"], "checkpoint no.ckpt does not exist"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(checkpoint, arguments, message, capsys):
+def test_stream_errors_are_single_sentences(checkpoint, arguments, message, capsys):
     Path("a.aedat").write_bytes(aedat2_bytes(events_of(100, 0)))
     Path("bad.csv").write_text("1,2,3,1\n")
     Path("worse.csv").write_text("t,x,y,p\n1,2,three,1\n")
@@ -214,7 +214,7 @@ def test_what_is_wrong_is_one_sentence(checkpoint, arguments, message, capsys):
     assert message in line
 
 
-def test_the_columns_and_unit_of_the_data_set_are_those_of_a_text(checkpoint, capsys):
+def test_text_recordings_use_the_data_sets_columns_and_unit(checkpoint, capsys):
     recording = events_of(1000, 0)
     Path("a.txt").write_bytes(text_bytes(recording, "yxpt", " ", header=False, unit="s"))
     assert "a.txt" in refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "a.txt")
@@ -246,7 +246,7 @@ def test_a_sensor_of_another_size_and_other_networks_are_refused(checkpoint, run
     assert "a.raw is of a sensor of 480x640 pixels (height x width), and the network was trained on 128x128" in line
 
 
-def test_a_recording_of_too_few_events_says_so(checkpoint, capsys):
+def test_too_few_events_are_reported(checkpoint, capsys):
     Path("a.aedat").write_bytes(aedat2_bytes(Recording(*(column[:3] for column in events_of(100, 0)))))
     with pytest.raises(SystemExit) as stop:
         main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--events_per_step", "5"])
@@ -255,7 +255,7 @@ def test_a_recording_of_too_few_events_says_so(checkpoint, capsys):
 
 
 @pytest.mark.parametrize(("events", "slicing"), [(19, "by_count"), (1000, "by_count"), (1000, "by_time")])
-def test_a_whole_recording_has_the_frames_of_its_data_set(checkpoint, events, slicing, capsys):
+def test_streamed_recording_has_the_frames_of_its_data_set(checkpoint, events, slicing, capsys):
     recording = Recording(*(column[:events] for column in events_of(1000, 0)))
     Path("a.aedat").write_bytes(aedat2_bytes(recording))
     held = torch.load(checkpoint, weights_only=True)
@@ -269,7 +269,7 @@ def test_a_whole_recording_has_the_frames_of_its_data_set(checkpoint, events, sl
     assert out[-2].endswith(f" {votes.max():.3f}")
 
 
-def test_a_network_of_smaller_frames_sees_the_whole_sensor(checkpoint, capsys):
+def test_smaller_frames_cover_the_full_sensor(checkpoint, capsys):
     net = of_few_events(trained((2, 32, 32), 11, 4, n_down=4, **SIZE))
     held = torch.load(checkpoint, weights_only=True)
     held |= weights_of(net)
@@ -343,7 +343,7 @@ class Direct(SpikingDataModule):
         return self.digits.dataset(train, indices, augment)
 
 
-def test_cost_takes_a_data_set_without_augmentation(run_of_digits, tmp_path, capsys):
+def test_cost_disables_augmentation(run_of_digits, tmp_path, capsys):
     held = torch.load(run_of_digits, weights_only=True)
     config = yaml.safe_load(held["cli_config"])
     arguments = {name: value for name, value in config["data"]["init_args"].items() if name == "time_steps"}
@@ -354,7 +354,7 @@ def test_cost_takes_a_data_set_without_augmentation(run_of_digits, tmp_path, cap
     assert "measured on 4" in capsys.readouterr().out
 
 
-def test_a_stream_says_the_classes_that_a_test_says(tmp_path, monkeypatch, capsys):
+def test_stream_and_test_name_the_same_classes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_event_folder(tmp_path / "hands")
     few = ["--trainer.max_epochs", "1", "--model.channels", "4", "--model.fc_features", "10", "--model.n_down", "4"]
@@ -431,7 +431,7 @@ def test_a_network_that_does_not_fire_decides_nothing(checkpoint, capsys):
         ({}, (None, None), (None, None)),
     ],
 )
-def test_a_stream_takes_the_steps_of_the_windows_that_were_trained_on(settings, given, expected):
+def test_stream_uses_the_step_length_of_training_windows(settings, given, expected):
     options = SimpleNamespace(events_per_step=given[0], ms_per_step=given[1], every_ms=None)
     _take_step_length(options, Trained(SimpleNamespace(time_steps=4), {"init_args": settings}, [], None))
     assert (options.events_per_step, options.ms_per_step) == expected

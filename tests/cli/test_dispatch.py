@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-def test_without_a_command_all_of_them_are_shown(arguments, capsys):
+def test_missing_command_lists_all_commands(arguments, capsys):
     main(arguments)
     out = capsys.readouterr().out
     assert "usage: " in out
@@ -45,7 +45,7 @@ def test_help_is_short_and_loads_no_torch(arguments):
         (["--data.help", "NMNIST"], ["--data.slicing", "downsample frames to size x size pixels"]),
     ],
 )
-def test_help_of_fit_names_its_arguments_and_those_of_a_data_set(arguments, named, capsys):
+def test_fit_help_lists_its_and_the_data_sets_arguments(arguments, named, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["fit", *arguments])
     assert stop.value.code == 0
@@ -67,7 +67,7 @@ def test_an_unknown_command_names_the_nearest(name, near, capsys):
     assert f"unknown command {name}. Did you mean {near}?" in refused(capsys, name)
 
 
-def test_a_configuration_is_found_by_its_name_from_anywhere(capsys):
+def test_configurations_resolve_by_name_from_any_folder(capsys):
     main(["fit", "--config", "quickstart", "--config=lif", *TINY, *SILENT, "--trainer.fast_dev_run", "1"])
     assert "{c6k3s1-BN-LIF-MPk2s2}*2" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ import yaml
 import plif_lightning as pl
 from plif_lightning.cli import main
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.lock import locked
+from plif_lightning.runs.lock import lock_run
 from plif_lightning.runs.run import read_run
 from plif_lightning.training.task import SpikingClassifier
 from tests import writers
@@ -37,7 +37,7 @@ def test_test_needs_nothing_but_the_checkpoint(run, tmp_path, monkeypatch, capsy
     assert rows(moved / "test/metrics.csv")[0]["test/acc"] == here
 
 
-def test_test_of_a_model_selection_on_the_test_set_says_so(capsys):
+def test_testing_after_selection_on_the_test_set_is_stated(capsys):
     fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--test_after_fit", "false", "--data.validation", "test")
     assert "best test epoch" in capsys.readouterr().out
     run = Path("runs/quickstart/version_0")
@@ -47,7 +47,7 @@ def test_test_of_a_model_selection_on_the_test_set_says_so(capsys):
     assert "accuracy (test set)" in capsys.readouterr().out
 
 
-def test_validate_measures_the_checkpoints_own_validation_part(run, capsys):
+def test_validate_uses_the_checkpoints_validation_split(run, capsys):
     main(["validate", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT, "--trainer.limit_val_batches", "1"])
     assert "212 val" in capsys.readouterr().out
     best = max(float(row["val/acc"]) for row in rows(run / "metrics.csv") if row["val/acc"])
@@ -87,7 +87,7 @@ def test_only_a_test_as_in_training_is_a_result_of_the_run(run, caplog):
         assert read_run(run).accuracy is None
         assert not (run / "test").exists()
         assert (run / "test_other/confusion_matrix.csv").is_file()
-    with locked(RunFolder(run)):
+    with lock_run(RunFolder(run)):
         main(test)
         assert "its best checkpoint may change" in caplog.text
         assert not (run / "test").exists()
@@ -142,7 +142,7 @@ def test_an_evaluation_of_nothing_is_refused(subcommand, part, run, capsys):
     assert "--ckpt_path must be given once" in refused(capsys, subcommand, *best, *best)
 
 
-def test_model_settings_beside_a_checkpoint_that_says_otherwise_are_refused(run, capsys):
+def test_model_settings_that_contradict_the_checkpoint_are_refused(run, capsys):
     best = str(run / "checkpoints/best.ckpt")
     message = refused(capsys, "test", "--ckpt_path", best, "--model.init_tau", "3")
     assert "model.init_tau is 2.0 there, 3 here" in message

@@ -65,7 +65,7 @@ def test_fit_with_every_augmentation_and_a_smaller_frame(capsys):
     assert rows("runs/cifar10dvs/version_0/metrics.csv")[-1]["train/loss"]
 
 
-def test_prepare_says_what_is_there_and_does_it_once(capsys):
+def test_prepare_reports_contents_and_runs_once(capsys):
     writers.write_nmnist(Path("data"))
     main(["prepare", *config("nmnist"), *PART])
     out = said(capsys)
@@ -101,7 +101,7 @@ def test_prepare_finds_damage(capsys):
         ("nmnist", ["--model.input_encoder", "poisson"], "input_encoder='poisson' encodes an image"),
     ],
 )
-def test_a_mistake_is_answered_with_one_sentence(name, arguments, expected, capsys):
+def test_user_error_is_a_single_sentence(name, arguments, expected, capsys):
     if "poisson" in arguments:
         writers.write_nmnist(Path("data"))
         arguments = [*arguments, *PART, *SILENT]
@@ -109,7 +109,7 @@ def test_a_mistake_is_answered_with_one_sentence(name, arguments, expected, caps
     assert not list(Path().rglob("*.tmp"))
 
 
-def test_a_damaged_recording_is_answered_with_one_sentence(capsys):
+def test_damaged_recording_is_a_single_sentence(capsys):
     writers.write_nmnist(Path("data"))
     Path("data/NMNIST/Train/3/00003.bin").write_bytes(b"1234")
     error = refused(capsys, "fit", *config("nmnist"), *PART, *SILENT)

@@ -27,7 +27,7 @@ from plif_lightning.cli.lightning import PlifCLI
 from plif_lightning.errors import UserError
 from plif_lightning.runs.command import commands
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.lock import locked
+from plif_lightning.runs.lock import lock_run
 from plif_lightning.runs.record import update
 from plif_lightning.runs.run import read_run
 from plif_lightning.training.task import SpikingClassifier
@@ -182,7 +182,7 @@ def test_sigterm_after_the_schedulers_signal_does_not_end_the_run_before_it_has_
 
 
 @pytest.mark.slow
-def test_loaders_go_on_until_the_run_has_saved(straight, monkeypatch):
+def test_loader_workers_survive_until_the_run_has_saved(straight, monkeypatch):
     """A terminal tells the whole group of processes, its loaders too."""
     workers = ["--data.num_workers", "1"]
     expected = straight(*EIGHT)
@@ -209,14 +209,14 @@ def told_one_of_two(rank):
     callback = StopOnSignal()
     if rank == 1:
         callback._receive(signal.SIGTERM, None)
-    return int(callback._told(SimpleNamespace(world_size=2, strategy=strategy)))
+    return int(callback._signal_of_any_process(SimpleNamespace(world_size=2, strategy=strategy)))
 
 
-def test_all_processes_hear_at_the_end_of_training_what_one_was_told(tmp_path):
+def test_signal_to_any_process_reaches_all_at_the_end_of_training(tmp_path):
     assert on_two_processes(told_one_of_two, tmp_path) == [signal.SIGTERM] * 2
 
 
-def test_an_evaluation_that_is_told_to_end_does_not_seem_to_have_succeeded(run, monkeypatch):
+def test_interrupted_evaluation_fails(run, monkeypatch):
     def told(number):
         def on_test_batch_start(self, *rest):
             signal.raise_signal(number)
@@ -231,7 +231,7 @@ def test_an_evaluation_that_is_told_to_end_does_not_seem_to_have_succeeded(run, 
     assert read_run(run).accuracy is None
 
 
-def test_a_prediction_that_is_told_to_end_leaves_none(run, monkeypatch):
+def test_interrupted_prediction_leaves_no_file(run, monkeypatch):
     step = SpikingClassifier.predict_step
 
     def predict_step(self, *rest):
@@ -244,7 +244,7 @@ def test_a_prediction_that_is_told_to_end_leaves_none(run, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_in_the_test_after_a_fit_says_how_the_run_goes_on(number, status, monkeypatch, capsys):
+def test_signal_during_the_final_test_prints_the_resume_command(number, status, monkeypatch, capsys):
     arguments = ["--config", QUICKSTART, *SILENT, *EIGHT, "--test_after_fit", "true", "--run_folder", "run"]
     with monkeypatch.context() as patch:
         patch.setattr(LayerMonitor, "on_test_batch_start", lambda *rest: signal.raise_signal(number))
@@ -306,7 +306,7 @@ def test_a_finished_run_that_cannot_be_taken_up_stays_finished(monkeypatch, caps
 
 
 @pytest.mark.slow
-def test_processes_end_together_where_one_is_told(tmp_path):
+def test_signal_to_any_process_ends_all(tmp_path):
     arguments = ["fit", "--config", QUICKSTART, *TINY, "--trainer.max_epochs", "1000", "--run_folder", "run"]
     processes = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.enable_progress_bar", "false"]
     process = subprocess.Popen(
@@ -322,7 +322,7 @@ def test_processes_end_together_where_one_is_told(tmp_path):
     assert process.returncode == 143
     assert said.count("stopped by SIGTERM") == 1
     assert load("run/checkpoints/last.ckpt")["global_step"] > 0
-    with locked(RunFolder(Path("run"))):  # nobody holds it any more
+    with lock_run(RunFolder(Path("run"))):  # nobody holds it any more
         pass
 
 
@@ -371,7 +371,7 @@ def test_a_slurm_job_does_not_take_another_runs_weights(monkeypatch):
     assert load("runs/quickstart/version_0/checkpoints/last.ckpt")["global_step"] == 3
 
 
-def test_a_schedulers_signal_saves_and_says_that_a_job_without_a_folder_to_resume_is_not_requeued(monkeypatch, capsys):
+def test_scheduler_signal_saves_and_reports_missing_run_folder(monkeypatch, capsys):
     for name, value in {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SLURM_NODEID", "0")
@@ -387,9 +387,9 @@ def test_a_schedulers_signal_saves_and_says_that_a_job_without_a_folder_to_resum
 # --- two at once
 
 
-def test_a_run_that_is_being_trained_is_not_resumed_beside(run, capsys):
+def test_run_in_training_cannot_be_resumed_concurrently(run, capsys):
     before = (run / "metrics.csv").read_text()
-    with locked(RunFolder(run)):
+    with lock_run(RunFolder(run)):
         more = ["--trainer.max_epochs", "3"]
         message = refused(capsys, "fit", "--ckpt_path", str(run / "checkpoints/last.ckpt"), *SILENT[:2], *more)
         assert "is being trained by process" in message
@@ -398,7 +398,7 @@ def test_a_run_that_is_being_trained_is_not_resumed_beside(run, capsys):
     assert (run / "metrics.csv").read_text() == before
 
 
-def test_runs_that_begin_together_get_folders_of_their_own():
+def test_concurrent_runs_get_separate_folders():
     assert [new_folder(Path("runs/name")).name for _ in range(3)] == ["version_0", "version_1", "version_2"]
 
 
@@ -416,7 +416,7 @@ def full(*arguments):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+def test_failed_checkpoint_write_keeps_the_previous_one(tmp_path, monkeypatch):
     path, files = tmp_path / "run/checkpoints/last.ckpt", CheckpointFiles()
     files.save_checkpoint({"state_dict": {"a": torch.ones(3)}}, path)
     (path.parent / "last.ckpt.999.tmp").write_text("a killed process was writing this")
@@ -443,7 +443,7 @@ def _write_little(self, content):
     return self._file.write(content)
 
 
-def test_a_full_disk_ends_a_fit_with_one_sentence_that_names_the_file(monkeypatch, capsys):
+def test_full_disk_ends_a_fit_and_names_the_file(monkeypatch, capsys):
     def too_late(checkpoint, file):
         full()
 
@@ -546,7 +546,7 @@ def best_of_a_run(tmp_path_factory):
         ("lr_scheduler", "Called", "test"),
     ],
 )
-def test_what_a_checkpoint_names_is_not_called(
+def test_classes_named_by_a_checkpoint_are_not_called(
     where, what, command, best_of_a_run, module_that_says_so, monkeypatch, capsys
 ):
     monkeypatch.syspath_prepend(module_that_says_so)
@@ -613,13 +613,13 @@ def test_a_best_checkpoint_that_is_missing_is_named(run, capsys):
     assert read_run(Path("new")).settings["ckpt_path"] == str(run / "checkpoints/last.ckpt")
 
 
-def test_other_threads_and_kernels_of_a_run_that_goes_on_are_recorded(run, caplog):
-    threads, around = str(torch.get_num_threads()), read_run(run).part("surroundings")
+def test_changed_threads_and_kernels_on_resume_are_recorded(run, caplog):
+    threads, around = str(torch.get_num_threads()), read_run(run).section("surroundings")
     assert (around["threads"], around["form"]) == (threads, "cpu")
     resume = ["fit", "--run_folder", str(run), "--trainer.max_epochs"]
     main([*resume, "3", "--model.backend", "reference"])
     assert "resumes with different form" in caplog.text
-    assert read_run(run).part("surroundings")["form"] == "cpu, then reference"
+    assert read_run(run).section("surroundings")["form"] == "cpu, then reference"
     caplog.clear()
     main([*resume, "4", "--model.backend", "reference"])
     assert "resumes with different" not in caplog.text
@@ -631,7 +631,7 @@ def test_other_threads_and_kernels_of_a_run_that_goes_on_are_recorded(run, caplo
     assert "resumes with different threads" in caplog.text
 
 
-def test_sigusr1_outside_of_slurm_saves_and_says_how_to_resume(monkeypatch, capsys):
+def test_sigusr1_outside_slurm_saves_and_prints_the_resume_command(monkeypatch, capsys):
     told_at(monkeypatch, 0, signal.SIGUSR1)
     assert ended(*EIGHT) == 143
     assert load("runs/quickstart/version_0/checkpoints/last.ckpt")["global_step"] == 1

@@ -11,7 +11,7 @@ import yaml
 from lightning import Trainer
 
 from plif_lightning.cli import main
-from plif_lightning.cli.lightning import place_absolutely
+from plif_lightning.cli.lightning import make_paths_absolute
 from plif_lightning.network import load_network
 from tests import writers
 from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, fit, load, resume, rows
@@ -42,7 +42,7 @@ def test_quickstart_ends_with_a_summary_and_every_file(capsys):
 
 
 @pytest.mark.slow
-def test_quickstart_reaches_97_percent_on_its_test_part():
+def test_quickstart_reaches_97_percent_on_its_test_set():
     fit()
     accuracy = [row["test/acc"] for row in rows("runs/quickstart/version_0/metrics.csv") if row["test/acc"]]
     assert float(accuracy[0]) >= 0.97
@@ -85,7 +85,7 @@ def test_fit_with_the_holdout_variant_tests_once_at_the_end(tmp_path):
         (f"{__name__}.OwnOptimizer", {"lr": 0.001, "momentum": 0.7, "weight_decay": 0.3}),
     ],
 )
-def test_another_optimiser_has_its_own_defaults_beside_what_files_set(name, expected, capsys):
+def test_replaced_optimiser_gets_its_defaults(name, expected, capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", "quickstart", "--model.optimizer", name, "--print_config"])
     optimizer = yaml.safe_load(capsys.readouterr().out)["model"]["optimizer"]
@@ -109,12 +109,12 @@ def test_an_optimiser_and_a_scheduler_are_replaced_from_the_command_line(run):
     assert state["param_groups"][0]["momentum"] == 0.9
 
 
-def test_folders_of_data_and_caches_are_stored_so_that_they_are_found_from_everywhere(tmp_path):
+def test_data_and_cache_folders_are_stored_as_absolute_paths(tmp_path):
     data = {"root": "data", "store": "caches", "size": 8}
-    place_absolutely(data)
+    make_paths_absolute(data)
     assert data == {"root": str(tmp_path / "data"), "store": str(tmp_path / "caches"), "size": 8}
     elsewhere = {"root": "s3://bucket/data", "store": None}
-    place_absolutely(elsewhere)
+    make_paths_absolute(elsewhere)
     assert elsewhere == {"root": "s3://bucket/data", "store": None}
 
 
@@ -140,7 +140,7 @@ def test_accumulation_clipping_and_resume_are_the_same_on_every_backend():
         torch.testing.assert_close(mixed["state_dict"][name], value, rtol=1e-7, atol=1e-9)
 
 
-def test_a_learned_threshold_is_logged_kept_and_tested(capsys):
+def test_learned_threshold_is_logged_saved_and_tested(capsys):
     fit(*TINY, *FEW, "--model.learn_threshold", "true", "--model.reset", "soft", "--trainer.max_epochs", "2",
         "--model.optimizer.lr", "0.05")  # fmt: skip
     run = Path("runs/quickstart/version_0")
@@ -168,7 +168,7 @@ def test_whatever_watches_accuracy_knows_that_it_improves_upwards(capsys):
     assert "limit_train_batches 3, limit_val_batches 1, limit_test_batches 2: results are of that part" in out
 
 
-def test_an_epoch_is_one_row_of_metrics():
+def test_epoch_is_a_single_row_of_metrics():
     fit(*TWO)
     table = rows("runs/quickstart/version_0/metrics.csv")
     assert [row["epoch"] for row in table] == ["0", "1"]
@@ -212,7 +212,7 @@ def test_another_number_of_threads_changes_a_step_by_no_more_than_rounding():
 
 
 @pytest.mark.parametrize(("given", "read"), [("1", "1"), ("1.0", "1.0"), ("0.5", "0.5")])
-def test_one_batch_is_one_batch_and_not_all_of_them(given, read, monkeypatch, capsys):
+def test_limit_of_one_batch_is_not_all_batches(given, read, monkeypatch, capsys):
     """Which module is imported first decides the order of a type's parts, and so what 1 is read as."""
     hints = inspect.unwrap(Trainer.__init__).__annotations__
     monkeypatch.setitem(hints, "limit_train_batches", Union[float, int, None])  # noqa: UP007

@@ -112,7 +112,7 @@ def test_a_cache_that_is_killed_while_it_is_built_is_none_and_is_built_by_the_ne
         assert len([path for path in (events / f"original-{part}").iterdir() if path.is_dir()]) == 1
 
 
-def test_a_report_that_is_killed_leaves_the_one_before(tmp_path):
+def test_killed_report_keeps_the_previous_one(tmp_path):
     write_run(tmp_path / "runs" / "a")
     (tmp_path / "report.html").write_text("the one before")
     moments = random.Random(3)

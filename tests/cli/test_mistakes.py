@@ -45,7 +45,7 @@ def test_an_unknown_key_in_a_file_is_answered_with_the_nearest(tmp_path, capsys)
         ("trainer.callbacks", "EarlyStopping", "monitor"),
     ],
 )
-def test_a_value_that_the_parser_does_not_take_is_its_own_error(key, value, named, capsys):
+def test_invalid_value_is_a_parser_error(key, value, named, capsys):
     message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, f"--{key}", value)
     assert named in message
     assert value in message
@@ -83,7 +83,7 @@ def test_a_value_that_the_parser_does_not_take_is_its_own_error(key, value, name
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_would_train_something_else_or_nothing_is_refused_in_one_line(arguments, expected, capsys):
+def test_silently_wrong_settings_are_refused_in_a_line(arguments, expected, capsys):
     message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *arguments)
     assert expected in message
     assert "\n" not in message
@@ -105,7 +105,7 @@ def test_an_error_of_a_library_is_raised_as_it_is(arguments, said):
     assert not list(Path().rglob("*.ckpt"))
 
 
-def test_a_missing_data_set_is_answered_with_files_and_place(capsys, tmp_path):
+def test_missing_data_set_names_files_and_folder(capsys, tmp_path):
     message = refused(
         capsys,
         *("fit", "--config", str(CONFIGS / "mnist.yaml"), *SILENT),
@@ -117,7 +117,7 @@ def test_a_missing_data_set_is_answered_with_files_and_place(capsys, tmp_path):
 
 @pytest.mark.parametrize("option", ["--run_folder", "--trainer.default_root_dir"])
 @pytest.mark.parametrize("place", ["file", "link/run"])
-def test_a_place_that_can_be_no_folder_is_named(option, place, capsys):
+def test_invalid_folder_is_named(option, place, capsys):
     Path("file").touch()
     Path("link").symlink_to("nowhere/at/all")
     message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, option, place)
@@ -139,7 +139,7 @@ def test_a_file_that_is_no_configuration_is_refused(command, content, said, tmp_
     assert said in refused(capsys, command, "--config", QUICKSTART, "--config", "mine.yaml")
 
 
-def test_memory_that_runs_out_is_pytorchs_own_error(monkeypatch):
+def test_out_of_memory_is_pytorchs_error(monkeypatch):
     def no_room(self, x):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes.")
 
@@ -149,6 +149,6 @@ def test_memory_that_runs_out_is_pytorchs_own_error(monkeypatch):
     assert not hasattr(caught.value, "__notes__")  # nothing was saved
 
 
-def test_an_empty_configuration_of_prepare_is_one_sentence(tmp_path, capsys):
+def test_empty_prepare_configuration_is_a_single_sentence(tmp_path, capsys):
     (tmp_path / "empty.yaml").write_text("")
     assert "data" in refused(capsys, "prepare", "--config", str(tmp_path / "empty.yaml"))

@@ -112,7 +112,7 @@ def own_file(monkeypatch):
     sys.modules.pop("my_nets", None)
 
 
-def test_a_network_with_a_forward_of_its_own_is_refused_where_its_layers_are_read(own_file, capsys):
+def test_custom_forward_is_refused_where_layers_are_read(own_file, capsys):
     fit(*SHORT, "--model.network", "my_nets.Inverted")
     for arguments, message in (
         (["export", "--out", "x"], "need a network from a structure, got a Inverted"),
@@ -123,7 +123,7 @@ def test_a_network_with_a_forward_of_its_own_is_refused_where_its_layers_are_rea
     assert not Path("x").exists()
 
 
-def test_a_network_of_ones_own_is_trained_tested_exported_and_resumed(own_file, capsys):
+def test_user_defined_network_trains_tests_exports_and_resumes(own_file, capsys):
     own = ["--model.network", "my_nets.Net", "--model.network.hidden", "5", "--model.loss", "cross_entropy"]
     fit(*SHORT, *own)
     out = capsys.readouterr().out
@@ -195,7 +195,7 @@ def test_onnxruntime_and_pytorchs_program_vote_the_same(kind, tmp_path):
     torch.testing.assert_close(torch.from_numpy(found), expected)
 
 
-def test_a_mapping_with_a_structure_takes_the_place_of_the_numbers_before_it(capsys):
+def test_structure_in_a_mapping_replaces_earlier_numbers(capsys):
     mapping = '--model={"structure": "c9k3s1-BN-PLIF-FC10"}'
     for arguments, channels in (
         (["--model.channels", "6", mapping], None),
@@ -217,7 +217,7 @@ class Net(nn.Sequential):
 """
 
 
-def test_runs_of_edited_code_are_not_averaged_and_one_is_not_resumed(tmp_path, monkeypatch, capsys):
+def test_edited_code_is_neither_averaged_nor_resumed(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "edited_nets.py"
     file.write_text(EDITED)

@@ -104,7 +104,7 @@ def test_a_checkpoint_names_only_neurons(tmp_path):
     assert not Path("broken").exists()
 
 
-def test_a_checkpoint_whose_data_set_lies_elsewhere_says_where_to_run(tmp_path, capsys):
+def test_checkpoint_with_unimportable_data_set_says_where_to_run(tmp_path, capsys):
     fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--run_folder", "run")
     path = "run/checkpoints/last.ckpt"
     checkpoint = load(path)

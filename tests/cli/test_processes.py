@@ -36,7 +36,7 @@ def test_fit_on_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_test_on_two_processes_measures_what_one_does(capsys):
+def test_test_on_two_processes_equals_a_single_process(capsys):
     fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--test_after_fit", "false", "--run_folder", "run")
     arguments = ["test", "--ckpt_path", "run/checkpoints/best.ckpt", "--trainer.accelerator", "cpu"]
     capsys.readouterr()
@@ -122,7 +122,7 @@ def begin_two_nodes(arguments, tmp_path):
     ]
 
 
-def test_a_node_that_does_not_see_the_runs_folder_says_so(tmp_path, monkeypatch):
+def test_node_without_access_to_the_run_folder_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr("plif_lightning.callbacks.records._VISIBILITY_TIMEOUT", 0.0)
 
     class Node:
@@ -238,7 +238,7 @@ if devices > 1:  # neither process may leave while the other one still listens t
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns_with_the_doubled_batch(tmp_path):
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
     script = tmp_path / "equivalence.py"
     script.write_text(EQUIVALENCE)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -88,7 +88,7 @@ def straight(tmp_path_factory):
     "moment",
     [*(pytest.param(m, marks=pytest.mark.slow) for m in ("after an epoch", "in an epoch")), "in an epoch of a recipe"],
 )
-def test_a_killed_run_goes_on_exactly(moment, straight, tmp_path):
+def test_killed_run_resumes_exactly(moment, straight, tmp_path):
     recipe = RECIPE if "recipe" in moment else []
     undisturbed = straight(bool(recipe))
     killed = Path("runs/killed/version_0")
@@ -142,7 +142,7 @@ def test_a_resumed_run_keeps_its_configuration(run):
     assert (run / "config.yaml").read_text() == config.replace("max_epochs: 2", "max_epochs: 3")
 
 
-def test_a_moved_run_that_goes_on_remembers_its_best_epoch(run, tmp_path):
+def test_moved_run_resumes_with_its_best_epoch(run, tmp_path):
     best = max(float(row["val/acc"]) for row in rows(run / "metrics.csv") if row["val/acc"])
     moved = tmp_path / "elsewhere" / "renamed"
     moved.parent.mkdir()
@@ -158,7 +158,7 @@ def test_a_moved_run_that_goes_on_remembers_its_best_epoch(run, tmp_path):
 
 
 @pytest.mark.parametrize("validation", ["1", "0"])
-def test_a_run_broken_off_within_an_epoch_goes_on_with_or_without_validation(validation):
+def test_run_interrupted_within_an_epoch_resumes_with_or_without_validation(validation):
     arguments = [*TINY, *FEW, "--test_after_fit", "false", "--trainer.limit_val_batches", validation]
     fit(*arguments, "--trainer.max_epochs", "2", "--run_folder", "runs/straight/version_0")
     more = ["--checkpoint.every_n_batches", "2", "--trainer.max_epochs", "2", "--run_folder", "runs/cut/version_0"]
@@ -196,7 +196,7 @@ def test_mid_epoch_checkpoints_wait_for_a_validation_that_comes_next(interval, e
     assert saved == expected
 
 
-def test_a_cycle_goes_on_where_an_epoch_has_other_steps():
+def test_onecycle_resumes_with_another_epoch_length():
     """Found by a review: with other devices it was taken for ended, and nothing was learned."""
     cycle = ["--model.lr_scheduler", "OneCycle", "--run_folder", "run"]
     fit(*SMALL, *cycle, "--trainer.max_epochs", "2")
@@ -209,7 +209,7 @@ def test_a_cycle_goes_on_where_an_epoch_has_other_steps():
     assert rates[3] < 0.01 * peak
 
 
-def test_a_run_begun_from_another_ones_checkpoint_finds_a_best_of_its_own(run, tmp_path):
+def test_run_begun_from_a_checkpoint_selects_a_new_best_epoch(run, tmp_path):
     last = load(run / "checkpoints/last.ckpt")
     last["callbacks"]["RunCheckpoints"]["best_accuracy"] = 1.0
     torch.save(last, tmp_path / "other.ckpt")
@@ -224,7 +224,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     assert "file" in message
 
 
-def test_a_run_with_averaged_weights_of_the_last_epochs_goes_on_exactly():
+def test_run_with_stochastic_weight_averaging_resumes_exactly():
     swa = ["--trainer.callbacks", "StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "0.01"]
     arguments = ["fit", "--config", QUICKSTART, *SILENT[:2], *TINY, *FEW, "--test_after_fit", "false", *swa]
     arguments += ["--trainer.callbacks.swa_epoch_start", "1", "--trainer.max_epochs", "4"]
@@ -293,7 +293,7 @@ def test_a_new_run_begins_from_a_checkpoint_with_whatever_differs(run):
     assert [row["epoch"] for row in rows("same/metrics.csv")] == ["2", "3"]
 
 
-def test_a_run_killed_between_its_last_checkpoint_and_the_link_has_the_best_one_when_it_is_resumed(monkeypatch):
+def test_run_killed_before_linking_best_links_it_on_resume(monkeypatch):
     def cut(path, name):
         if load(path)["epoch"] == 1:
             raise RuntimeError("power cut")
@@ -384,7 +384,7 @@ def test_the_average_is_that_of_timm():
         assert average == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_averaged_weights_are_those_that_are_tested_and_kept(tmp_path):
+def test_averaged_weights_are_tested_and_saved(tmp_path):
     from plif_lightning.network import load_network
     from plif_lightning.runs.run import read_run
 
@@ -402,7 +402,7 @@ def test_the_averaged_weights_are_those_that_are_tested_and_kept(tmp_path):
     assert any(not torch.equal(value, best["current_model_state"][name]) for name, value in best["state_dict"].items())
 
 
-def test_the_seconds_of_a_run_go_on_where_they_were(run):
+def test_training_seconds_accumulate_over_resumes(run):
     before = float(rows(run / "metrics.csv")[-1]["seconds"])
     resume(run, "--trainer.max_epochs", "3")
     seconds = [float(row["seconds"]) for row in rows(run / "metrics.csv") if row["seconds"]]
@@ -411,7 +411,7 @@ def test_the_seconds_of_a_run_go_on_where_they_were(run):
     assert seconds[2] > before
 
 
-def test_a_schedule_of_accumulation_goes_on_within_an_epoch():
+def test_accumulation_schedule_resumes_within_an_epoch():
     """Found by a review: the rest of the epoch was trained without it."""
     schedule = "[{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 3}}}]"
     arguments = [
@@ -453,7 +453,7 @@ def test_tau_of_averaged_weights_stands_alone_where_not_every_epoch_is_validated
     assert {row["epoch"] for row in rows("run/metrics.csv") if row["tau/fc1"]} == {"1"}
 
 
-def test_a_run_whose_last_checkpoint_is_truncated_is_resumed_from_its_best_one(tmp_path, caplog):
+def test_truncated_last_checkpoint_resumes_from_best(tmp_path, caplog):
     arguments = [*SMALL, *LEARNING, "--trainer.max_epochs", "3"]
     fit(*arguments, "--run_folder", "straight")
     fit(*arguments, "--trainer.max_epochs", "2", "--run_folder", "cut")
@@ -469,7 +469,7 @@ def test_a_run_whose_last_checkpoint_is_truncated_is_resumed_from_its_best_one(t
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_another_batch_of_all_processes_is_said_with_the_learning_rate(run, caplog):
+def test_changed_global_batch_size_is_reported(run, caplog):
     resume(run, "--trainer.max_epochs", "3", "--data.batch_size", "8")
     said = "Batches of all processes together have 8 samples now, 16 before; the learning rate"
     assert said in caplog.text

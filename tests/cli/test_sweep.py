@@ -13,12 +13,13 @@ import pytest
 import yaml
 
 from plif_lightning.cli import main
+from plif_lightning.cli.job import Job, job_of, run_name
 from plif_lightning.cli.search import Search, distribution
-from plif_lightning.cli.sweep import Grid, Job, Runner, job_of, make_finished, run_name, share
+from plif_lightning.cli.sweep import Grid, Runner, make_finished, share
 from plif_lightning.cli.sweep_file import Sweep, read_sweep
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.lock import in_use, locked
+from plif_lightning.runs.lock import in_use, lock_run
 from plif_lightning.runs.record import this_process, update
 from plif_lightning.runs.run import find_runs
 from tests.cli.calls import QUICKSTART, until
@@ -103,7 +104,7 @@ def test_other_sweep_files_are_refused(tmp_path, changes, expected):
         read_sweep(write(tmp_path / "s.yaml", **changes))
 
 
-def test_a_run_is_named_by_its_values_and_given_them_where_args_stands(tmp_path):
+def test_run_is_named_by_its_values_and_gets_them_in_place_of_args(tmp_path):
     """W&B's nested parameters, values alone and `--grid`; of W&B's configuration the command keeps nothing."""
     nested = {"model": {"parameters": {"init_tau": {"values": [2.0, 4.0]}, "loss": "rate"}}}
     words = ["${env}", "X=1", "python", "${program}", "fit", "--config", "configs/variants/wandb.yaml"]
@@ -142,7 +143,7 @@ def test_the_shares_of_a_grid_are_all_of_it_once(capsys):
             share(text, 16)
 
 
-def test_a_grid_runs_once_and_what_fails_stops_no_other_run(capsys):
+def test_grid_runs_once_and_failures_do_not_stop_others(capsys):
     """Two at a time; a second call runs what failed, and another value."""
     grid = [write(Path("s.yaml"), parameters={"model.init_tau": {"values": [0.5, 2.0]}}), "--jobs", 2]
     assert sweep(*grid, "--", *TINY) == 1
@@ -220,7 +221,7 @@ def test_a_run_in_use_is_named_with_its_process_and_the_others_are_run(capsys):
     """Found by a review: a sweep that was killed without its run kept all of the next call's from starting."""
     grid = [write(Path("s.yaml"), parameters=SEEDS), "--", *TINY]
     folder = RunFolder(Path("runs/mini/seed_everything-0"))
-    with locked(folder):
+    with lock_run(folder):
         update(folder, process=this_process())
         assert sweep(*grid) == 1
     said = capsys.readouterr().out
@@ -230,7 +231,7 @@ def test_a_run_in_use_is_named_with_its_process_and_the_others_are_run(capsys):
     assert sweep(*grid) == 0
 
 
-def test_a_run_that_another_process_takes_first_has_not_failed(monkeypatch):
+def test_run_taken_by_another_process_is_not_failed(monkeypatch):
     """Found by a user: a sweep repeated while its run still trained printed the run's own success as a failure."""
     job = Job("a", RunFolder(Path("runs/a")), [])
     refused = [
@@ -242,7 +243,7 @@ def test_a_run_that_another_process_takes_first_has_not_failed(monkeypatch):
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(Runner(1).run, job)
         until(lambda: job.state == "running")
-        with locked(job.folder):
+        with lock_run(job.folder):
             Path("go").touch()
             call.result(PATIENCE)
     assert job.state == "in use"
@@ -292,7 +293,7 @@ def test_distributions_are_wandbs(spec, expected):
         ("grid", {"parameters": {"config": {"values": ["a/x.yaml", "b/x.yaml"]}}}, [], "have the same name"),
     ],
 )
-def test_what_a_method_cannot_run_is_refused(method, changes, arguments, message, capsys):
+def test_unsupported_options_of_a_method_are_refused(method, changes, arguments, message, capsys):
     assert sweep(write(Path("s.yaml"), method, **changes), *arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
@@ -312,7 +313,7 @@ def test_a_seed_gives_the_same_parameters_whichever_process_asks(method, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_search_makes_as_many_runs_as_it_should(capsys):
+def test_search_runs_as_many_trials_as_asked(capsys):
     path = write(Path("s.yaml"), "bayes")
     assert sweep(path, "--jobs", 2, "--seed", 1, "--", *TINY) == 0
     assert "val/acc, highest first:" in capsys.readouterr().out
@@ -331,7 +332,7 @@ def test_a_search_makes_as_many_runs_as_it_should(capsys):
 
 
 @pytest.mark.slow
-def test_processes_share_a_search_and_lose_no_trial_of_one_that_was_killed():
+def test_concurrent_searches_take_over_trials_of_killed_processes():
     call = (write(Path("s.yaml"), "random", run_cap=1), "--", *LONG)
     killed = started(*call)
     until(lambda: killed.poll() is not None or saved("0000_*"))
@@ -353,7 +354,7 @@ def test_processes_share_a_search_and_lose_no_trial_of_one_that_was_killed():
     assert [trial.state.name for trial in trials("runs/mini")] == ["RUNNING"]
 
 
-def test_a_trial_whose_parameters_are_half_drawn_is_completed(tmp_path):
+def test_partially_drawn_trial_is_completed(tmp_path):
     search = a_search(tmp_path)
     half = search.study.ask({"model.init_tau": search.space["model.init_tau"]})
     next(a_search(tmp_path).jobs())
@@ -387,7 +388,7 @@ def test_bad_runs_end_early_and_count(tmp_path):
 
 
 @pytest.mark.parametrize("state", ["finished", "failed"])
-def test_a_run_that_ends_without_an_error_is_finished_only_if_its_folder_says_so(state, tmp_path, monkeypatch):
+def test_exit_status_zero_needs_a_finished_record(state, tmp_path, monkeypatch):
     """One that SLURM stops and requeues has status 0, too."""
     job = Job("run", RunFolder(tmp_path / "run"), ["fit"])
     write_run(job.folder.path, finished=False)
@@ -407,7 +408,7 @@ def test_a_run_that_is_ended_early_saves(tmp_path):
     assert "stopped by SIGTERM" in job.output.read_text()
 
 
-def test_what_is_swept_is_not_replaced_behind_the_dashes(capsys):
+def test_swept_parameters_cannot_be_overridden(capsys):
     """Runs would be named, and ranked, by values that none of them has."""
     path = write(Path("s.yaml"), parameters={"model.init_tau": {"values": [2.0, 4.0]}})
     assert sweep(path, "--", "--model.init_tau=3") == 2
@@ -454,7 +455,7 @@ def test_a_run_that_finishes_as_the_sweep_is_stopped_is_finished(tmp_path, monke
     assert job.state == "finished"
 
 
-def test_a_finished_run_of_edited_code_is_told_and_not_run_again(tmp_path, monkeypatch, capsys):
+def test_finished_run_with_edited_code_is_reported_and_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "nets_of_sweep.py").write_text("SIZE = 1\n")

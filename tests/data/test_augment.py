@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import v2
 
 from plif_lightning.data import Digits
-from plif_lightning.data.augment import CutMix, augmented
+from plif_lightning.data.augment import CutMix, augment
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import UserError
 from plif_lightning.runtime.randomness import fold_in
@@ -22,24 +22,24 @@ def uniform(n, draws):
 CHAIN = [v2.RandomHorizontalFlip(), v2.RandomCrop((12, 14), padding=2), v2.RandAugment(), v2.RandomErasing(0.7)]
 
 
-def test_each_image_is_what_torchvision_makes_of_it_and_depends_on_key_and_sample_alone():
+def test_augmented_image_equals_torchvisions_and_depends_on_key_and_sample():
     x, samples = images(12), torch.arange(12) * 7
     before = torch.get_rng_state()
-    together = augmented(CHAIN, 3, samples, x)
+    together = augment(CHAIN, 3, samples, x)
     assert torch.equal(torch.get_rng_state(), before)
     for sample, image, found in zip(samples.tolist(), x, together, strict=True):
         for place, transform in enumerate(CHAIN):
             torch.manual_seed(fold_in(3, sample, place))
             image = transform(image)
         assert torch.equal(found, image)
-    assert torch.equal(augmented(CHAIN, 3, samples[5:6], x[5:6])[0], together[5])
-    assert not torch.equal(augmented(CHAIN, 4, samples, x), together)
+    assert torch.equal(augment(CHAIN, 3, samples[5:6], x[5:6])[0], together[5])
+    assert not torch.equal(augment(CHAIN, 4, samples, x), together)
 
 
 @pytest.mark.parametrize("transform", [v2.ToDtype(torch.float32), v2.CenterCrop(5), v2.RandomCrop(20, padding=9)])
 def test_a_transform_that_changes_type_or_size_is_refused_by_name(transform):
     with pytest.raises(UserError, match=rf"{type(transform).__name__} makes torch\.\w+ \[3, "):
-        augmented([transform], 0, torch.arange(2), images(2))
+        augment([transform], 0, torch.arange(2), images(2))
 
 
 def batch_of(*augmentation, key=3):

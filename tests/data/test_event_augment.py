@@ -17,7 +17,7 @@ from plif_lightning.data.event_augment import (
 from plif_lightning.data.mixes import mixture
 from plif_lightning.errors import UserError
 from plif_lightning.events import Sensor
-from plif_lightning.events.integration import Pass, count_events, resized
+from plif_lightning.events.integration import Pass, count_events, resize
 from plif_lightning.runtime.randomness import hashed_uniform
 
 SENSOR = Sensor(3, 4)
@@ -40,7 +40,7 @@ def test_flip_mirrors_columns_with_its_probability():
     assert flipped == [(3 - x, y) for x, y in HERE]
 
 
-def test_translation_loses_what_leaves_the_sensor():
+def test_translation_drops_events_outside_the_sensor():
     # floor(u (2 * 1 + 1)) - 1: to the left, and down
     (moved,) = maps(EventTranslation(1), [0.0, 0.99])
     assert moved == [(x - 1, y + 1) if x >= 1 and y + 1 < 3 else None for x, y in HERE]
@@ -85,14 +85,14 @@ def test_mix_divides_the_sensor_between_both():
     # a share of a quarter: sides of half the size, about the centre (2, 1.5): columns 1-2, rows 1-1
     EventMix(1.0)(changes, np.array([[0.0, 0.25, 0.5, 0.5, 0.0]], np.float32))
     assert changes.box.tolist() == [[1, 1, 3, 2]]
-    outside, inside = changes.maps() >= 0, changes.maps(inside_box=True) >= 0
+    outside, inside = changes.maps() >= 0, changes.maps(within_box=True) >= 0
     assert (outside ^ inside).all()
     assert inside[0, : SENSOR.pixels].nonzero()[0].tolist() == [5, 6]
     EventMix(0.5)(changes, np.array([[0.5, 0.25, 0.5, 0.5, 0.0]], np.float32))
     assert changes.box.tolist() == [[0, 0, 0, 0]]
 
 
-def test_a_mix_behind_another_change_draws_its_own_numbers():
+def test_mix_after_another_change_draws_separate_numbers():
     """Its partners and targets follow from the draws behind those of the change before it."""
     labels, sample, pool = torch.arange(20) % 4, torch.arange(6), torch.arange(10, 20)
     alone, behind = [EventMix(1.0)], [EventDrop(0.4), EventMix(1.0)]
@@ -110,17 +110,17 @@ def test_a_mix_behind_another_change_draws_its_own_numbers():
         np.testing.assert_allclose(target, expected, atol=1e-6)
 
 
-def test_changes_follow_one_another():
+def test_changes_are_applied_in_order():
     changes = EventChanges(1, SENSOR)
     EventTranslation(1)(changes, np.array([[0.99, 0.5]], np.float32))  # to the right ...
     EventFlip(1.0)(changes, np.array([[0.0]], np.float32))  # ... then mirrored
-    x, _ = changes.places()
+    x, _ = changes.coordinates()
     assert x[0, :4].tolist() == [2, 1, 0, -1]
 
 
 @pytest.mark.parametrize(("size", "numbers"), [(48, {4, 6, 9}), (64, {4})])
 def test_resizing_keeps_every_event_and_divides_evenly_where_it_can(size, numbers):
-    table = resized(Sensor(128, 128), Sensor(size, size))
+    table = resize(Sensor(128, 128), Sensor(size, size))
     x, y, p = 77, 100, 1
     assert table[(p * 128 + y) * 128 + x] == (p * size + y * size // 128) * size + x * size // 128
     assert set(np.bincount(table, minlength=2 * size * size).tolist()) == numbers

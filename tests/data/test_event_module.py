@@ -13,9 +13,9 @@ from plif_lightning import SpikingClassifier
 from plif_lightning.data import CIFAR10DVS, NMNIST, CutMix, EventDataModule
 from plif_lightning.data.event_augment import EventDrop, EventFlip, EventMix, EventRotation, PolarityFlip, TimeDrop
 from plif_lightning.data.loading import BatchPlan, BatchRequest, make_loader
-from plif_lightning.errors import DatasetNotFoundError, UserError
+from plif_lightning.errors import DataNotFoundError, UserError
 from plif_lightning.events import Recording, RecordingError, Sensor, read_any
-from plif_lightning.events.integration import resized
+from plif_lightning.events.integration import resize
 from plif_lightning.runtime.randomness import hashed_uniform
 from tests import writers
 
@@ -79,7 +79,7 @@ def test_two_methods_make_a_data_set_that_trains_and_is_opened_again_from_its_ca
     assert batch.label.tolist() == data.labels(train=True).tolist() == [0] * 6 + [1] * 6
     assert batch.x.shape == (12, 4, *data.input_shape)
     assert torch.equal(batch.x[6:, :, :, :, :8], torch.zeros(6, 4, 2, 16, 8))
-    with pytest.raises(DatasetNotFoundError, match="no training recordings with events"):
+    with pytest.raises(DataNotFoundError, match="no training recordings with events"):
         Bars(root=str(tmp_path), every=1).prepare_data()  # not those that were cached before
     data.prepare_data()
     shutil.rmtree(tmp_path / "left"), shutil.rmtree(tmp_path / "right")
@@ -137,7 +137,7 @@ def test_workers_and_processes_read_the_same_batches(nmnist):
 def test_background_activity_is_dropped_before_the_cache(nmnist):
     data, whole = (made(NMNIST, nmnist, background_us=us) for us in (20_000, None))
     arrays = data.recordings(train=True)
-    assert data.place(train=True) != whole.place(train=True)
+    assert data.cache_folder(train=True) != whole.cache_folder(train=True)
     t, x, y, p = (column.astype(int) for column in read_any(nmnist / "NMNIST" / arrays["name"][0]))
     distance = np.maximum(abs(x[:, None] - x), abs(y[:, None] - y))
     kept = np.tril((distance == 1) & (t[:, None] - t <= 20_000)).any(1)
@@ -146,7 +146,7 @@ def test_background_activity_is_dropped_before_the_cache(nmnist):
     assert arrays["time"][: arrays["offset"][1]].tolist() == (t[kept] - t[kept][0]).tolist()
 
 
-def test_holdout_takes_the_last_recordings_of_each_class_and_a_mix_none_of_them(tmp_path):
+def test_holdout_takes_the_last_recordings_of_each_class_and_is_never_mixed_in(tmp_path):
     writers.write_cifar10dvs(tmp_path, (*range(10), 900))
     given = {"validation": "holdout", "holdout_fraction": 0.2, "augmentation": [EventMix(1.0)]}
     data = made(CIFAR10DVS, tmp_path, time_steps=2, **given)
@@ -173,7 +173,7 @@ def test_training_frames_are_mirrored_or_exchanged_at_any_size_and_test_frames_a
     assert torch.equal(everything(flipped.train_set).x, x.flip(-1))
     assert torch.equal(everything(flipped.test_set).x, everything(plain.test_set).x)
     assert torch.equal(augmented(cifar10dvs, PolarityFlip(1.0)).x, x.flip(2))
-    table = torch.from_numpy(resized(Sensor(128, 128), Sensor(48, 48))).long()
+    table = torch.from_numpy(resize(Sensor(128, 128), Sensor(48, 48))).long()
     expected = torch.zeros(6, 3, 2 * 48 * 48, dtype=torch.int64)
     assert torch.equal(small.flatten(2).long(), expected.index_add_(2, table, x.flatten(2).long()))
     assert torch.equal(augmented(cifar10dvs, EventFlip(1.0), size=64).x, augmented(cifar10dvs, size=64).x.flip(-1))
@@ -193,7 +193,7 @@ def test_a_time_drop_leaves_out_exactly_its_interval_and_shifts_nothing(cifar10d
     assert batch.x.sum() < 0.9 * len(arrays["address"])
 
 
-def test_a_mix_takes_a_rectangle_of_another_recording_and_its_share_of_the_target(cifar10dvs):
+def test_event_mix_replaces_a_rectangle_and_its_share_of_the_target(cifar10dvs):
     batch, plain = augmented(cifar10dvs, EventMix(1.0)), augmented(cifar10dvs, EventMix(0.0))
     assert torch.equal(plain.x, augmented(cifar10dvs).x)
     torch.testing.assert_close(batch.target.sum(1), torch.ones(6))
@@ -245,7 +245,7 @@ def test_recordings_are_read_once_also_for_copies_with_or_without_the_files(nmni
         assert again.verify() == 2 * len(first.recordings(train=True))
     for path in copy.glob("NMNIST/Test/*/*.bin"):
         path.unlink()
-    with pytest.raises(DatasetNotFoundError, match="N-MNIST has no test recordings"):  # of one part alone
+    with pytest.raises(DataNotFoundError, match="N-MNIST has no test recordings"):  # of one part alone
         made(NMNIST, copy)
     shutil.rmtree(copy / "NMNIST/Train"), shutil.rmtree(copy / "NMNIST/Test")
     data = made(NMNIST, copy, download=False)
@@ -253,7 +253,7 @@ def test_recordings_are_read_once_also_for_copies_with_or_without_the_files(nmni
     assert "N-MNIST has no training recordings in" in caplog.text
 
 
-def test_caches_can_lie_elsewhere_and_two_roots_share_a_place(tmp_path):
+def test_caches_of_two_roots_can_share_a_store(tmp_path):
     for i in (1, 2):
         writers.write_nmnist(tmp_path / f"root{i}", 10 * i, 10)
     for _ in range(2):

@@ -29,7 +29,7 @@ def made(root, **settings):
 
 
 @pytest.mark.parametrize(("size", "colour"), [(None, "auto"), (None, "grey"), (12, "rgb")])
-def test_images_are_those_of_torchvisions_folder(root, size, colour):
+def test_images_equal_torchvisions_image_folder(root, size, colour):
     cat = root / "train" / "cat"
     with Image.open(cat / "0.png") as image:
         image.save(cat / "0.jpg")
@@ -63,7 +63,7 @@ def test_the_suffix_of_a_file_may_be_written_in_capitals(root):
     assert torch.equal(after.dataset(True, None, False)[0][0], before.dataset(True, None, False)[0][0])
 
 
-def test_images_are_turned_upright_as_exif_says(root):
+def test_images_follow_their_exif_orientation(root):
     upright = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
     turned = upright.transpose(1, 0, 2)
     stored = [upright, upright[:, ::-1], upright[::-1, ::-1], upright[::-1]]
@@ -82,7 +82,7 @@ def test_images_are_turned_upright_as_exif_says(root):
     assert data.input_shape == (3, 8, 10)
 
 
-def test_mean_and_deviation_are_those_of_the_training_images(root):
+def test_mean_and_deviation_come_from_the_training_images(root):
     data = made(root)
     x = data.dataset(True, None, augment=False).batch(BatchRequest(0, torch.arange(18))).x
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
@@ -148,7 +148,7 @@ def test_a_damaged_cache_is_built_again_with_a_warning(root, damage, caplog):
         made(root)
 
 
-def test_a_held_out_part_is_no_copy_and_a_store_may_lie_elsewhere(root, tmp_path):
+def test_holdout_is_a_view_and_the_store_may_be_elsewhere(root, tmp_path):
     data = made(root, validation="holdout", holdout_fraction=0.34, store=str(tmp_path / "store"))
     assert not (root / ".plif_lightning").exists()
     assert data.train_set.images.data_ptr() == data.val_set.images.data_ptr()
@@ -164,7 +164,7 @@ def test_a_held_out_part_is_no_copy_and_a_store_may_lie_elsewhere(root, tmp_path
     [
         (
             lambda root: [path.unlink() for path in root.glob("train/cat/*")],
-            r"train/cat holds no file .*\.jpg.* or remove",
+            r"train/cat has no file .*\.jpg.* or remove",
         ),
         (lambda root: (root / "test/fish").mkdir(), r"lacks; it has cat, dog, owl, for testing cat, dog, fish, owl"),
         (
@@ -183,7 +183,7 @@ def test_a_held_out_part_is_no_copy_and_a_store_may_lie_elsewhere(root, tmp_path
     ],
     ids=["empty", "other class", "one class", "nothing", "sizes", "modes", "16 bits", "text", "truncated"],
 )
-def test_what_cannot_be_read_is_named_and_nothing_is_left(root, change, message):
+def test_unreadable_image_is_named_and_leaves_no_cache(root, change, message):
     change(root)
     with pytest.raises(UserError, match=message):
         made(root)

@@ -16,7 +16,7 @@ from plif_lightning.data import (
     ImageDataModule,
 )
 from plif_lightning.data.loading import BatchRequest
-from plif_lightning.errors import DatasetNotFoundError, UserError
+from plif_lightning.errors import DataNotFoundError, UserError
 from plif_lightning.runtime.randomness import hashed_uniform
 from tests import writers
 
@@ -50,7 +50,7 @@ def written(make, root, monkeypatch):
         (CIFAR100, datasets.CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     ],
 )
-def test_batches_equal_torchvisions_own_pipeline(make, source, mean, std, tmp_path, monkeypatch):
+def test_batches_equal_torchvisions_pipeline(make, source, mean, std, tmp_path, monkeypatch):
     written(make, tmp_path, monkeypatch)
     module = prepared(make(root=str(tmp_path), eval_batch_size=8, download=False, validation="test"))
     x, label, sample = all_of(module.val_dataloader())
@@ -107,7 +107,7 @@ def mixed(*augmentation, key=3):
     return data.train_set.batch(BatchRequest(key, torch.arange(len(data.train_set)))), data.train_set
 
 
-def test_a_mix_takes_a_rectangle_of_another_training_image_and_its_share_of_the_target():
+def test_cutmix_replaces_a_rectangle_and_its_share_of_the_target():
     (plain, _), (batch, train) = mixed(), mixed(CutMix(0.8))
     assert torch.equal(batch.label, plain.label)
     torch.testing.assert_close(batch.target.sum(1), torch.ones(len(train)))
@@ -127,7 +127,7 @@ def test_a_mix_takes_a_rectangle_of_another_training_image_and_its_share_of_the_
     assert len(partner.unique()) > len(train) / 2
 
 
-def test_a_mixture_depends_on_epoch_and_image_alone_and_what_comes_after_changes_it():
+def test_mixture_depends_on_epoch_and_image_alone():
     chain = v2.RandomCrop(8, padding=1), CutMix(), v2.RandomHorizontalFlip()
     together, train = mixed(*chain)
     alone = train.batch(BatchRequest(3, torch.tensor([7])))
@@ -171,14 +171,14 @@ def test_the_test_set_used_for_selection_is_called_so():
 @pytest.mark.parametrize("make", [MNIST, FashionMNIST, CIFAR10])
 def test_missing_and_damaged_files_are_refused_with_their_folder_and_a_way_out(make, tmp_path, monkeypatch):
     folder = writers.FOLDERS[make.__name__]
-    with pytest.raises(DatasetNotFoundError) as missing:
+    with pytest.raises(DataNotFoundError) as missing:
         prepared(make(root=str(tmp_path / "nowhere"), download=False))
     name = {CIFAR10: "data_batch_2"}.get(make, "train-images-idx3-ubyte")
     path = written(make, tmp_path / "there", monkeypatch) / folder / name
     whole = path.read_bytes()
     for content in (whole[:-1], b"", b"x" * 5000):
         path.write_bytes(content)
-        with pytest.raises(DatasetNotFoundError) as damaged:
+        with pytest.raises(DataNotFoundError) as damaged:
             prepared(make(root=str(tmp_path / "there"), download=False))
         for error, root in ((missing, "nowhere"), (damaged, "there")):
             for part in (
@@ -191,12 +191,12 @@ def test_missing_and_damaged_files_are_refused_with_their_folder_and_a_way_out(m
                 assert part in str(error.value)
 
 
-def test_a_failed_download_is_refused_and_what_is_there_is_not_downloaded(tmp_path, monkeypatch):
+def test_failed_download_is_refused_and_existing_files_are_kept(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
-    with pytest.raises(DatasetNotFoundError, match=r"(?s)cannot be read \(Error downloading.*put the files there"):
+    with pytest.raises(DataNotFoundError, match=r"(?s)cannot be read \(Error downloading.*put the files there"):
         prepared(MNIST(root=str(tmp_path)))
     writers.write_mnist(tmp_path)
     assert prepared(MNIST(root=str(tmp_path), download=True, validation="test")).sizes() == {
@@ -218,7 +218,7 @@ def own(images, labels):
     return module
 
 
-def test_own_images_are_arrays_or_tensors_told_by_their_content_and_refused_if_they_do_not_fit():
+def test_user_images_are_arrays_or_tensors_and_validated():
     images, labels = torch.arange(12, dtype=torch.uint8).view(3, 1, 2, 2), torch.tensor([0, 1, 1])
     for module in (own(images, labels), own(images.numpy(), labels.numpy())):
         module.setup("test")
@@ -247,7 +247,7 @@ def test_a_wrong_argument_is_named_and_constructing_a_data_module_touches_no_fil
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_plain_loader_gives_what_pytorch_users_expect():
+def test_plain_data_loader_yields_samples_as_in_pytorch():
     data = Digits(augmentation=[v2.RandomCrop(8, padding=1)])
     data.setup()
     x, label = data.test_set[3]

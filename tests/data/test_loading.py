@@ -40,7 +40,7 @@ def test_an_epoch_shows_every_sample_once_and_the_next_in_another_order():
 
 
 @pytest.mark.parametrize(("n", "drop_last"), [(64, False), (50, True), (49, False)])
-def test_two_processes_do_together_what_one_does_with_the_doubled_batch(n, drop_last):
+def test_two_loaders_share_the_batches_of_one_with_the_doubled_batch(n, drop_last):
     whole = batches(BatchPlan(n, 16, shuffle=True, drop_last=drop_last, seed=3))
     parts = [batches(BatchPlan(n, 8, True, drop_last, 3, rank, 2)) for rank in (0, 1)]
     assert len(parts[0]) == len(parts[1]) == len(whole)
@@ -70,7 +70,7 @@ def test_too_few_samples_are_refused():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_loader_goes_on_where_its_state_stands(num_workers):
+def test_loader_resumes_from_its_state(num_workers):
     def loader():
         return make_loader(Numbers(40), BatchPlan(40, 8, shuffle=True, seed=5), num_workers)
 
@@ -120,7 +120,7 @@ def test_a_run_left_within_an_epoch_sees_every_sample_once_with_other_processes_
 
 
 @pytest.mark.parametrize(("n", "fraction"), [(60, 0.15), (98, 0.1), (1000, 0.15), (6742, 0.25)])
-def test_the_last_samples_of_every_class_are_held_out(n, fraction):
+def test_holdout_takes_the_last_samples_of_every_class(n, fraction):
     labels = torch.randint(0, 4, (n,), generator=torch.Generator().manual_seed(n))
     labels[:20] = 4  # 0.85 * 20 is 17, not 17.000000000000004
     train, val = holdout_split(labels, fraction)
@@ -139,7 +139,7 @@ def test_a_holdout_of_nothing_or_of_everything_is_refused():
         holdout_split(torch.arange(5), 0.15)
 
 
-def test_a_run_left_twice_within_an_epoch_has_served_what_it_served():
+def test_loader_interrupted_twice_serves_each_sample_once():
     served, seen = None, []
     for batches_taken in (2, 3, 5):
         loader = make_loader(Numbers(100), BatchPlan(100, 8, shuffle=True, seed=5))
@@ -154,7 +154,7 @@ def test_a_run_left_twice_within_an_epoch_has_served_what_it_served():
 
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("taken", [1, 3])
-def test_batches_before_and_after_a_resume_are_those_of_an_epoch_where_the_last_one_is_dropped_too(drop_last, taken):
+def test_batches_around_a_resume_equal_an_uninterrupted_epoch_with_drop_last(drop_last, taken):
     def loader():
         found = make_loader(Numbers(100), BatchPlan(100, 8, shuffle=True, drop_last=drop_last, seed=5))
         found.sampler.set_epoch(2)

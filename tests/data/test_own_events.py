@@ -38,7 +38,7 @@ def everything(dataset, key=0):
     return dataset.batch(BatchRequest(key, torch.arange(len(dataset))))
 
 
-def test_frames_are_those_of_every_format(root):
+def test_frames_agree_between_all_formats(root):
     data = of_hands(root)
     assert (data.title, data.class_names, data.input_shape) == ("hands", ("left", "right"), (2, 128, 128))
     files = [path for path, _ in data.files(train=True)]
@@ -54,7 +54,7 @@ def test_frames_are_those_of_every_format(root):
     assert again.identity() == data.identity()
 
 
-def test_columns_and_unit_of_tables_are_given(root):
+def test_tables_take_columns_and_unit(root):
     plain = of_hands(root)
     for path in root.glob("*/*/*.np[yz]"):
         t, x, y, p = read_any(path)
@@ -69,7 +69,7 @@ def test_columns_and_unit_of_tables_are_given(root):
         of_hands(root, columns=["y", "t", "p", "x"])
 
 
-def test_what_a_recording_holds_is_checked_and_nothing_is_left(root):
+def test_invalid_recording_is_refused_and_leaves_no_cache(root):
     for x, message in (
         ([1, 128], r"a\.npz: event 1 has x = 128, but a sensor of 128 x 128 pixels.* comes from another sensor"),
         ([1.5, 2], r"a\.npz: x must be whole numbers"),
@@ -89,11 +89,11 @@ def test_files_that_are_not_read_are_named_and_a_class_without_any_is_refused(ro
     assert "hands/test: 1 files are ignored: right/by subject." in caplog.text
     for path in (root / "train" / "right").iterdir():
         path.rename(path.with_suffix(".mp4"))
-    with pytest.raises(UserError, match=r"train/right holds no file that ends in \.aedat, \.aedat4, \.bin, \.csv, "):
+    with pytest.raises(UserError, match=r"train/right has no file that ends in \.aedat, \.aedat4, \.bin, \.csv, "):
         of_hands(root)
 
 
-def test_the_sensor_is_what_the_first_file_names_and_another_one_is_refused(root):
+def test_sensor_comes_from_the_first_file_and_others_are_refused(root):
     with pytest.raises(UserError, match=r"data\.sensor must be given: .*left/0\.npz does not name its sensor"):
         EventFolder(root=str(root))
     with pytest.raises(UserError, match=r"sensor must be \(height, width\), got \(128, 128, 2\)"):
@@ -107,7 +107,7 @@ def test_the_sensor_is_what_the_first_file_names_and_another_one_is_refused(root
         of_hands(root, sensor=None)
 
 
-def test_recordings_of_several_sensors_are_rescaled_to_the_same_frames(root):
+def test_recordings_of_different_sensors_are_rescaled_to_the_same_frames(root):
     large = writers.events_of(100, 1, 48, 64)
     writers.write_file(root / "train/left/8.raw", writers.evt3_bytes(large, 48, 64))
     with pytest.raises(RecordingError, match=r"--data\.size=\[HEIGHT,WIDTH\]"):
@@ -143,7 +143,7 @@ def few(monkeypatch):
         monkeypatch.setattr(getattr(tonic.datasets, name), "_check_exists", is_there)
 
 
-def test_nmnist_through_tonic_is_our_own_frame_by_frame(real_data, tmp_path, few):
+def test_nmnist_through_tonic_equals_our_frames(real_data, tmp_path, few):
     ours = made(NMNIST(root=str(real_data), allow_partial=True, store=str(tmp_path / "ours"), time_steps=5))
     theirs = made(TonicEvents(name="NMNIST", root=str(real_data), store=str(tmp_path / "tonic"), time_steps=5))
     assert theirs.class_names[3] == "3 - three"
@@ -201,7 +201,7 @@ def test_the_draws_of_a_transform_depend_on_epoch_and_sample_alone(root):
     assert not torch.equal(twice[0], twice[4])
 
 
-def test_a_data_set_of_tonic_without_a_test_part_is_split_by_class(tmp_path, few):
+def test_tonic_data_set_without_a_test_set_is_split_by_class(tmp_path, few):
     """N-Caltech101: classes are folders, the sensor is given, and the last share of each class is the test set."""
     folder = tmp_path / "NCALTECH101/Caltech101"
     for name, i in itertools.product(("crab", "bass"), range(5)):

@@ -20,7 +20,7 @@ import torch
 from plif_lightning.data import CIFAR10DVS, NMNIST, DVSGesture, published
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.data.published import Archive, Origin, cut
-from plif_lightning.errors import DatasetNotFoundError, UserError
+from plif_lightning.errors import DataNotFoundError, UserError
 from plif_lightning.events import Recording, RecordingError, read_any
 from tests import writers
 
@@ -94,19 +94,19 @@ def test_another_archive_is_refused_by_name_and_nothing_is_unpacked(digits, tmp_
     folder = tmp_path / "data/NMNIST"
     writers.write_file(folder / "train.zip", b"something else")
     shutil.copy(digits / "test.zip", folder)
-    with pytest.raises(DatasetNotFoundError, match=r"NMNIST/train\.zip is not the published train\.zip, whose md5 is"):
+    with pytest.raises(DataNotFoundError, match=r"NMNIST/train\.zip is not the published train\.zip, whose md5 is"):
         made(NMNIST, tmp_path / "data", download=False)
     assert (folder / "train.zip").read_bytes() == b"something else"
     (digits / "train.zip").write_bytes(b"a web page")
-    with pytest.raises(DatasetNotFoundError, match=rf"train\.zip could not be downloaded from http:.*{PAGE}"):
+    with pytest.raises(DataNotFoundError, match=rf"train\.zip could not be downloaded from http:.*{PAGE}"):
         made(NMNIST, tmp_path / "data")
     assert names_in(folder) == [".lock", "test.zip", "train.zip"]
 
 
-def test_what_must_be_fetched_by_hand_is_named_and_taken_from_where_it_was_put(tmp_path, monkeypatch):
-    with pytest.raises(DatasetNotFoundError, match=r"Fetch DvsGesture\.tar\.gz \(md5 8a5c.*\) from https://ibm.* put"):
+def test_manual_downloads_are_named_and_found(tmp_path, monkeypatch):
+    with pytest.raises(DataNotFoundError, match=r"Fetch DvsGesture\.tar\.gz \(md5 8a5c.*\) from https://ibm.* put"):
         made(DVSGesture, tmp_path / "data")
-    with pytest.raises(DatasetNotFoundError, match=r"Pass --data\.download=true, or fetch train\.zip \(md5 "):
+    with pytest.raises(DataNotFoundError, match=r"Pass --data\.download=true, or fetch train\.zip \(md5 "):
         made(NMNIST, tmp_path / "data", download=False)
     assert not (tmp_path / "data").exists()
     writers.write_dvsgesture(tmp_path / "raw")
@@ -136,16 +136,16 @@ def test_a_killed_or_failed_unpacking_leaves_no_half_folder(digits, tmp_path, mo
     assert counts_of(made(NMNIST, tmp_path / "data")) == (20, 10)
 
 
-def test_another_number_of_recordings_is_refused_unless_a_part_is_allowed(digits, tmp_path):
+def test_incomplete_data_set_is_refused_unless_allow_partial(digits, tmp_path):
     writers.write_file(tmp_path / "raw/NMNIST/Test/0/00099.bin", b"")
-    with pytest.raises(DatasetNotFoundError, match=r"has 10 test recordings, but 11 are in .*allow_partial=true"):
+    with pytest.raises(DataNotFoundError, match=r"has 10 test recordings, but 11 are in .*allow_partial=true"):
         made(NMNIST, tmp_path / "raw")
     for path in tmp_path.glob("raw/NMNIST/Test/[1-9]/*.bin"):
         path.unlink()
     data = made(NMNIST, tmp_path / "raw", allow_partial=True)
     data.setup("fit")
     assert "N-MNIST (original, a PART of its 20 and 10 recordings): 20 training" in data.describe()
-    with pytest.raises(DatasetNotFoundError, match="has 10 test recordings, but 2 are in"):  # nor from its cache
+    with pytest.raises(DataNotFoundError, match="has 10 test recordings, but 2 are in"):  # nor from its cache
         made(NMNIST, tmp_path / "raw")
     with pytest.raises(UserError, match=r"data\.source must be one of original, got 'ibm'"):
         NMNIST(source="ibm")
@@ -172,7 +172,7 @@ def test_cifar10dvs_is_split_by_the_number_in_the_name_and_tonics_copy_is_anothe
         data.setup("fit")
     every = BatchRequest(0, torch.arange(9))
     assert torch.equal(original.train_set.batch(every).x, copy.train_set.batch(every).x)
-    assert original.place(train=True) != copy.place(train=True)
+    assert original.cache_folder(train=True) != copy.cache_folder(train=True)
     assert "CIFAR10-DVS (tonic, a PART of its 9,000 and 1,000 recordings): 9 training" in copy.describe()
 
 

@@ -12,7 +12,7 @@ from plif_lightning.data import EventFolder, TimeDrop
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, Sensor, integrate, read_any
-from plif_lightning.events.windows import Samples, Windows, left_out, parted, recordings_of, windowed
+from plif_lightning.events.windows import Samples, Windows, cut_windows, left_out, recordings_of, split_at
 from plif_lightning.runtime.randomness import hashed_uniform
 from tests import writers
 
@@ -47,7 +47,7 @@ def everything(dataset, key=0):
 @pytest.mark.parametrize(
     "given", [{"window_events": 300, "stride_events": 200}, {"window_ms": 100, "stride_ms": 50.5, "slicing": "by_time"}]
 )
-def test_windows_are_what_cutting_by_hand_gives(root, given):
+def test_windows_equal_manual_cuts(root, given):
     data = made(root, **given)
     assert data.sensor == (48, 64)  # as the files name it
     assert data.recordings(train=True)["offset"].tolist() == [LONG * i for i in range(5)]  # each event is there once
@@ -78,12 +78,12 @@ def test_a_transform_that_changes_nothing_leaves_windows_by_time_as_they_are(roo
 
 
 @pytest.mark.parametrize("windows", [Windows(7, 3, False), Windows(4, 9, False), Windows(50, 80, True)])
-def test_what_windows_leave_out_is_counted_once_for_each_event(windows):
+def test_left_out_events_are_counted_once(windows):
     draw = np.random.default_rng(0)
     offset = np.cumsum([0, 60, 0, 5, 90])
     time = np.concatenate([np.sort(draw.integers(0, 400, n)) for n in np.diff(offset)])
-    samples = parted(recordings_of(offset), time, 0.3, windows.by_time)
-    found = windowed(samples, time, windows)
+    samples = split_at(recordings_of(offset), time, 0.3, windows.by_time)
+    found = cut_windows(samples, time, windows)
     held = {event for a, b in zip(found.begin, found.end, strict=True) for event in range(a, b)}
     stretches = [range(a, b) for a, b in itertools.pairwise(offset)]
     expected = [sum(event not in held for event in each) / max(len(each), 1) for each in stretches]
@@ -173,7 +173,7 @@ def test_windows_of_transformed_events_have_the_same_slices(root):
 
 
 @pytest.mark.parametrize("given", [{"window_ms": 100, "slicing": "by_time"}, {"window_events": 100}])
-def test_a_transform_sees_a_window_as_a_recording_of_its_own(root, given):
+def test_transform_sees_a_window_as_a_recording(root, given):
     """Found by a review: reversed in time, all events of a late window fell into its first slice."""
     spans = []
 
@@ -233,7 +233,7 @@ def test_a_split_is_the_same_after_the_files_are_gone_and_counts_each_event_once
 def test_the_last_window_by_time_may_end_with_the_last_event():
     one = Samples(*(np.array([value]) for value in (0, 4, 0, 0, 0, -1)))
     for length, expected in ((10, [0, 10, 20, 30]), (40, [0]), (41, [])):
-        found = windowed(one, np.array([0, 10, 20, 39]), Windows(length, length, by_time=True))
+        found = cut_windows(one, np.array([0, 10, 20, 39]), Windows(length, length, by_time=True))
         assert found.start.tolist() == expected
 
 

@@ -10,7 +10,7 @@ from plif_lightning.deploy import cost, fold
 from plif_lightning.deploy.costs import picojoules_a_byte
 from plif_lightning.network import SpikingNetwork, step, use_backend
 from plif_lightning.neurons import PLIF
-from plif_lightning.neurons.carry import unpacked
+from plif_lightning.neurons.carry import as_tuple
 from tests.deploy.conftest import frames, trained
 
 KINDS = [{}, {"n_conv": 2}, {"pooling": "avg"}]
@@ -30,7 +30,7 @@ def test_operations_are_spikingjellys(kind):
     assert of_spikes * 3 == pytest.approx(theirs.get_total(), rel=1e-6)
 
 
-def test_dense_operations_are_those_of_the_shapes():
+def test_dense_operations_follow_from_the_shapes():
     net = trained()
     found = {layer.layer: layer for layer in cost(net, torch.ones(4, 1, 2, 12, 12)).layers}
     # Along a side of 12, 3 * 12 - 2 pairs of pixels are at most one apart; squared for both directions.
@@ -137,13 +137,13 @@ def test_energies_add_up():
     assert [picojoules_a_byte(size) for size in (8192, 8193, 2**20, 2**20 + 1)] == [1.25, 2.5, 12.5, 200]
 
 
-def test_every_state_of_a_neuron_is_kept_and_moved():
+def test_memory_traffic_counts_every_state_of_a_neuron():
     """Found by a review: neurons with two states cost as much as those with one."""
     structure = "c8k3s1-BN-{}-MPk2s2-FC10-{}"
     one, two = (SpikingNetwork((2, 8, 8), 10, 4, structure=structure.format(kind, kind)) for kind in ("PLIF", "CLIF"))
     x = torch.ones(4, 3, 2, 8, 8)
     single, double = (cost(net, x).layers[0] for net in (one, two))
-    kept = sum(v.numel() for v in unpacked(step(two.eval(), x[0, :1])[1]["encoder.conv1.neuron"]))
+    kept = sum(v.numel() for v in as_tuple(step(two.eval(), x[0, :1])[1]["encoder.conv1.neuron"]))
     assert double.state == kept == 2 * single.state
     assert double.updates == single.updates
     assert double.traffic - double.actual == 2 * (single.traffic - single.actual)
@@ -160,7 +160,7 @@ class Own(PLIF):
         return super().run(x, v, time_steps)
 
 
-def test_a_network_in_training_and_its_frozen_parts_stay_so(net):
+def test_cost_restores_training_modes(net):
     net.train()
     net.encoder.conv1.norm.eval()
     cost(net, frames(net))
@@ -183,7 +183,7 @@ class Reversed(torch.nn.Module):
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 1, 4, 4), (7, 1, 4, 4)])  # frames, static images
-def test_the_layer_that_takes_the_input_is_known(shape):
+def test_input_layer_is_identified(shape):
     """Found by a review: of a network that begins with FC, and by the order of definition in one of one's own."""
     x = (torch.rand(shape) < 0.3).float()
     net, own = SpikingNetwork((1, 4, 4), 10, 4, structure="FC20-PLIF-FC10"), Reversed()
@@ -198,7 +198,7 @@ class Copied(Reversed):
         return super().forward(x.clone())
 
 
-def test_a_layer_that_takes_a_copy_of_the_input_takes_no_spikes():
+def test_layer_on_a_copy_of_the_input_is_not_event_driven():
     found = cost(Copied(), (torch.rand(4, 2, 1, 4, 4) < 0.3).float())
     assert [layer.spikes for layer in found.layers if layer.parameters > 1] == [False, True]
 

@@ -48,7 +48,7 @@ def images(n=5):
     return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_folder_says_what_is_in_it(exported):
+def test_export_folder_has_a_manifest(exported):
     facts = json.loads((exported / "export.json").read_text())
     names = {"network.ckpt", "network.pt2", "network.onnx", "step.onnx", "network.nir"}
     assert {path.name for path in exported.iterdir() if path.is_file()} == names | {"export.json"}
@@ -59,7 +59,7 @@ def test_the_folder_says_what_is_in_it(exported):
     assert set(facts["nir_readers"]) == {"SpikingJelly", "snnTorch", "Norse"}
 
 
-def test_the_caller_may_say_that_a_network_of_images_takes_frames(checkpoint, tmp_path):
+def test_image_network_can_be_exported_for_frames(checkpoint, tmp_path):
     for takes, expected in ((None, ["N", 1, 8, 8]), ("frames", [2, "N", 1, 8, 8])):
         export(str(checkpoint), str(tmp_path / "out"), takes=takes)
         assert json.loads((tmp_path / "out/export.json").read_text())["input"] == expected
@@ -148,7 +148,7 @@ def test_a_damaged_folder_is_refused(exported, tmp_path):
         load_network(tmp_path)
 
 
-def test_an_export_that_fails_leaves_the_one_before(checkpoint, exported, tmp_path, monkeypatch):
+def test_failed_export_keeps_the_previous_one(checkpoint, exported, tmp_path, monkeypatch):
     out = tmp_path / "out"
     export(checkpoint, out)
     before = {file.name: file.read_bytes() for file in out.iterdir()}
@@ -170,7 +170,7 @@ def test_a_package_that_is_missing_is_named_and_leaves_nothing(checkpoint, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(checkpoint, exported, tmp_path):
+def test_export_replaces_only_an_earlier_export(checkpoint, exported, tmp_path):
     out = tmp_path / "out"
     export(checkpoint, out, ["nir"])
     export(exported, out)  # from an exported folder
@@ -210,13 +210,13 @@ def test_the_command_line_exports_and_refuses(checkpoint, tmp_path, monkeypatch,
     )
 
 
-def test_training_does_not_go_on_from_a_folded_checkpoint(exported, capsys):
+def test_folded_checkpoint_cannot_be_trained(exported, capsys):
     line = refused(capsys, "fit", "--config", "quickstart", *TINY, "--ckpt_path", str(exported / "network.ckpt"))
     assert "folded" in line
 
 
 @pytest.mark.slow
-def test_a_step_in_onnx_says_which_potentials_it_begins_with(tmp_path):
+def test_onnx_step_documents_its_initial_potentials(tmp_path):
     net = trained(v_reset=-0.5, steps=2)
     write_onnx(net, False, tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "step.onnx")

@@ -16,7 +16,7 @@ KINDS = [{}, {"n_conv": 2}, {"pooling": "avg"}, {"neuron": "lif"}, {"neuron": "i
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_a_folded_network_votes_as_the_one_it_comes_from(kind, backend):
+def test_folded_network_votes_like_the_original(kind, backend):
     net = trained(**kind).double()
     folded = fold(net)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
@@ -28,7 +28,7 @@ def test_a_folded_network_votes_as_the_one_it_comes_from(kind, backend):
     torch.testing.assert_close(folded(x[0]), net(x[0]))  # a static image
 
 
-def test_both_forms_of_a_folded_network_are_one(net):
+def test_folded_and_converted_networks_agree(net):
     x = frames(net)
     folded = fold(net)
     assert torch.equal(use_backend(folded, "cpu")(x), use_backend(folded, "reference")(x))
@@ -52,7 +52,7 @@ def test_a_folded_network_runs_step_by_step_learns_and_folds_again(net):
         torch.testing.assert_close(a, b)
 
 
-def test_its_weights_are_those_of_a_network_made_folded(net):
+def test_folding_gives_the_weights_of_a_network_built_folded(net):
     again = SpikingNetwork((2, 12, 12), 3, 4, channels=8, fc_features=20, votes_per_class=2, folded=True)
     again.load_state_dict(fold(net).state_dict())
     assert torch.equal(again.eval()(frames(net)), fold(net)(frames(net)))
@@ -86,13 +86,13 @@ def halve(module, given, output):
         (lambda net: setattr(net, "__class__", Inverted), "need a network from a structure, got a Inverted"),
     ],
 )
-def test_what_cannot_be_folded_is_said(net, change, message):
+def test_unfoldable_networks_are_reported(net, change, message):
     change(net)
     with pytest.raises(UserError, match=message):
         fold(net)
 
 
-def test_a_user_defined_network_is_refused_in_one_sentence():
+def test_folding_refuses_a_user_defined_network():
     with pytest.raises(UserError, match=r"folding, .* need a network from a structure, got a Sequential") as refused:
         fold(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)))
     assert "\n" not in str(refused.value)

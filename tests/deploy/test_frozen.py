@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plif_lightning.deploy import deployed, fold, frozen
-from plif_lightning.deploy.frozen import quantised
+from plif_lightning.deploy.frozen import quantize
 from plif_lightning.errors import UserError
 from plif_lightning.network import step, use_backend
 from plif_lightning.network.blocks import FCBlock
@@ -27,13 +27,13 @@ def rounded(net, made):
         if form.endswith("int8"):
             block = folded.blocks()[name]
             layer = block.fc if isinstance(block, FCBlock) else block.conv
-            whole, scale = quantised(layer.weight)
+            whole, scale = quantize(layer.weight)
             layer.weight.copy_(whole.float() * scale.view(-1, *[1] * (layer.weight.dim() - 1)))
     return use_backend(folded, "cpu", "always")
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_votes_are_those_of_the_network_in_evaluation_mode(kind):
+def test_deployed_votes_equal_evaluation_mode(kind):
     net = trained(**kind)
     made = deployed(net)
     always = rounded(net, made)
@@ -58,9 +58,9 @@ def test_eight_bits_are_the_network_with_rounded_weights(kind):
     torch.testing.assert_close(made(x), rounded(net, made)(x))
 
 
-def test_rounding_keeps_what_is_zero_and_what_is_largest():
+def test_quantisation_keeps_zero_and_the_maximum():
     weight = torch.tensor([[0.0, 0.0], [0.1, -0.2], [3.0, 1e-9]])
-    integers, scale = quantised(weight)
+    integers, scale = quantize(weight)
     assert integers.dtype == torch.int8
     assert integers.tolist() == [[0, 0], [64, -127], [127, 0]]
     assert scale[1].item() == pytest.approx(0.2 / 127)
@@ -68,7 +68,7 @@ def test_rounding_keeps_what_is_zero_and_what_is_largest():
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", [*KINDS[:8], *KINDS[-7:]], ids=str)
-def test_steps_are_the_sequence_and_their_states_those_of_the_network(kind, engine):
+def test_deployed_steps_equal_the_sequence_and_its_states(kind, engine):
     net = trained(**kind)
     made, x = deployed(net, engine), frames(net)
     always = rounded(net, made)
@@ -122,22 +122,22 @@ def test_a_step_from_a_foreign_state_or_frame_is_refused(net):
 
 
 @pytest.mark.parametrize("kind", [{}, {"pooling": "avg"}, {"shape": (2, 13, 11)}], ids=str)
-def test_who_listens_hears_every_layers_spikes(kind):
+def test_record_spikes_sees_every_layer(kind):
     net = trained(**kind)
     made, x = deployed(net), frames(net)
     votes, (vote, _) = made(x), made.step(x[0])
     expected, heard, stepped, again = {}, {}, {}, {}
-    with torch.no_grad(), net.listening(expected.__setitem__):
+    with torch.no_grad(), net.record_spikes(expected.__setitem__):
         net(x)
-    with made.listening(heard.__setitem__):
+    with made.record_spikes(heard.__setitem__):
         assert torch.equal(made(x), votes)
-    with made.listening(stepped.__setitem__):
+    with made.record_spikes(stepped.__setitem__):
         assert torch.equal(made.step(x[0])[0], vote)
     assert list(heard) == list(stepped) == list(expected) == ["conv1", "conv2", "fc1", "fc2"]
     for layer, spikes in expected.items():
         torch.testing.assert_close(heard[layer], spikes)
         torch.testing.assert_close(stepped[layer], spikes[:1])
-    with made.listening(again.__setitem__):
+    with made.record_spikes(again.__setitem__):
         pass
     made(x)
     assert not again
@@ -170,7 +170,7 @@ def test_inputs_of_any_type_are_taken_and_other_shapes_refused(net):
 
 
 @pytest.mark.parametrize(("channels", "sizes"), [(1, [3, 3, 1]), (2, [7])])
-def test_a_large_batch_is_taken_in_parts_where_maps_are_stored(channels, sizes, monkeypatch):
+def test_large_batches_are_split(channels, sizes, monkeypatch):
     """An event-driven first layer, as of events, never stores its sums."""
     net = trained(shape=(channels, 12, 12))
     made, x = deployed(net), frames(net, 7)
@@ -181,7 +181,7 @@ def test_a_large_batch_is_taken_in_parts_where_maps_are_stored(channels, sizes, 
     torch.testing.assert_close(made(x), votes)
     assert seen == sizes
     heard = []
-    with made.listening(lambda layer, spikes: heard.append((layer, spikes.shape[1]))):
+    with made.record_spikes(lambda layer, spikes: heard.append((layer, spikes.shape[1]))):
         torch.testing.assert_close(made(x), votes)
     assert heard == [(layer, 7) for layer in ("conv1", "conv2", "fc1", "fc2")]
 
@@ -220,17 +220,17 @@ def test_other_engines_and_user_defined_networks_are_refused(net):
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_who_listens_to_an_image_after_a_single_step_hears_all_steps(channels):
+def test_record_spikes_of_an_image_sees_all_steps(channels):
     net = trained(shape=(channels, 12, 12))
     made, image, heard = deployed(net), frames(net)[0], {}
     made.step(image)
-    with made.listening(heard.__setitem__):
+    with made.record_spikes(heard.__setitem__):
         votes = made(image)
     assert torch.equal(votes, deployed(net)(image))
     assert heard["conv1"].shape == (4, 3, 8, 12, 12)
 
 
-def test_a_held_image_that_reaches_the_fc_layers_without_neurons_is_seen_at_all_steps():
+def test_image_reaching_fc_layers_without_neurons_counts_at_all_steps():
     net = trained(structure="c4k3s1-BN-AP-FC6-PLIF-APk2s2", shape=(1, 12, 12))
     x = torch.rand(3, 1, 12, 12)
     with torch.no_grad():

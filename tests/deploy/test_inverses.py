@@ -74,7 +74,7 @@ def test_a_checkpoint_is_the_network_again(structure, tmp_path):
 
 
 @given(structure=structures(OTHERS))
-def test_what_a_graph_cannot_hold_is_refused_by_name(structure):
+def test_unsupported_layers_of_a_graph_are_named(structure):
     pytest.importorskip("nir", reason="extra `export`")
     with pytest.raises(UserError, match=r"consists of \w+ with a (hard|soft) reset, and NIR"):
         to_nir(drawn(structure))

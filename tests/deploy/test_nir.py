@@ -11,7 +11,7 @@ import yaml
 
 from plif_lightning import configs
 from plif_lightning.deploy import fold, to_nir
-from plif_lightning.deploy.nir import DT, readers
+from plif_lightning.deploy.nir import DT, readers_of
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, use_backend
 from tests.benchmarks.step import make_fire
@@ -108,7 +108,7 @@ def test_simulators_fire_every_spike_or_are_named(kind, simulator, tmp_path, cap
     x = frames(net)
     expected, spikes = spikes_here(net, x)
     nir.write(tmp_path / "net.nir", to_nir(net))
-    reason = readers(net)[simulator]
+    reason = readers_of(net)[simulator]
     assert (f"{simulator} {reason}" in caplog.text) == (reason is not None)
 
     def run():
@@ -125,9 +125,9 @@ def test_simulators_fire_every_spike_or_are_named(kind, simulator, tmp_path, cap
 
 def test_every_kind_is_read_by_somebody():
     for kind in KINDS:
-        found = readers(trained(**kind)).values()
+        found = readers_of(trained(**kind)).values()
         assert (None in found) == (kind.get("structure") not in ONLY_OURS)
-    assert set(readers(trained()).values()) == {None}
+    assert set(readers_of(trained()).values()) == {None}
 
 
 def test_the_graph_is_checked_by_nir_itself(net):
@@ -142,7 +142,7 @@ def test_a_convolution_has_its_stride_padding_and_dilation():
     assert found == [((2, 2), (2, 2), (3, 3)), ((1, 2), (0, 0), (1, 2))]
 
 
-def test_seconds_are_those_of_a_step(net):
+def test_nir_time_constants_use_the_step_length(net):
     graph = to_nir(net, dt=1e-3)
     tau = net.encoder.conv1.neuron.tau.item()
     assert graph.nodes["conv1_neuron"].tau.flat[0] == pytest.approx(tau * 1e-3)
@@ -160,7 +160,7 @@ def test_seconds_are_those_of_a_step(net):
     ],
     ids=str,
 )
-def test_what_nir_has_no_words_for_is_said(kind, message):
+def test_unsupported_nir_layers_are_named(kind, message):
     with pytest.raises(UserError, match=message):
         to_nir(trained(**kind))
 

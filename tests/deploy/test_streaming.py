@@ -12,7 +12,7 @@ from plif_lightning.deploy import StreamingNetwork, deployed, fold
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, Sensor, integrate
 from plif_lightning.events.integration import BackgroundFilter
-from plif_lightning.events.recording import pack
+from plif_lightning.events.recording import pack_events
 from plif_lightning.network import use_backend
 from tests.deploy.conftest import frames, trained
 from tests.writers import events_of
@@ -33,7 +33,7 @@ def whole(net=NET):
     return use_backend(fold(net), "cpu", "always")
 
 
-def test_frames_one_by_one_give_the_votes_of_all_of_them(net):
+def test_streamed_frames_give_the_votes_of_the_sequence(net):
     x = frames(net)
     stream = StreamingNetwork(net)
     found = torch.stack([stream.step(frame) for frame in x])
@@ -155,7 +155,7 @@ def test_votes_of_the_last_steps_alone():
 
 def test_a_stream_drops_the_noise_that_its_data_set_drops():
     events, us = recording(2000), 3_000
-    keep = BackgroundFilter(Sensor(12, 12), us).kept(pack(events, Sensor(12, 12), "a"))
+    keep = BackgroundFilter(Sensor(12, 12), us).keep_mask(pack_events(events, Sensor(12, 12), "a"))
     kept = Recording(*(column[keep] for column in events))
     assert 100 < len(kept.t) < 1900
     plain, filtering = (StreamingNetwork(NET, events_per_step=50, background_us=of) for of in (None, us))
@@ -165,7 +165,8 @@ def test_a_stream_drops_the_noise_that_its_data_set_drops():
     filtering.reset()
     assert torch.equal(filtering.push(events), expected)
     whole_of = [
-        [*StreamingNetwork(NET, background_us=of).whole(given)][-1] for of, given in ((us, events), (None, kept))
+        [*StreamingNetwork(NET, background_us=of).run_recording(given)][-1]
+        for of, given in ((us, events), (None, kept))
     ]
     assert torch.equal(*whole_of)
 

@@ -143,7 +143,7 @@ def test_hand_computed_membrane_of_four_steps():
     assert v.item() == 0.75
 
 
-def test_a_soft_reset_keeps_what_lies_above_the_threshold():
+def test_soft_reset_keeps_the_excess_over_the_threshold():
     # H = 1.25 fires and keeps 0.25; then 0.25 + 0.5 (2.5 - 0.25) = 1.375 fires and keeps 0.375.
     firing = Firing(reset="soft")
     spikes, v = integrate_and_fire(torch.full([2, 1], 2.5), torch.tensor(0.5), firing=firing)
@@ -173,7 +173,7 @@ def test_a_sequence_cut_in_time_gives_the_same(cut):
 
 
 @pytest.mark.parametrize("leak", [None, 0.4])
-def test_an_input_held_for_t_steps_equals_its_repetition(leak):
+def test_held_input_equals_its_repetition(leak):
     x, v, grads = oracle.sample((6, 3, 4, 5, 5))
     k = None if leak is None else torch.tensor(leak, dtype=torch.float64)
     a = None if k is None else torch.logit(k)
@@ -238,7 +238,7 @@ def test_a_wrong_argument_is_named(make_it, message):
 
 @pytest.mark.parametrize("per", ["layer", "channel"])
 @pytest.mark.parametrize("held", [False, True])
-def test_a_trace_holds_what_the_neuron_went_through(per, held):
+def test_trace_records_the_neurons_steps(per, held):
     shape = [3] if per == "channel" else []
     k = torch.linspace(0.3, 0.6, 3)[: None if shape else 1].reshape(shape)
     threshold = torch.linspace(0.8, 1.2, 3)[: None if shape else 1].reshape(shape)

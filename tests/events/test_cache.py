@@ -31,7 +31,7 @@ def not_again(writer):
     raise AssertionError("it is built again")
 
 
-def test_it_is_built_once_and_holds_what_was_written(tmp_path):
+def test_cache_is_built_once_and_returns_the_arrays(tmp_path):
     first = cached(tmp_path / "a", "key", build)
     again = cached(tmp_path / "a", "key", not_again)
     for found in (first, again, pickle.loads(pickle.dumps(again))):
@@ -64,7 +64,7 @@ def test_pieces_of_any_length_give_the_same_content(tmp_path, values, cuts):
     assert pieces.content == whole.content
 
 
-def test_another_key_leaves_what_others_may_have_open_and_deletes_what_nobody_used_for_a_month(tmp_path):
+def test_stale_keys_are_deleted_after_a_month(tmp_path):
     old, unused = cached(tmp_path, "old", build), cached(tmp_path, "unused", build)
     os.utime(unused.folder, (time.time() - 31 * 24 * 3600,) * 2)
     new = cached(tmp_path, "new", lambda writer: writer.append("numbers", np.arange(3)))
@@ -77,9 +77,7 @@ def test_another_key_leaves_what_others_may_have_open_and_deletes_what_nobody_us
 
 
 @pytest.mark.parametrize("size", [1, 70_000, 5_000_000])
-def test_a_file_that_is_overwritten_in_place_is_noticed_and_a_copy_with_other_times_is_not_read_twice(
-    tmp_path, size, monkeypatch
-):
+def test_overwritten_files_rebuild_and_copies_do_not(tmp_path, size, monkeypatch):
     paths = [tmp_path / "a.npy", tmp_path / "b.npy"]
     for path in paths:
         path.write_bytes(bytes(size))
@@ -101,7 +99,7 @@ def test_a_file_that_is_overwritten_in_place_is_noticed_and_a_copy_with_other_ti
         cached(store, "key", not_again, paths)
 
 
-def test_a_file_that_an_older_one_takes_the_place_of_is_noticed(tmp_path):
+def test_replacement_by_an_older_file_rebuilds(tmp_path):
     """As by `cp -p` or from an archive, which keep the times of files."""
     path = tmp_path / "a.npy"
     path.write_bytes(b"new")
@@ -141,7 +139,7 @@ def test_damage_is_reported_and_rebuilt(tmp_path, caplog, name, change):
     assert cached(tmp_path, "key", not_again).verify() == 3
 
 
-def test_damage_that_the_file_system_does_not_know_is_found_by_verify(tmp_path):
+def test_verify_finds_silent_damage(tmp_path):
     found = cached(tmp_path, "key", build)
     path = tmp_path / "key/numbers.npy"
     with unnoticed(path):
@@ -182,7 +180,7 @@ def test_an_error_leaves_nothing_that_counts(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "old"]
 
 
-def test_a_full_disk_or_a_folder_that_cannot_be_written_is_said_with_the_way_out(tmp_path):
+def test_unwritable_cache_names_the_way_out(tmp_path):
     def full(writer):
         raise OSError(28, "No space left on device")
 
@@ -216,7 +214,7 @@ def start(folder, pause):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
 
 
-def test_of_eight_processes_one_builds_and_the_others_wait(tmp_path):
+def test_of_eight_processes_a_single_one_builds(tmp_path):
     done = [process.communicate(timeout=PATIENCE) for process in [start(tmp_path, 0.02) for _ in range(8)]]
     assert sum("building" in out for out, _ in done) == 1
     assert all(out.split()[-1] == WHOLE for out, _ in done)

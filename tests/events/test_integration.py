@@ -18,7 +18,7 @@ from plif_lightning.events.integration import (
     integrate,
     without_background,
 )
-from plif_lightning.events.recording import pack
+from plif_lightning.events.recording import pack_events
 from tests import writers
 from tests.conftest import PATIENCE
 
@@ -39,7 +39,7 @@ def test_four_events_by_time():
     assert integrate(FOUR, TINY, 3, "by_time").sum((1, 2, 3)).tolist() == [3, 0, 1]
 
 
-def test_the_last_slice_takes_the_remainder():
+def test_last_slice_gets_the_remainder():
     assert integrate(FOUR, TINY, 3).sum((1, 2, 3)).tolist() == [1, 1, 2]
 
 
@@ -53,7 +53,7 @@ def test_fewer_events_than_slices(n, slicing):
     assert frames.sum((1, 2, 3)).tolist() == expected[slicing]
 
 
-def test_events_of_one_time_lie_in_the_first_slice():
+def test_simultaneous_events_fall_into_the_first_slice():
     same_time = FOUR._replace(t=np.full(4, 7))
     assert integrate(same_time, TINY, 3, "by_time").sum((1, 2, 3)).tolist() == [4, 0, 0]
 
@@ -95,7 +95,7 @@ recordings = st.builds(
 
 
 @given(recording=recordings, time_steps=st.integers(1, 25))
-def test_frames_are_those_of_the_definition(recording, time_steps):
+def test_frames_match_the_definition(recording, time_steps):
     frames = integrate(recording, Sensor(5, 7), time_steps)
     np.testing.assert_array_equal(frames, frames_by_definition(recording, Sensor(5, 7), time_steps))
 
@@ -105,7 +105,7 @@ def test_no_event_is_lost_and_order_within_a_slice_does_not_matter(recording, ti
     sensor = Sensor(5, 7)
     frames = integrate(recording, sensor, time_steps, slicing)
     assert frames.sum() == len(recording.t)
-    packed = pack(recording, sensor, "recording")
+    packed = pack_events(recording, sensor, "recording")
     ends = np.array([0]), np.array([len(recording.t)])
     if slicing == "by_count":
         bounds = bounds_by_count(*ends, time_steps)
@@ -127,7 +127,7 @@ def test_slices_of_time_have_the_bounds_of_their_definition(recording, time_step
     assert np.diff(bounds).tolist() == [slices.count(j) for j in range(time_steps)]
 
 
-def test_events_are_left_out_by_their_place_in_their_own_recording():
+def test_event_drop_depends_on_the_position_in_the_recording():
     """A recording of a batch does not begin at 0."""
     address = np.random.default_rng(0).integers(0, 50, 900).astype(np.uint16)
     ends = np.array([0, 300]), np.array([300, 900])
@@ -206,16 +206,18 @@ def test_background_is_dropped_by_its_definition_in_a_stream_too(us):
     assert 0 < expected.sum() < len(expected)
     stream = BackgroundFilter(sensor, us)
     pieces = [Recording(*(column[begin : begin + 171] for column in some)) for begin in range(0, 2000, 171)]
-    assert np.array_equal(np.concatenate([stream.kept(pack(piece, sensor, "a")) for piece in pieces]), expected)
-    whole = without_background(pack(some, sensor, "a"), sensor, us)
-    kept = pack(Recording(*(column[expected] for column in some)), sensor, "a")
+    assert np.array_equal(
+        np.concatenate([stream.keep_mask(pack_events(piece, sensor, "a")) for piece in pieces]), expected
+    )
+    whole = without_background(pack_events(some, sensor, "a"), sensor, us)
+    kept = pack_events(Recording(*(column[expected] for column in some)), sensor, "a")
     assert whole.start == kept.start
     np.testing.assert_array_equal(whole.address, kept.address)
     np.testing.assert_array_equal(whole.time, kept.time)
 
 
 def test_a_recording_may_be_nothing_but_background():
-    nothing = without_background(pack(FOUR, TINY, "a"), TINY, 0)
+    nothing = without_background(pack_events(FOUR, TINY, "a"), TINY, 0)
     assert (len(nothing.time), nothing.start) == (0, 0)
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, RecordingError, Sensor, read_any, sensor_of
 from plif_lightning.events.aedat import _Table
-from plif_lightning.events.recording import pack
+from plif_lightning.events.recording import pack_events
 from tests import writers
 
 MANY = writers.events_of(3000, 0)
@@ -110,7 +110,7 @@ def test_overflows_of_the_clock_are_added(name, overflow, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "overflow"), [("dat", 2**32), ("evt2", 2**34)])
-def test_a_long_file_is_read_in_portions_as_a_whole(name, overflow, tmp_path, caplog):
+def test_chunked_reading_equals_reading_at_once(name, overflow, tmp_path, caplog):
     many = writers.events_of(70_000, 0)
     many.x[:3] = many.x[-2:] = 500
     late = many._replace(t=many.t + overflow - 300_000)
@@ -158,7 +158,7 @@ def test_a_damaged_or_cut_file_is_a_recording_or_refused_with_its_name(name, tmp
     path.write_bytes(mutated(content_of(name, n, tmp_path), changes))
     try:
         events = read_any(path)
-        pack(events, Sensor(128, 128), str(path))
+        pack_events(events, Sensor(128, 128), str(path))
         assert len({len(column) for column in events}) == 1
     except RecordingError as error:
         assert str(path) in str(error)
@@ -296,7 +296,7 @@ def test_a_clock_that_jumps_back_is_no_overflow(tmp_path):
     read = read_any(path)
     assert read.t.tolist() == [5 << 12, 3 << 12]
     with pytest.raises(RecordingError, match="time runs backwards"):
-        pack(read, Sensor(128, 128), "a.raw")
+        pack_events(read, Sensor(128, 128), "a.raw")
 
 
 @pytest.mark.parametrize("name", ["dat", "evt2", "evt21", "evt3"])
@@ -382,7 +382,7 @@ def test_aedat3_as_spikingjelly_reads_it(tmp_path, spikingjelly_utils):
 
 
 @pytest.mark.parametrize(("encoding", "file"), [("evt2", "a.raw"), ("dat", "a.dat")])
-def test_what_expelliarmus_wrote(encoding, file, tmp_path):
+def test_files_of_expelliarmus_are_read(encoding, file, tmp_path):
     Wizard(encoding).save(fpath=tmp_path / file, arr=as_table(MANY))
     same(read_any(tmp_path / file), MANY)
 

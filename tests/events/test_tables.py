@@ -76,7 +76,7 @@ def test_bad_text_is_named(content, options, expected, tmp_path):
 
 
 @pytest.mark.parametrize("names", [("ts", "xs", "ys", "ps"), ("timestamps", "x", "y", "polarities")])
-def test_arrays_under_usual_names(names, tmp_path):
+def test_arrays_under_common_names_are_read(names, tmp_path):
     np.savez(tmp_path / "a.npz", **dict(zip(names, MANY, strict=True)), label=3)
     same(read_any(tmp_path / "a.npz"), MANY)
     table = as_table(MANY)

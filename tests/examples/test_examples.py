@@ -9,7 +9,7 @@ from tests.examples.tutorials import cell, source
 
 
 @pytest.mark.slow
-def test_own_neuron(capsys):
+def test_neuron_example_runs(capsys):
     assert own_neuron.main() > 0.8
     assert "m after the last step: (2, 100)" in capsys.readouterr().out
 
@@ -35,7 +35,7 @@ votes: Tensor = pl.load_network("RUN/checkpoints/best.ckpt")(spikes)
 
 
 @pytest.mark.slow
-def test_what_users_copy_and_equations_with_types_pass_mypy(tmp_path):
+def test_copied_examples_and_typed_equations_pass_mypy(tmp_path):
     api = pytest.importorskip("mypy.api")
     for name in ("neuron", "transformer"):
         (tmp_path / f"my_{name}.py").write_text(source(name))

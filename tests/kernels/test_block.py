@@ -71,7 +71,7 @@ def one_after_another(x, table, scale, bias, k, firing, pool, steps, v=None):
     kind=st.sampled_from([*TYPES, torch.int8]), firing=st.sampled_from(FIRINGS),
     leak=st.sampled_from([None, "scalar", "channel"]), at_a_time=st.sampled_from([1, 700, 2**12]),
 )  # fmt: skip
-def test_spikes_are_those_of_the_parts_to_the_bit(size, channels, share, pool, kind, firing, leak, at_a_time):
+def test_block_equals_its_layers_to_the_bit(size, channels, share, pool, kind, firing, leak, at_a_time):
     steps, n, height, width = size
     outputs = 40
     x = SparseMaps.of(maps(steps * n, channels, height, width, share=share))
@@ -108,7 +108,7 @@ def test_values_are_added_up_as_the_library_does(dtype, outputs):
 @pytest.mark.parametrize("outputs", [33, 64, 128])  # also words of bits that are full
 @pytest.mark.parametrize("pool", SPIKING)
 @pytest.mark.parametrize("size", [(6, 8), (7, 5), (6, 5), (7, 8)])
-def test_steps_one_after_another_are_the_whole(pool, size, outputs):
+def test_single_steps_equal_the_sequence(pool, size, outputs):
     x = maps(4 * 3, 20, *size)
     table, bias, k = table_of(values(outputs, 20, 3, 3)), values(outputs), torch.tensor(0.5)
     made = event_block(table, None, bias, leaky(k, FIRINGS[2]), pool)
@@ -128,10 +128,10 @@ def test_steps_one_after_another_are_the_whole(pool, size, outputs):
     shape=st.tuples(st.integers(0, 3), st.integers(1, 130), st.integers(1, 9), st.integers(1, 9)), share=SHARES,
     kind=st.sampled_from([torch.float32, torch.int8]),
 )  # fmt: skip
-def test_bits_of_maps_are_those_of_rows(shape, share, kind):
+def test_bits_of_maps_equal_bits_of_rows(shape, share, kind):
     x = maps(*shape, share=share)
     flat = SparseMaps.of(x).flattened()
-    assert torch.equal(flat, bits.pack(x.flatten(1)).words)
+    assert torch.equal(flat, bits.pack_spikes(x.flatten(1)).words)
     inputs = shape[1] * shape[2] * shape[3]
     table = (values(inputs, 70) * 40).to(kind)
     scale = None if kind == torch.float32 else torch.rand(70)
@@ -182,7 +182,7 @@ def test_inference_of_spikes_is_that_of_the_map(dtype, kernel, stride, skip):
 @pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("shape", "channels"), [((3, 2, 1, 5, 7), 5), ((4, 3, 2, 12, 10), 16), ((2, 2, 2, 6, 6), 35)])
-def test_a_first_block_that_skips_silence_is_the_one_that_does_not(pool, statistics, training, shape, channels):
+def test_sparse_first_block_equals_the_dense_one(pool, statistics, training, shape, channels):
     x = (events(*shape) * (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.3)).float()
     settings = {"channels": channels, "statistics": statistics, "training": training}
     exact = run(block_of("reference", x.double(), pool, **settings), x.double())
@@ -216,14 +216,14 @@ def test_under_autocast_it_is_bfloat16_too():
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 1])
-def test_moments_of_patches_of_events_are_those_of_all(share):
+def test_patch_moments_of_events_equal_dense_moments(share):
     x = events(3, 2, 2, 6, 5).float() * (torch.rand(3, 2, 2, 6, 5) < share)
     for ours, dense in zip(PatchMoments.of(x, events=True), PatchMoments.of(x), strict=True):
         torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("skip", [Skip(a, b, 0.1) for a in (False, True) for b in (False, True)])
-def test_each_pass_takes_the_form_that_skip_says(skip, monkeypatch):
+def test_forward_and_backward_follow_skip(skip, monkeypatch):
     monkeypatch.setattr(Backend, "skips", lambda *of, **by: skip)
     x = events(4, 1, 2, 6, 6).float()
     made = block_of("cpu", x, "max_first")
@@ -251,7 +251,7 @@ def test_maps_without_a_window_give_no_spikes(size, pool):
         torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_steps_of_an_event_network_are_those_without():
+def test_sparse_training_steps_equal_dense_ones():
     small = {"channels": 6, "fc_features": 20}
     curves = [losses("nmnist", "cpu", torch.float32, steps=3, sparse=s, **small) for s in ("always", "never")]
     assert curves[0] == pytest.approx(curves[1], rel=1e-6)  # afterwards a spike may flip

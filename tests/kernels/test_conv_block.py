@@ -107,7 +107,7 @@ def test_the_width_of_bands_changes_no_gradient(monkeypatch, pool):
         torch.testing.assert_close(narrow[1][name], wide[1][name])
 
 
-def test_in_bands_every_window_gives_its_gradient_to_one_neuron():
+def test_banded_backward_gives_each_window_a_single_winner():
     """A surrogate that is the same everywhere makes the gradient of BN's bias that of all windows, whoever fired."""
     x = events(3, 2, 2, 12, 10)
     same = {"surrogate": "rectangle", "surrogate_width": 1e3, "through_time": False}
@@ -142,7 +142,7 @@ def test_under_autocast_the_convolution_is_bfloat16_and_the_neuron_float32():
     assert errors[0] < max(0.05, 1.2 * errors[1])
 
 
-def test_moments_of_patches_tell_those_of_the_convolution():
+def test_patch_moments_give_the_convolutions_moments():
     x = (1000 + events(3, 2, 2, 6, 5)).float()
     weight = torch.randn(4, 2, 3, 3)
     mean, var = PatchMoments.of(x).of_convolution(weight)
@@ -224,7 +224,7 @@ def on_two(tmp_path_factory):
 
 
 @pytest.mark.parametrize("statistics", STATISTICS)
-def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch(on_two, statistics):
+def test_sync_batchnorm_on_two_processes_equals_the_full_batch(on_two, statistics):
     halves = [half[statistics] for half in on_two]
     x = events(4, 4, 2, 6, 6)
     whole = run(block("cpu", x, "max_first", statistics=statistics), x)

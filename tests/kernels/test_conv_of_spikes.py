@@ -18,7 +18,7 @@ def few_at_a_time(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(5, 3, 4, 6), (1, 2, 1, 1), (7, 4, 5, 3)])
 @pytest.mark.parametrize("of_input", [True, False])
-def test_its_gradients_are_those_of_the_convolution(shape, of_input):
+def test_gradients_equal_the_dense_convolutions(shape, of_input):
     torch.manual_seed(0)
     x = torch.rand(shape, dtype=torch.float64).lt(0.3).double()
     weight = torch.randn(6, shape[1], 3, 3, dtype=torch.float64)
@@ -93,7 +93,7 @@ def halved(part: nn.Module) -> None:
         ("max", lambda net: halved(net.encoder.conv2.neuron)),
     ],
 )
-def test_what_may_not_be_spikes_is_kept_as_it_is(pooling, change, monkeypatch):
+def test_non_binary_input_is_not_packed(pooling, change, monkeypatch):
     grads = []
     for many in (1, 10**9):
         monkeypatch.setattr(forms, "_MANY_SPIKES", many)

@@ -39,7 +39,7 @@ def test_products_are_rounded_once(widens):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_convolutions_and_their_gradients_are_those_of_exact_ones(widens, stride):
+def test_convolutions_and_gradients_match_float64(widens, stride):
     torch.manual_seed(0)
     x, weight, bias = narrow(3, 16, 6, 5), narrow(8, 16, 3, 3), narrow(8)
     sizes = {"stride": stride, "padding": 1}
@@ -127,7 +127,7 @@ def test_a_training_step_multiplies_no_bfloat16(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("kernel", range(1, 6))
 @pytest.mark.parametrize("padding", range(4))
-def test_a_map_of_one_pixel_has_the_output_of_pytorch(kernel, padding):
+def test_single_pixel_map_equals_pytorch(kernel, padding):
     if kernel > 1 + 2 * padding:
         return
     x, weight = torch.rand(2, 16, 1, 1), torch.randn(3, 16, kernel, kernel)
@@ -217,7 +217,7 @@ def test_few_pixels_are_convolved_by_patches(size, stride, kernel):
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_a_network_whose_last_maps_are_one_pixel_has_gradients_in_bfloat16(backend):
+def test_single_pixel_maps_have_bfloat16_gradients(backend):
     structure = "c16k3s1-BN-PLIF-MPk2s2-ADD(c16k3s2-BN-PLIF|c16k1s2-BN-PLIF)-FC10"
     for seed in range(5):
         torch.manual_seed(seed)
@@ -227,7 +227,7 @@ def test_a_network_whose_last_maps_are_one_pixel_has_gradients_in_bfloat16(backe
         assert all(p.grad is None or p.grad.abs().max() < 1e3 for p in net.parameters())
 
 
-def test_few_pixels_are_convolved_by_patches_of_taps_that_lie_apart():
+def test_small_maps_use_strided_patches():
     torch.manual_seed(0)
     x, weight = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 256, 4, 3), (256, 256, 3, 3)))
     sizes = {"padding": 2, "dilation": 2}

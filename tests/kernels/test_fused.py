@@ -87,7 +87,7 @@ def test_the_neuron_is_the_reference(shape, start, held, per_channel):
 
 @pytest.mark.parametrize("name", get_args(SurrogateName))
 @pytest.mark.parametrize("leak", [True, False])
-def test_gradients_are_those_that_autograd_finds_in_float64(name, leak):
+def test_gradients_match_autograd_in_float64(name, leak):
     torch.manual_seed(0)
     x = 2 * torch.randn(6, 2, 5, dtype=torch.float64)
     v = torch.randn(2, 5, dtype=torch.float64)
@@ -277,7 +277,7 @@ def test_a_block_is_the_reference(pool, statistics, training, shape):
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_block_of_a_held_image_is_the_reference(pool, statistics, training):
+def test_block_on_a_held_image_equals_the_reference(pool, statistics, training):
     equal_blocks(maps(1, 3, 4, 5, 6), pool, statistics=statistics, training=training, steps=7)
 
 
@@ -383,13 +383,13 @@ def test_nothing_is_read_that_was_not_written(monkeypatch):
         assert torch.equal(ours[1][name], expected[1][name])
 
 
-def test_a_batch_statistic_of_one_value_is_refused():
+def test_batch_statistics_of_a_single_value_are_refused():
     made = block("cpu", PLIF(), "per_step", 3, torch.float32, True)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         made(torch.zeros(2, 1, 3, 1, 1))
 
 
-def test_parts_with_hooks_are_called():
+def test_hooked_modules_are_called():
     made = block("cpu", PLIF(), "per_step", 3, torch.float64, True, SpikeMaxPool2d("first"))
     y = maps(4, 2, 3, 4, 4)
     expected = made(y)
@@ -403,7 +403,7 @@ def test_parts_with_hooks_are_called():
     assert seen[0].shape == (4, 2, 3, 4, 4)
 
 
-def test_a_hook_on_all_modules_sees_every_part_and_so_does_a_forward_put_on_one():
+def test_global_hooks_and_patched_forwards_are_called():
     made = block("cpu", PLIF(), "per_step", 3, torch.float64, True, SpikeMaxPool2d("first"))
     seen = []
     handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
@@ -450,7 +450,7 @@ def in_a_child(queue):
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # as workers of a data loader
-def test_a_process_made_after_a_parallel_region_works(method, threads):
+def test_forked_process_can_run_parallel_loops(method, threads):
     threads(2)
     y = torch.full((4, 4, 64, 16, 16), 1.0)
     expected = fused(y, torch.tensor(0.5))[0].sum().item()
@@ -530,7 +530,7 @@ def on_two(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("static", "statistics"), CASES)
-def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch(on_two, static, statistics):
+def test_sync_batchnorm_on_two_processes_equals_the_full_batch(on_two, static, statistics):
     halves = [half[static, statistics] for half in on_two]
     y = maps(1 if static else 5, 4, 3, 4, 6).requires_grad_()
     made = block("cpu", PLIF(), statistics, 3, torch.float64, True, SpikeMaxPool2d("first"))
@@ -555,7 +555,7 @@ def part_of_a_batch(rank):
     return part.grad
 
 
-def test_processes_with_batches_of_other_sizes_are_one_with_the_whole_batch(tmp_path):
+def test_sync_batchnorm_with_unequal_batches_equals_the_full_batch(tmp_path):
     """The last batch of a loader that is not of this project may be smaller in one of them."""
     parts = on_two_processes(part_of_a_batch, tmp_path)
     y = maps(5, 4, 3, 4, 6).requires_grad_()
@@ -590,7 +590,7 @@ class OtherNorm(nn.Module):
         ("pool", nn.Identity()),
     ],
 )
-def test_a_replaced_part_is_called(part, module):
+def test_replaced_module_is_called(part, module):
     results = []
     for backend in ("cpu", "reference"):
         made = block(backend, PLIF(), "per_step", 3, torch.float64, True, SpikeMaxPool2d("first"))
@@ -602,7 +602,7 @@ def test_a_replaced_part_is_called(part, module):
 
 @pytest.mark.parametrize("pool", ["none", "max_first", "avg"])
 @pytest.mark.parametrize("held", [False, True])
-def test_what_is_added_to_bns_output_gets_its_gradient(pool, held):
+def test_addend_of_bn_output_gets_its_gradient(pool, held):
     """The shortcut of a residual block: against BN, a sum and the reference, in float64."""
     torch.manual_seed(0)
     steps = 1 if held else 4

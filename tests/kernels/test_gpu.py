@@ -119,11 +119,11 @@ print("equal")
 
 
 @pytest.mark.parametrize("name", ["PLIF", "CLIF"])
-def test_the_text_of_the_kernels_is_the_one_that_was_read(name):
-    from plif_lightning.kernels.triton_code import code_of
+def test_kernel_source_matches_the_reviewed_text(name):
+    from plif_lightning.kernels.triton_code import triton_code_of
 
     key = getattr(neurons, name)().dynamics.key
-    code_of(key)
+    triton_code_of(key)
     expected = Path(__file__).parent / f"{name.lower()}_in_triton.txt"
     assert "".join(linecache.getlines(f"<neuron {key}>")) == expected.read_text()
 
@@ -132,7 +132,7 @@ SLOW = [name for name in NEURONS if name not in ("PLIF", "LIF", "IF", "CLIF")]
 
 
 @pytest.mark.parametrize("name", ["CLIF", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_in_the_interpreter_they_compute_what_the_cpu_kernels_do(name):
+def test_interpreted_triton_equals_the_cpu_kernels(name):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
         [sys.executable, "-c", INTERPRETED.replace("NAMED", name)],
@@ -161,9 +161,9 @@ TILES = {1: {"P": 4, "M": 1, "BC": 64}, 4: {"P": 1, "M": 4, "BC": 64}}
 
 def of_neuron(neuron):
     """Compile-time arguments of a layer's neurons, for `_forward` and for `_backward`."""
-    from plif_lightning.kernels.triton_code import code_of
+    from plif_lightning.kernels.triton_code import triton_code_of
 
-    code = code_of(neuron.dynamics.key)
+    code = triton_code_of(neuron.dynamics.key)
     forward = {"FIRE": code.fire, "S": code.states, "N": code.parameters}
     return forward, {**forward, "FIRE_BACK": code.fire_back}
 

@@ -33,7 +33,7 @@ def losses(name, backend, dtype, steps=10, batch=2, **changes):
 
 
 @pytest.mark.parametrize(("name", "statistics"), [*zip(INPUTS, cycle(["per_step", "all_steps"]), strict=False)])
-def test_ten_steps_of_each_network_are_those_of_the_reference(name, statistics):
+def test_ten_training_steps_equal_the_reference(name, statistics):
     small = SMALL | ({"time_steps": 6} if name in LARGE else {})
     curves = [losses(name, b, torch.float64, norm_statistics=statistics, **small) for b in ("cpu", "reference")]
     assert curves[0] == pytest.approx(curves[1], rel=1e-6)
@@ -42,7 +42,7 @@ def test_ten_steps_of_each_network_are_those_of_the_reference(name, statistics):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INPUTS)
-def test_ten_steps_of_each_whole_network_stay_close_to_the_reference(name):
+def test_ten_steps_of_full_networks_stay_close_to_the_reference(name):
     curves = [losses(name, backend, torch.float32) for backend in ("cpu", "reference")]
     # A spike flipped by rounding visibly changes a loss over two samples, from the first step on: the reference differs
     # from itself by up to 5 % with another number of threads (CIFAR-10), so only the sum of several steps is compared.

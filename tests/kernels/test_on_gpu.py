@@ -108,7 +108,7 @@ def test_a_training_step_waits_for_nothing(tmp_path):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_run_goes_on_from_its_checkpoint(tmp_path):
+def test_run_resumes_from_its_checkpoint(tmp_path):
     weights = []
     for stops in ([2], [1, 2]):
         folder = tmp_path / str(len(stops))

@@ -3,7 +3,7 @@
 from plif_lightning.kernels.parallel import parallel
 
 
-def test_each_thread_has_a_range_and_a_slot_of_its_own():
+def test_each_thread_has_a_separate_range_and_slot():
     """Two threads with one slot would add to the same sums at the same time, and lose what the other added."""
     for units, threads, ranges in (
         (10, 3, [(0, 3, 0), (3, 6, 1), (6, 10, 2)]),

@@ -22,7 +22,7 @@ from plif_lightning.kernels import (
     sparse,
 )
 from plif_lightning.kernels.backend import ALWAYS, BREAK_EVEN
-from plif_lightning.kernels.bits import look, pack, unpack
+from plif_lightning.kernels.bits import estimate_density, pack_spikes, unpack
 from plif_lightning.network import SpikingNetwork, use_backend
 from tests.kernels.test_network import losses
 
@@ -125,9 +125,9 @@ def test_the_number_of_threads_changes_no_bit(dtype, monkeypatch):
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 1.0])
 def test_the_share_of_spikes_is_seen_from_a_sample(share):
     x = spikes(2**14, 70, share=share)
-    assert look(x, 1.0)[0] == pytest.approx(share, abs=0.01)
-    assert look(x[:10], 1.0)[0] == pytest.approx(x[:10].mean().item())
-    assert look(x.bfloat16(), 1.0) == look(x, 1.0)
+    assert estimate_density(x, 1.0)[0] == pytest.approx(share, abs=0.01)
+    assert estimate_density(x[:10], 1.0)[0] == pytest.approx(x[:10].mean().item())
+    assert estimate_density(x.bfloat16(), 1.0) == estimate_density(x, 1.0)
 
 
 # Shapes of inputs and weights: the narrowest layers that skip, on as many maps or rows as are looked at.
@@ -184,7 +184,7 @@ def test_only_a_weight_that_learns_has_a_gradient_to_make_faster():
         assert not Backend().skips("conv", between, weight).any
 
 
-def test_what_was_asked_for_is_done_where_the_kernels_can():
+def test_requested_sparsity_is_used_where_supported():
     few, weight = torch.zeros(2**10, 1), torch.zeros(2**13, 1)
     assert not Backend().skips("linear", few, weight).any
     assert Backend(sparse="always").skips("linear", few, weight)[:3] == (True, True, 0.0)
@@ -196,22 +196,22 @@ def test_what_was_asked_for_is_done_where_the_kernels_can():
 
 def test_bits_are_the_spikes_and_come_back():
     x = spikes(7, 200, share=0.3)
-    bits = pack(x)
+    bits = pack_spikes(x)
     assert bits.words.shape == (7, 4)
     assert (bits.number, bits.only_spikes) == (int(x.sum()), True)
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         assert torch.equal(unpack(bits.words, 200, dtype), x.to(dtype))
-        assert torch.equal(pack(x.to(dtype)).words, bits.words)
+        assert torch.equal(pack_spikes(x.to(dtype)).words, bits.words)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("other", [0.5, -1.0, float("inf"), float("nan")])
 @pytest.mark.parametrize("place", [0, 130])  # in a whole vector of 16, and behind the last one
-def test_what_is_declared_spikes_and_holds_another_value_is_dense(dtype, other, place):
+def test_declared_spikes_with_other_values_run_dense(dtype, other, place):
     x, fc, maps_, conv = spikes(5, 135), values(33, 135), maps(2, 135, 8, 8), values(7, 135, 3, 3)
     x[3, place] = maps_[1, place, 5, 2] = other
     x, maps_ = x.to(dtype), maps_.to(dtype)
-    bits = pack(x)
+    bits = pack_spikes(x)
     assert not bits.only_spikes
     assert bits.number == x.count_nonzero()
     assert SparseMaps.of(maps_).values is not None
@@ -227,7 +227,7 @@ def test_what_is_declared_spikes_and_holds_another_value_is_dense(dtype, other, 
 
 
 @pytest.mark.parametrize("skip", [Skip(a, b) for a in (False, True) for b in (False, True)])
-def test_each_product_takes_the_form_that_skip_says(skip, monkeypatch):
+def test_each_product_follows_skip(skip, monkeypatch):
     taken = []
     for name in ("conv_events", "_conv_weight_events", "_linear_events", "_linear_weight_events"):
         form = getattr(sparse, name)
@@ -240,7 +240,7 @@ def test_each_product_takes_the_form_that_skip_says(skip, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", pytest.param("cifar10dvs", marks=pytest.mark.slow)])
-def test_steps_with_silent_inputs_skipped_are_those_without(name):
+def test_skipping_silent_inputs_changes_no_step(name):
     small = {"channels": 6, "fc_features": 20}
     curves = [losses(name, "cpu", torch.float32, steps=3, sparse=s, **small) for s in ("always", "never")]
     assert curves[0] == pytest.approx(curves[1], rel=1e-6)  # afterwards a spike may flip
@@ -294,7 +294,7 @@ def halve_input(module, given):
         ),
     ],
 )
-def test_layers_skip_what_is_silent_where_their_input_is_spikes(change, expected, monkeypatch):
+def test_layers_skip_silent_spiking_inputs(change, expected, monkeypatch):
     net, plain = network(), network("never")
     change(net)
     change(plain)
@@ -308,7 +308,7 @@ def test_layers_skip_what_is_silent_where_their_input_is_spikes(change, expected
     torch.testing.assert_close(votes, plain(x))
 
 
-def test_a_module_in_place_of_neurons_gives_no_spikes(monkeypatch):
+def test_replaced_neurons_do_not_count_as_spiking(monkeypatch):
     net = network()
     net.classifier.fc1.neuron = torch.nn.Sigmoid()
     assert taken_in(net, values(2, 1, 12, 12), monkeypatch)[0] == ["conv_events", "_linear_events"]
@@ -330,9 +330,9 @@ def test_no_images_and_no_rows_are_no_error():
 def test_a_zero_with_a_sign_is_no_spike():
     zeros = torch.full((1, 40), -0.0)
     for dtype in (torch.float32, torch.float64):
-        bits = pack(zeros.to(dtype))
+        bits = pack_spikes(zeros.to(dtype))
         assert (bits.number, bits.only_spikes, bits.words.any().item()) == (0, True, False)
-        assert look(zeros.to(dtype), 1.0) == (0, True)
+        assert estimate_density(zeros.to(dtype), 1.0) == (0, True)
     # In bfloat16 it may count as another value, with which the layer is dense.
     assert not linear_of_spikes(zeros.bfloat16(), values(8, 40), ALWAYS).any()
 
@@ -340,10 +340,10 @@ def test_a_zero_with_a_sign_is_no_spike():
 def test_a_sample_is_of_all_rows_whatever_their_number():
     x = torch.zeros(2 * 7919, 128)
     x[::7919] = 1
-    assert look(x, 1.0)[0] < 0.01
+    assert estimate_density(x, 1.0)[0] < 0.01
 
 
-def test_a_spike_is_what_dropout_leaves_of_it_in_its_type():
+def test_spike_value_after_dropout_is_rounded_to_its_type():
     x = spikes(4, 70).bfloat16() * torch.tensor(1 / 0.7).bfloat16()
     fc = values(33, 70)
     a, b = (results(linear_of_spikes, x, fc, skip, value=1 / 0.7)[2] for skip in (ALWAYS, NEVER))
@@ -362,5 +362,5 @@ def test_float16_is_left_to_the_reference(sparse_):
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int32, np.float64])
 def test_blocks_begin_with_a_line_of_the_cache(dtype):
     for size in (0, 1, 1000, 10**6):
-        block = cpu.aligned(size, dtype)
+        block = cpu.aligned_rows(size, dtype)
         assert (block.size, block.dtype, block.ctypes.data % 64) == (size, dtype, 0)

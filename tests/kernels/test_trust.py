@@ -60,7 +60,7 @@ def lacks(found):
         ("fire", lacks, "FileNotFoundError: there is no ptxas"),
     ],
 )
-def test_a_wrong_kernel_is_left_out_with_one_warning(kernel, change, reason, monkeypatch, caplog):
+def test_wrong_kernel_is_disabled_with_a_warning(kernel, change, reason, monkeypatch, caplog):
     monkeypatch.setattr(fused.ops, kernel, altered(change)(getattr(fused.ops, kernel)))
     monkeypatch.setattr(Backend, "chosen", lambda self, device: "triton" if self.name == "auto" else self.name)
     neuron, x = pl.PLIF(), torch.randn(4, 2, 3)

@@ -77,7 +77,7 @@ def save(task, path):
     ],
     ids=str,
 )
-def test_a_checkpoint_of_a_trained_network_loads_into_a_fresh_one(settings):
+def test_trained_checkpoint_loads_into_a_fresh_network(settings):
     task = made(**settings)
     save(task, "net.ckpt")
     expected = task.network.eval()(X)
@@ -98,7 +98,7 @@ def test_a_checkpoint_written_under_ddp_with_synchronised_bn_loads():
     assert pl.SpikingClassifier.load_from_checkpoint("net.ckpt", weights_only=True)
 
 
-def test_a_checkpoint_runs_at_another_t_and_with_what_acts_in_training_alone():
+def test_checkpoint_loads_with_another_t_and_training_only_settings():
     task = made()
     save(task, "net.ckpt")
     for changed in ({"time_steps": 7}, {"dropout": 0.0}, {"pool_ties": "first"}, {"backend": "reference"}):
@@ -198,7 +198,7 @@ def test_a_module_that_was_swapped_by_hand_before_it_was_saved_is_refused(change
             load("net.ckpt")
 
 
-def test_neurons_whose_equation_was_edited_are_refused(monkeypatch):
+def test_edited_equations_are_refused(monkeypatch):
     save(pl.SpikingClassifier((1, 8, 8), 3, 4, structure=STRUCTURE, neuron=f"{__name__}.Own"), "net.ckpt")
     load_network("net.ckpt")
     monkeypatch.setattr(sys.modules[__name__], "Own", _Edited)
@@ -251,7 +251,7 @@ def test_python_objects_in_a_checkpoint_are_refused_and_not_built(saved, tmp_pat
     assert not (tmp_path / "marker").exists()
 
 
-def test_a_checkpoint_that_does_not_say_what_its_network_is_is_refused(saved):
+def test_checkpoint_without_a_network_description_is_refused(saved):
     checkpoint = torch.load(saved, weights_only=True)
     del checkpoint["fingerprint"]
     torch.save(checkpoint, "net.ckpt")
@@ -261,7 +261,7 @@ def test_a_checkpoint_that_does_not_say_what_its_network_is_is_refused(saved):
         pl.SpikingClassifier.load_from_checkpoint("net.ckpt", weights_only=True)
 
 
-def test_forms_of_the_same_function_have_one_fingerprint():
+def test_equivalent_forms_share_a_fingerprint():
     net = SpikingNetwork((1, 8, 8), 3, 4, structure=STRUCTURE)
     expected = fingerprint(net)
     assert fingerprint(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))) == expected

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import plif_lightning as pl
 from plif_lightning.errors import UserError
-from plif_lightning.network import trial
+from plif_lightning.network import equivalence
 from plif_lightning.network.converted import Converted
 from plif_lightning.neurons.published import UndecayedLIF
 from tests.processes import on_two_processes
@@ -52,9 +52,9 @@ def same_masks(net):
     """Dropout draws by the shape alone, since each library draws masks of its own."""
     for part in net.modules():
         if isinstance(part, layer.Dropout):
-            part.create_mask = trial._fixed_mask.__get__(part)
+            part.create_mask = equivalence._fixed_mask.__get__(part)
         elif isinstance(part, pl.network.pooling.TimeDropout):
-            part._mask = trial._fixed_mask_of_steps.__get__(part)
+            part._mask = equivalence._fixed_mask_of_steps.__get__(part)
     return net
 
 
@@ -110,7 +110,7 @@ def test_containers(with_example):
     net[0][1].eval()  # frozen, while the others train
     net, x = excited(net.double()), frames(2, 6, 6)
     converted = pl.from_spikingjelly(net, *[x] * with_example)
-    assert list(converted.conversion.kept) == ["1.0"]  # single steps
+    assert list(converted.conversion.unconverted) == ["1.0"]  # single steps
     assert not with_example or converted.conversion.blocks == ["3"]
     require_equal(net, converted, x)
 
@@ -130,7 +130,7 @@ LARGE = ("sew_resnet18", "spiking_vgg11_bn", "spiking_vgg11", "sew_resnet50 IAND
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in MODELS]
 )
-def test_its_own_networks_as_they_are_made_all_silent_form_blocks(name):
+def test_untrained_silent_networks_form_blocks(name):
     torch.manual_seed(0)
     make, shape = MODELS[name]
     net = make(spiking_neuron=neuron.ParametricLIFNode, surrogate_function=surrogate.ATan())
@@ -162,7 +162,7 @@ def test_random_networks_are_equal_or_refused(seeds, with_example):
 
 
 @pytest.mark.parametrize("kind", ["dropout", "mode", "two nodes", "pool first", "residual", "twice"])
-def test_a_forward_of_its_own_keeps_its_own_with_blocks_in_it(kind, monkeypatch):
+def test_custom_forward_keeps_running_with_blocks(kind, monkeypatch):
     """Functional dropout, `self.training`, a node that is called twice."""
     monkeypatch.setattr(Stage, "KINDS", (kind,))
     net, x = random_network(7)
@@ -172,7 +172,7 @@ def test_a_forward_of_its_own_keeps_its_own_with_blocks_in_it(kind, monkeypatch)
     converted = pl.from_spikingjelly(net, x)
     assert not converted.conversion.reason
     assert len(converted.conversion.blocks) >= 1
-    assert list(converted.conversion.kept) == (["first.node", "second.node"] if kind == "twice" else [])
+    assert list(converted.conversion.unconverted) == (["first.node", "second.node"] if kind == "twice" else [])
     require_equal(net, converted, x)
 
 
@@ -229,7 +229,7 @@ class Repeats(Small):
         (Silent, "node fires in 0 %"),
     ],
 )
-def test_where_blocks_are_not_proved_nodes_alone_are_replaced_with_one_warning(kind, reason, caplog):
+def test_unproved_blocks_fall_back_to_nodes_with_a_warning(kind, reason, caplog):
     torch.manual_seed(0)
     net, x = kind(), frames(2, 6, 6)
     with caplog.at_level(logging.WARNING):
@@ -242,7 +242,7 @@ def test_where_blocks_are_not_proved_nodes_alone_are_replaced_with_one_warning(k
         require_equal(net, converted, x)
 
 
-def test_a_forward_that_takes_another_way_than_on_the_example_is_refused():
+def test_forward_with_another_path_than_the_example_is_refused():
     converted = pl.from_spikingjelly(Detour(), frames(2, 6, 6))
     with pytest.raises(UserError, match="took another way behind conv than on the example"):
         converted(frames(2, 6, 6) + 10)
@@ -256,7 +256,7 @@ def test_single_steps_are_asked_for_multi_step_mode():
             pl.from_spikingjelly(net, *example)
 
 
-def test_a_node_in_two_places_without_an_example_is_refused_when_it_is_called():
+def test_shared_node_without_an_example_is_refused_when_called():
     class Twice(Small):
         def forward(self, x):
             y = super().forward(x)
@@ -266,7 +266,7 @@ def test_a_node_in_two_places_without_an_example_is_refused_when_it_is_called():
         pl.from_spikingjelly(Twice())(frames(2, 6, 6))
 
 
-def test_what_is_not_known_is_kept_with_its_reason_and_stays_equal():
+def test_unknown_nodes_are_kept_with_a_reason():
     net = Small()
     net.node = Doubled(step_mode="m", v_threshold=0.5)
     net.last.register_forward_hook(lambda module, x, y: 0.5 * y)
@@ -332,7 +332,7 @@ def of_lifspike(module):
     )  # fmt: skip
 
 
-def test_a_lif_of_ones_own_is_mapped_by_the_user_and_proved():
+def test_user_defined_lif_is_mapped_and_proved():
     torch.manual_seed(0)
     net, x = OfTET(), 2 * torch.rand(3, 4, 2, 6, 6, dtype=torch.float64)
     with pytest.raises(UserError, match=rf"OfTET has no node that can be replaced \(act: LIFSpike \({__file__}:\d+\)"):
@@ -356,7 +356,7 @@ class Shared(OfTET):
         return self.act(2 * y).flatten(2)
 
 
-def test_a_node_of_ones_own_without_a_state_may_have_several_places():
+def test_stateless_user_defined_node_may_be_shared():
     torch.manual_seed(0)
     net, x = Shared(), 2 * torch.rand(3, 4, 2, 6, 6, 1, dtype=torch.float64)
     converted = pl.from_spikingjelly(net, x, nodes={LIFSpike: of_lifspike})
@@ -366,7 +366,7 @@ def test_a_node_of_ones_own_without_a_state_may_have_several_places():
     assert pl.to_spikingjelly_state_dict(converted).keys() == net.state_dict().keys()
 
 
-def test_a_network_that_does_not_run_in_float64_is_told_what_to_write():
+def test_network_without_float64_support_gets_advice():
     class Single(OfTET):
         def forward(self, x):
             return super().forward(x.float())
@@ -382,7 +382,7 @@ def test_a_neuron_alone_gives_its_spikes_step_by_step_in_memory():
     assert y.is_contiguous()
 
 
-def test_weights_of_either_are_loaded_strictly_and_go_back(tmp_path):
+def test_weights_convert_strictly_in_both_directions(tmp_path):
     torch.manual_seed(0)
     old, new = stack(neuron.ParametricLIFNode), stack(neuron.ParametricLIFNode, init_tau=8.0)
     fixed = stack(neuron.LIFNode)
@@ -423,7 +423,7 @@ def test_a_converted_network_trains_in_a_task_as_a_structure_does():
     assert task(x).shape == (4, 5, 3)
 
 
-def test_a_forward_that_repeats_images_takes_images():
+def test_forward_that_repeats_images_accepts_images():
     torch.manual_seed(0)
     net, images = Repeats(), frames(2, 6, 6)[0]
     converted = pl.from_spikingjelly(net, images)
@@ -433,7 +433,7 @@ def test_a_forward_that_repeats_images_takes_images():
     assert task(images).shape == (4, 3, 3)
 
 
-def test_a_single_step_needs_statistics_of_its_own():
+def test_single_step_needs_per_step_statistics():
     net = stack(neuron.LIFNode).double()
     net[1] = layer.BatchNorm2d(5, track_running_stats=False, step_mode="m").double()
     converted, x = pl.from_spikingjelly(net).eval(), frames(2, 6, 6)
@@ -449,11 +449,13 @@ def test_a_single_step_needs_statistics_of_its_own():
 
 def decided(rank):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial.Trial, "difference", lambda self, converted: "node differs" if rank == 1 else "")
+        patch.setattr(
+            equivalence.EquivalenceTest, "difference", lambda self, converted: "node differs" if rank == 1 else ""
+        )
         return len(pl.from_spikingjelly(Small(), frames(2, 6, 6)).conversion.blocks)
 
 
-def test_all_processes_build_the_network_that_the_first_one_proved(tmp_path):
+def test_all_processes_build_the_proved_network(tmp_path):
     assert on_two_processes(decided, tmp_path) == [2, 2]
 
 

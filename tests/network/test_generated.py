@@ -45,7 +45,7 @@ def outputs_of(net, x):
 def heard(net, x):
     """The spikes of each layer of neurons, before any pool."""
     found = {}
-    with net.listening(found.__setitem__):
+    with net.record_spikes(found.__setitem__):
         net(x)
     return found
 
@@ -78,7 +78,7 @@ def test_spikes_in_float32_are_the_references_to_the_bit(seed):
 
 @drawn
 @torch.no_grad()
-def test_steps_folded_and_deployed_networks_vote_as_the_whole(seed):
+def test_steps_folded_and_deployed_networks_agree(seed):
     net, x = evaluated(seed)
     net = net.double()
     votes = net(x.double())

@@ -70,7 +70,7 @@ def gradients(network, votes):
 @pytest.mark.parametrize("pooling", ["max", "avg"])
 @pytest.mark.parametrize("n_conv", [1, 2])
 @pytest.mark.parametrize("static", [True, False])
-def test_network_equals_the_step_by_step_one(pooling, n_conv, static):
+def test_network_equals_step_by_step_execution(pooling, n_conv, static):
     ours = small(n_conv=n_conv, pooling=pooling, pool_ties="first", dropout=0.0)
     theirs = copy.deepcopy(ours)
     x = inputs()[0] if static else inputs()
@@ -178,7 +178,7 @@ def test_every_kind_of_neuron_trains(kwargs):
 
 @pytest.mark.parametrize("w", [0.5, 1.0, 1.7])
 @pytest.mark.parametrize("time_steps", [8, 21])
-def test_simplified_encoder_fires_as_often_and_as_early_as_the_paper_says(w, time_steps):
+def test_simplified_encoder_matches_the_papers_firing(w, time_steps):
     p = torch.tensor([k / 64 for k in range(1, 65)], dtype=torch.float64)
     # Sums of multiples of 1/64 are exact, so rounding cannot move a neuron across the threshold.
     w = round(w * 64) / 64
@@ -277,7 +277,7 @@ def test_in_float64_votes_and_gradients_have_all_its_digits():
         torch.testing.assert_close(found, grad, rtol=1e-10, atol=1e-13)
 
 
-def test_a_layer_says_how_it_ran_and_why_no_faster_form_did():
+def test_layer_reports_its_form_and_why_not_a_faster_one():
     net, x = small(sparse="always").eval(), inputs()
     assert net.forms() == {}
     net(x)

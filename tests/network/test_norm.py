@@ -64,7 +64,7 @@ def test_all_steps_equals_bn_of_the_merged_batch(data):
 
 
 @pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
-def test_a_held_step_equals_its_repetition_with_running_statistics(statistics, data):
+def test_held_step_equals_its_repetition_with_running_statistics(statistics, data):
     x, grad = data[0][:1], data[1]
     time_steps = SHAPE[0]
     repeated = TimeBatchNorm2d(SHAPE[2], statistics)
@@ -78,7 +78,7 @@ def test_a_held_step_equals_its_repetition_with_running_statistics(statistics, d
 
 
 @pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
-def test_running_statistics_of_a_held_step_are_float32_where_the_input_is_bfloat16(statistics, data):
+def test_running_statistics_of_a_held_bfloat16_step_are_float32(statistics, data):
     norms = [TimeBatchNorm2d(SHAPE[2], statistics) for _ in range(2)]
     x = (data[0][:1] + 3).bfloat16()
     norms[0](x, time_steps=8)
@@ -103,7 +103,7 @@ def test_unknown_statistics_are_refused():
 
 
 @pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
-def test_a_held_input_moves_the_statistics_once_where_that_is_asked_for(data, statistics):
+def test_held_input_can_update_statistics_once(data, statistics):
     """The authors' code: convolution and BN of a static image run once a batch."""
     x, grad = data[0][:1], data[1][:1]
     plain = nn.BatchNorm2d(SHAPE[2])

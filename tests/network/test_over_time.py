@@ -29,7 +29,7 @@ def test_a_stack_over_time_is_its_layers_step_by_step():
     assert first.a.grad is not None
 
 
-def test_what_is_wrapped_keeps_its_parameters_and_takes_a_backend():
+def test_wrapped_modules_keep_parameters_and_take_a_backend():
     net = pl.over_time(stack())
     assert len(list(net.parameters())) == len(list(stack().parameters()))
     x = torch.randn(4, 2, 1, 8, 8)
@@ -42,7 +42,7 @@ class Wild(nn.Module):
         self.neuron = pl.PLIF()
 
 
-def test_neurons_where_nothing_says_what_time_is_are_refused():
+def test_neurons_without_a_time_dimension_are_refused():
     with pytest.raises(UserError, match=r"Wild contains neurons, but is not an nn\.Sequential"):
         pl.over_time(nn.Sequential(nn.Flatten(), Wild()))
 
@@ -58,7 +58,7 @@ def test_a_batch_without_time_is_refused():
         net(torch.zeros(5, 1, 2, 2))
 
 
-def test_hooks_of_a_sequential_are_called_with_what_it_takes_and_gives():
+def test_hooks_of_a_sequential_see_its_input_and_output():
     inner = nn.Sequential(nn.Linear(4, 3), pl.PLIF())
     net, seen = pl.over_time(nn.Sequential(nn.Flatten(), inner)), []
     inner.register_forward_hook(lambda module, x, y: seen.append((x[0].shape, y.shape)) or 2 * y)
@@ -94,7 +94,7 @@ LAYERS = nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), pl.PLIF(), nn.MaxPool
 @pytest.mark.parametrize("to_onnx", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["module", "over_time", "task"])
 @pytest.mark.filterwarnings("ignore")  # of PyTorch's exporters about themselves
-def test_what_holds_our_neurons_is_exported_by_pytorch_for_any_batch(kind, to_onnx, tmp_path):
+def test_modules_with_our_neurons_export_with_dynamic_batch(kind, to_onnx, tmp_path):
     """Under export the reference runs by itself."""
     torch.manual_seed(0)
     made = {
@@ -116,6 +116,6 @@ def test_what_holds_our_neurons_is_exported_by_pytorch_for_any_batch(kind, to_on
         torch.testing.assert_close(run(more), net(more))
 
 
-def test_several_layers_are_asked_for_in_a_sequential():
+def test_multiple_layers_must_be_a_sequential():
     with pytest.raises(UserError, match=r"over_time takes one module: over_time\(nn.Sequential"):
         pl.over_time(nn.Linear(3, 2), pl.PLIF())

@@ -14,8 +14,8 @@ from plif_lightning.network.own import (
     description,
     imported_network,
     kernels_of,
-    listening,
     neurons_of,
+    record_spikes,
 )
 
 DATA = {"input_shape": (1, 8, 8), "num_classes": 3, "time_steps": 4}
@@ -82,7 +82,7 @@ def trained(module, x, label):
     return module.training_step((x, label), 0)
 
 
-def test_a_task_trains_it_like_its_own():
+def test_task_trains_a_user_defined_network():
     module = task(Net(), loss="cross_entropy")
     x = torch.rand(5, 1, 8, 8)
     assert module(x).shape == (4, 5, 3)
@@ -92,7 +92,7 @@ def test_a_task_trains_it_like_its_own():
     assert [name for name, _ in neurons_of(module.network)] == ["body.net.2"]
     assert "cpu kernels" in kernels_of(module.network, torch.device("cpu"))
     heard = {}
-    with listening(module.network, heard.__setitem__):
+    with record_spikes(module.network, heard.__setitem__):
         module(x)
     assert heard["body.net.2"].shape == (4, 5, 6, 8, 8)
 
@@ -132,7 +132,7 @@ def test_a_module_declares_itself_time_aware():
     ],
     ids=["averages", "tuples", "classes", "state"],
 )
-def test_what_breaks_the_protocol_is_named(net, message):
+def test_protocol_violations_are_named(net, message):
     module = task(net)
     with pytest.raises(UserError, match=message):
         module(torch.rand(5, 4, 1, 8, 8))
@@ -178,7 +178,7 @@ def test_a_trial_that_fails_refuses_nothing():
     assert task(Positive(nn.Identity()))(torch.rand(5, 1, 8, 8)).shape == (4, 5, 3)
 
 
-def test_over_time_says_what_images_lack():
+def test_over_time_reports_missing_input_shape():
     with pytest.raises(UserError, match=r"x must be \[T, N, C, H, W\], got \[2, 1, 8, 8\]: hold static images"):
         pl.over_time(nn.Sequential(nn.Conv2d(1, 4, 3), pl.PLIF()))(torch.rand(2, 1, 8, 8))
 
@@ -205,7 +205,7 @@ class Fires(nn.Module):
         (nn.Sequential(nn.Identity()), 1.0),
     ],
 )
-def test_the_loss_takes_votes_for_votes(last, scale):
+def test_loss_recognises_votes(last, scale):
     module = task(Fires(last), loss="cross_entropy", label_smoothing=0.1)
     x, label = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
     loss = trained(module, x, label)
@@ -236,7 +236,7 @@ def test_early_epochs_have_fewer_time_steps_of_images(net):
     assert lengths[-2:] == [2, 4]
 
 
-def test_early_epochs_of_a_network_with_its_own_t_are_refused():
+def test_early_time_steps_need_a_network_without_fixed_t():
     class Fixed(Fires):
         def forward(self, x):
             return super().forward(x.expand(4, *x.shape))
@@ -332,7 +332,7 @@ def test_modules_and_keywords_of_its_constructor_are_built_from_the_configuratio
         pl.load_network(checkpoint(module, tmp_path / "b.ckpt", evil))
 
 
-def test_its_cost_is_counted_and_what_needs_a_structure_refuses_it_in_a_sentence():
+def test_user_defined_network_has_a_cost_and_no_structure():
     net = task(Net()).network.eval()
     x = torch.rand(4, 3, 1, 8, 8)
     with torch.no_grad():
@@ -348,7 +348,7 @@ def test_its_cost_is_counted_and_what_needs_a_structure_refuses_it_in_a_sentence
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_a_sequential_takes_static_images_at_every_number_of_steps(steps):
+def test_sequential_accepts_static_images_for_any_t(steps):
     layers = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), pl.PLIF())
     module = pl.SpikingClassifier((1, 4, 4), 3, steps, network=layers)
     x = torch.rand(5, 1, 4, 4)

@@ -103,7 +103,7 @@ def test_pools_of_the_kernels():
     assert [Pool2d(nn.AvgPool2d(*of)).name for of in sizes] == ["avg", None, None, "avg"]
 
 
-def test_an_average_with_a_divisor_of_its_own_is_no_pool_of_the_kernels():
+def test_average_pool_with_divisor_is_not_fused():
     pool = nn.AvgPool2d(2, divisor_override=3)
     assert Pool2d(pool).name is None
     found = []

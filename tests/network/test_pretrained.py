@@ -37,7 +37,7 @@ def test_every_network_gives_the_same_votes_again(kind, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"neuron": "clif"}, {"init_tau": 3.0, "tau_per": "channel"}, {"v_threshold": 0.7}])
-def test_neurons_and_their_constants_are_kept(changes, tmp_path):
+def test_pretrained_keeps_neurons_and_constants(changes, tmp_path):
     net = trained((2, 12, 12), 3, 4, channels=4, fc_features=8, votes_per_class=2, n_down=1, **changes)
     pl.save_pretrained(net, tmp_path)
     again = pl.from_pretrained(tmp_path)
@@ -96,7 +96,7 @@ def altered(folder, change):
         (lambda a: a.update(arguments=3), "is not what save_pretrained writes"),
     ],
 )
-def test_what_a_file_says_is_a_strangers_word(tmp_path, monkeypatch, change, message):
+def test_pretrained_file_cannot_name_arbitrary_classes(tmp_path, monkeypatch, change, message):
     (tmp_path / "stranger.py").write_text("import pathlib\npathlib.Path('marker').touch()\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -116,7 +116,7 @@ class Own(torch.nn.Module):
         return self.layers(x)
 
 
-def test_a_user_defined_network_takes_the_weights_of_its_kind(tmp_path):
+def test_user_defined_network_loads_pretrained_weights(tmp_path):
     net, x = Own(), torch.rand(3, 2, 1, 2, 2)
     pl.save_pretrained(net, tmp_path, {"license": "mit"})
     assert 'pl.from_pretrained("FOLDER OR NAME ON THE HUB", Own(...))' in (tmp_path / "README.md").read_text()
@@ -196,7 +196,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-def test_the_hub_gives_back_what_was_pushed(tmp_path):
+def test_hub_round_trip(tmp_path):
     pytest.importorskip("huggingface_hub", reason="extra `hub`")
     code = """
 import torch, plif_lightning as pl

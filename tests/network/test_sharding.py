@@ -33,7 +33,7 @@ def halves(rank):
     return found, all(isinstance(parameter, DTensor) for parameter in shared.parameters())
 
 
-def test_a_sharded_network_is_the_whole_one(tmp_path):
+def test_sharded_network_equals_the_full_one(tmp_path):
     for found, sharded in on_two_processes(halves, tmp_path):
         assert sharded
         for ours, theirs in zip(*found, strict=True):

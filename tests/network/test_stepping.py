@@ -35,7 +35,7 @@ def exact(net):
 @pytest.mark.parametrize(
     "settings", [{}, {"neuron": "if"}, {"reset": "soft", "learn_threshold": True, "v_reset": -0.5}]
 )
-def test_steps_of_a_network_are_its_whole_run_to_the_bit(backend, pooling, settings):
+def test_steps_equal_the_sequence_to_the_bit(backend, pooling, settings):
     torch.manual_seed(0)
     net = pl.SpikingNetwork(
         (2, 8, 8), 3, 6, n_conv=2, channels=4, fc_features=8, pooling=pooling, backend=backend, **settings
@@ -51,7 +51,7 @@ def test_steps_of_a_network_are_its_whole_run_to_the_bit(backend, pooling, setti
     assert steps_of(net, x[:2])[0].equal(y[:2])  # no state is left in it
 
 
-def test_steps_of_a_static_image_are_its_whole_run():
+def test_steps_of_a_static_image_equal_its_sequence():
     torch.manual_seed(0)
     net = exact(pl.SpikingNetwork((1, 8, 8), 3, 6, channels=4, fc_features=8))
     x = torch.randint(0, 4, (3, 1, 8, 8)).float()
@@ -121,7 +121,7 @@ def test_a_compiled_network_is_stepped_as_it_is():
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_one_sample_is_stepped_whatever_lies_where_in_memory(backend):
+def test_single_sample_steps_with_any_memory_layout(backend):
     torch.manual_seed(0)
     x = 2 * torch.randn(6, 1, 2, 8, 8)
     layers = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), pl.PLIF()).to(memory_format=torch.channels_last)
@@ -150,7 +150,7 @@ class Residual(nn.Module):
         return self.neuron(x + self.part(x))
 
 
-def test_a_network_of_ones_own_is_stepped_and_traced():
+def test_user_defined_network_steps_and_traces():
     torch.manual_seed(0)
     net, x = Residual(), 2 * torch.rand(6, 3, 4)
     y, state = steps_of(net, x)
@@ -161,7 +161,7 @@ def test_a_network_of_ones_own_is_stepped_and_traced():
     assert torch.equal(found["neuron"].spikes, out)
 
 
-def test_neurons_with_equations_of_their_own_have_no_trace_of_others():
+def test_custom_charge_has_no_builtin_trace():
     class Mine(pl.PLIF):
         def run(self, x, v=None, time_steps=None):
             return torch.zeros_like(x), x[-1]

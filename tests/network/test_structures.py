@@ -13,8 +13,8 @@ from plif_lightning import configs
 from plif_lightning.deploy import StreamingNetwork, cost, deployed, fold
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, step, traces, use_backend
-from plif_lightning.network.blocks import Residual
-from plif_lightning.network.output import Integral
+from plif_lightning.network.blocks import ResidualBlock
+from plif_lightning.network.output import LeakyIntegrator
 from plif_lightning.neurons import CLIF, LIF, PLIF
 from plif_lightning.neurons.making import NeuronName
 from plif_lightning.structure.notation import NEURONS
@@ -90,7 +90,7 @@ def test_a_folded_and_a_deployed_network_vote_the_same(kind):
         torch.testing.assert_close(torch.stack(votes), expected)
         assert made(x[:, :0]).shape == (4, 0, 3)
         heard = {}
-        with made.listening(heard.__setitem__):
+        with made.record_spikes(heard.__setitem__):
             made(x)
     assert [*heard] == [name for name, _ in net.neurons()]
     stream = StreamingNetwork(net)
@@ -127,7 +127,7 @@ def test_a_readout_gives_logits_or_their_leaky_integral():
             expected.append(v)
     torch.testing.assert_close(votes, torch.stack(expected))
     with pytest.raises(UserError, match="init_tau of LI must be a number above 1, got 1"):
-        Integral(1)
+        LeakyIntegrator(1)
     with pytest.raises(UserError, match="LI has no argument tau"):
         SpikingNetwork((1, 8, 8), 2, 2, structure="FC2-LI(tau=2)")
 
@@ -158,7 +158,7 @@ def test_a_residual_block_combines_as_sew_resnet_does():
                           ("IAND", [[0.0, 0.0], [1.0, 0.0]])):  # fmt: skip
         branch = pl.network.over_time(torch.nn.Sequential(Constant([[1.0, 1.0], [0.0, 0.0]])))
         shortcut = pl.network.over_time(torch.nn.Sequential(Constant([[1.0, 0.0], [1.0, 0.0]])))
-        block = Residual(how, branch, shortcut)
+        block = ResidualBlock(how, branch, shortcut)
         assert block(torch.zeros(1, 1, 2, 2))[0, 0].tolist() == expected
 
 
@@ -171,7 +171,7 @@ class Constant(torch.nn.Module):
         return self.value.expand(len(x), 2, 2)
 
 
-def test_each_layer_has_the_neurons_and_arguments_of_its_own():
+def test_layers_can_have_different_neurons_and_arguments():
     text = "c4k3s1-BN-PLIF(init_tau=3.0)-c4k3s1-BN-LIF-c4k3s1-BN-CLIF(k=0.3)-FC4-PLIF-FC2"
     net = SpikingNetwork((1, 8, 8), 2, 4, structure=text, init_tau=5.0, v_threshold=0.7)
     one, two, three, four = (neuron for _, neuron in net.neurons())
@@ -195,7 +195,7 @@ def test_each_layer_has_the_neurons_and_arguments_of_its_own():
             SpikingNetwork((1, 8, 8), 2, 4, structure=f"c4k3s1-BN-{wrong}-FC2")
 
 
-def test_what_the_structure_gives_a_neuron_wins_over_what_its_kind_brings_along():
+def test_structure_arguments_override_the_neurons_defaults():
     text = "FC4-PLIF(init_tau=3.0)-FC4-PLIF-FC2"
     for kind in (LIF(init_tau=5.0), {"class_path": "plif_lightning.LIF", "init_args": {"init_tau": 5.0}}):
         net = SpikingNetwork((1, 2, 2), 2, 4, structure=text, neuron=kind)
@@ -206,7 +206,7 @@ def test_the_notation_knows_every_neuron_with_a_name():
     assert [name.lower() for name in NEURONS] == list(get_args(NeuronName))
 
 
-def test_average_pools_take_the_place_of_all_maximum_pools():
+def test_average_pooling_replaces_all_max_pools():
     net = SpikingNetwork(
         (1, 12, 12), 2, 4, structure="c4k3s1-BN-PLIF-MPk2s2-c4k3s1-BN-PLIF-MPk3s2p1-MP-FC2", pooling="avg"
     )
@@ -229,7 +229,7 @@ def test_a_shipped_network_is_read_and_runs(name):
     shape, classes = configs.INPUTS.get(of_data, ((3, 32, 32), 10))
     text = read(name)
     if name != of_data:
-        assert configs.shipped()[of_data]["model"]["structure"] == text
+        assert configs.shipped_settings()[of_data]["model"]["structure"] == text
     net = SpikingNetwork(shape, classes, 2, structure=text)
     assert str(net.structure) == text
     with torch.no_grad():
@@ -364,7 +364,7 @@ def test_two_forwards_may_come_before_a_backward():
 
 
 @pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
-def test_bn_without_averages_takes_the_batchs_in_an_evaluation(statistics):
+def test_bn_without_running_statistics_uses_the_batch_in_evaluation(statistics):
     net = SpikingNetwork((1, 8, 8), 3, 4, structure="c4k3s1-BN-PLIF-FC3", norm_statistics=statistics)
     net.encoder.conv1.norm.bn = torch.nn.BatchNorm2d(4, track_running_stats=False)
     x, state, votes = torch.rand(4, 5, 1, 8, 8), None, []
@@ -378,7 +378,7 @@ def test_bn_without_averages_takes_the_batchs_in_an_evaluation(statistics):
             torch.testing.assert_close(torch.stack(votes), expected)
 
 
-def test_a_network_without_neurons_takes_single_steps():
+def test_network_without_neurons_runs_single_steps():
     net = SpikingNetwork((1, 4, 4), 3, 5, structure="c4k3s1-BN-FC3-LI(init_tau=3.0)").eval()
     x, state, outputs = torch.rand(5, 2, 1, 4, 4), None, []
     with torch.no_grad():
@@ -401,7 +401,7 @@ def test_a_network_without_neurons_takes_single_steps():
         ({"structure": "c4k3s1-BN-PLIF-FC3", "dropout": [0.1]}, "dropout must be one number or n_fc = 0 of them"),
     ],
 )
-def test_what_would_have_no_effect_is_refused(arguments, message):
+def test_settings_without_effect_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         SpikingNetwork((1, 9, 9), 3, 2, **arguments)
 

@@ -138,7 +138,7 @@ def test_the_exponential_of_float32_has_seven_digits(name):
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_network_of_them_is_one_and_the_same_everywhere(name):
+def test_equation_neurons_agree_on_all_backends(name):
     torch.manual_seed(0)
     net = pl.SpikingNetwork((2, 8, 8), 3, 4, channels=20, fc_features=24, n_down=2, neuron=OWN[name], dropout=0.0)
     for part in net.modules():
@@ -251,12 +251,12 @@ def tensors(v, x):
         (lambda v, x, q: v + q * x, r"use q: declare it in the class, as `q = learned\(0\.5\)`"),
     ],
 )
-def test_equations_that_cannot_be_compiled_are_refused_when_a_layer_is_made(charge, message):
+def test_uncompilable_equations_are_refused_at_construction(charge, message):
     with pytest.raises(UserError, match=message):
         type("Own", (pl.Neuron,), {"charge": charge})()
 
 
-def test_a_parameter_is_given_when_the_layer_is_made():
+def test_parameters_are_constructor_arguments():
     """Found by a review: one that was assigned took part, and was neither shown nor saved."""
     kind = type("Own", (pl.Neuron,), {"charge": lambda v, x, k: v + k * x, "k": pl.fixed(0.5, "unit")})
     neuron = kind()
@@ -276,7 +276,7 @@ def test_a_subclass_has_the_equations_that_it_gives():
         type("Both", (halved,), {"equations": whole})
 
 
-def test_a_parameter_named_like_an_operation_is_told_from_it():
+def test_parameter_may_be_named_like_an_operation():
     """Found by a review: two neurons had one program, and the second computed the first one's spikes."""
 
     def of_product(v, x, _0):
@@ -342,7 +342,7 @@ def test_any_name_and_comparison_is_autograd():
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 
 
-def test_subclasses_keep_what_they_do_not_write():
+def test_subclasses_inherit_equations():
     class Base(pl.Neuron):
         k = pl.learned(0.5, "unit")
 
@@ -380,7 +380,7 @@ def test_subclasses_keep_what_they_do_not_write():
         type("Own", (Base,), {"k": 0.3})()
 
 
-def test_a_weight_holds_the_whole_parameter():
+def test_raw_weight_stores_the_parameter():
     class Positive(pl.Neuron):
         k = pl.learned(0.5, "positive")
 
@@ -445,7 +445,7 @@ def test_a_number_from_around_is_that_of_the_moment():
 # --- parameters
 
 
-def test_parameters_stay_in_their_range_and_are_learned_as_told():
+def test_parameters_stay_in_range_and_learn_as_declared():
     neuron = Everything(k=0.9, gain=2.0)
     assert {name for name, _ in neuron.named_parameters()} == {"k_raw", "gain_raw", "shift_raw"}
     with torch.no_grad():
@@ -487,7 +487,7 @@ def test_a_layer_is_the_model_of_others():
     with pytest.raises(UserError, match="defined in a function"):
         as_plain(type("Own", (neurons.CLIF,), {"__qualname__": "f.<locals>.Own"})())
     assert pickle_again(like).k.item() == pytest.approx(0.7)
-    assert copy.deepcopy(like).given == like.given
+    assert copy.deepcopy(like).settings == like.settings
 
 
 def pickle_again(neuron):
@@ -499,7 +499,7 @@ def pickle_again(neuron):
 # --- what PyTorch does with modules
 
 
-def test_functional_gradients_and_maps_are_those_of_autograd():
+def test_functional_gradients_match_autograd():
     neuron = use_backend(pl.PLIF(3.0), "reference")
     layer = nn.Linear(4, 6)
     x = torch.randn(5, 2, 4)
@@ -531,7 +531,7 @@ PACKAGE = Path(pl.__file__).parent
 SOURCES = {"dynamics/leaky.py", "dynamics/equations.py", "neurons/published.py"}
 SPIKE = {"dynamics/surrogate.py", "dynamics/expression.py"}  # its gradient, of a potential minus a threshold
 # Not equations: the range of the learned threshold, and the thresholds that a trial of a conversion sets.
-OTHERS = {"neurons/modules.py", "network/trial.py"}
+OTHERS = {"neurons/modules.py", "network/equivalence.py"}
 
 
 def test_no_other_file_writes_a_charge_a_reset_or_a_surrogate():
@@ -576,7 +576,7 @@ def test_methods_and_helpers_of_a_neuron_are_no_equations():
     assert Own().describe() == "tau 2.0"
 
 
-def test_neurons_that_differ_only_in_where_they_begin_are_told_apart():
+def test_neurons_with_different_start_values_are_distinguished():
     """With a soft reset, the equations of IF contain no V_reset but before the first step."""
     x = torch.full([1, 1, 1], 1.2)
     usual, lower = (neurons.IF(reset="soft", v_reset=v_reset) for v_reset in (0.0, -0.5))

@@ -73,13 +73,13 @@ def test_tau_is_the_inverse_of_sigmoid_a():
 
 
 @pytest.mark.parametrize("init_tau", [1.0, 0.5, -2.0, math.inf, math.nan])
-def test_a_time_constant_lies_above_one_and_is_finite(init_tau):
+def test_time_constant_is_finite_and_above_one(init_tau):
     for neuron in (PLIF, LIF):
         with pytest.raises(UserError, match="init_tau must be > 1"):
             neuron(init_tau=init_tau)
 
 
-def test_a_name_makes_its_neuron():
+def test_neuron_is_created_by_name():
     for name, kind, learned in (("plif", PLIF, ["a"]), ("lif", LIF, []), ("if", IF, [])):
         neuron = make_neuron(name, 3)
         assert type(neuron) is kind

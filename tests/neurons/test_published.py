@@ -162,7 +162,7 @@ def test_alif_is_norses():
         assert torch.equal(ours(x), expected)
 
 
-def test_glif_is_spikingjellys_step_with_one_conductance_for_all_steps(jelly):
+def test_glif_equals_spikingjellys_with_a_shared_conductance(jelly):
     gates = {"alpha": 0.3, "beta": 0.6, "gamma": 0.7, "keep": 0.25, "decay": 0.05, "subtract": 0.4, "conduct": 0.8}
 
     def theirs(x):
@@ -185,9 +185,9 @@ def test_no_gradient_through_time_is_spikingjellys(jelly):
     equal(neurons.LIF(2.0, through_time=False), jelly(node))
 
 
-def test_a_reset_without_effect_is_said(caplog):
+def test_reset_without_effect_is_reported(caplog):
     """Found by a review: CLIF with a soft reset is CLIF, to the bit."""
-    making._say_no_reset.cache_clear()
+    making._warn_reset_ignored.cache_clear()
     x = 3 * torch.rand(6, 2, 50, generator=torch.Generator().manual_seed(0))
     for name in get_args(NeuronName):
         caplog.clear()

@@ -53,13 +53,13 @@ def test_the_threshold_that_is_drawn_is_the_neurons():
 
 
 @pytest.mark.parametrize("shape", [(12, 2, 6, 5), (12, 3, 2, 6, 5), (1, 6, 5)])
-def test_every_frame_is_shown(shape):
+def test_every_frame_is_plotted(shape):
     axes = pl.plot.frames(torch.randint(0, 4, shape))
     assert len(axes) == (12 if len(shape) > 3 else 1)
     assert all(ax.images[0].get_array().shape == (6, 5, 3) for ax in axes)
 
 
-def test_frames_beside_one_another_have_one_scale():
+def test_frames_share_a_colour_scale():
     axes = pl.plot.frames(np.stack([np.full((1, 2, 2), value) for value in (0.0, 0.5, 1.0)]))
     assert [float(ax.images[0].get_array()[0, 0, 0]) for ax in axes] == [0.0, 0.5, 1.0]
     (ones,) = pl.plot.frames(np.ones((1, 1, 2, 2)))

@@ -50,7 +50,7 @@ CONFIG = {
 }
 
 
-def test_a_modules_own_local_imports_are_code_and_installed_ones_are_not(modules):
+def test_local_imports_are_code_and_installed_modules_are_not(modules):
     assert set(own(CONFIG)) == {"nets", "nets.big", "nets.layers", "helpers", "helpers.scales"}
     assert own({"model": {"network": None}, "data": CONFIG["data"]}) == {}
 
@@ -72,7 +72,7 @@ def test_neurons_in_a_structure_and_a_loss_are_code(modules):
         ("nets/layers.py", "json", "csv", False),
     ],
 )
-def test_what_a_program_does_is_hashed_not_how_it_is_written(modules, name, old, new, same):
+def test_code_hash_ignores_comments_and_formatting(modules, name, old, new, same):
     before = hashes_of(own(CONFIG))
     path = modules / name
     assert old in path.read_text()
@@ -87,7 +87,7 @@ def test_a_class_without_a_file_is_unknown(monkeypatch):
     assert own({"network": "of_a_notebook.Net"}) == {"of_a_notebook": UNKNOWN}
 
 
-def test_a_difference_is_a_diff_and_a_long_one_is_cut():
+def test_code_difference_is_a_truncated_diff():
     assert "-a = 1\n+a = 2" in difference({"m": "a = 1\n"}, {"m": "a = 2\n"})
     long = difference({"m": ""}, {"m": "\n".join(f"a{i} = 1" for i in range(100))})
     assert long.endswith("more lines")

@@ -28,7 +28,7 @@ def test_lines_of_an_epoch_are_merged_and_tests_left_out(metrics):
     assert layer_values(rows[0], "tau") == {"conv1": 2.0, "fc1": 2.1}
 
 
-def test_of_several_validations_only_the_one_that_ends_an_epoch_counts(metrics):
+def test_only_the_last_validation_of_an_epoch_counts(metrics):
     """Its weights are in the checkpoint; those within an epoch are logged and select nothing."""
     metrics.write_text(
         "epoch,step,val/acc,rate/conv1,tau/conv1,train/acc\n0,1,0.9,0.5,,\n0,2,0.7,0.6,1.9,0.4\n1,3,0.8,0.5,,\n"
@@ -59,7 +59,7 @@ def test_a_line_that_is_no_number_is_named(metrics):
         read_metrics(metrics)
 
 
-def test_a_run_that_goes_on_leaves_out_a_line_that_it_cannot_read(metrics, caplog):
+def test_resumed_run_skips_unreadable_metric_lines(metrics, caplog):
     metrics.write_text(TABLE.replace("0,76,0.4", "0,abc,0.4"))
     assert [row["step"] for row in MetricsTable(metrics, before=154).rows] == ["40", "153"]
     said = "line 3: every value must be a number (could not convert string to float: 'abc'). The line is skipped."

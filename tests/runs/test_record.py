@@ -20,7 +20,7 @@ def test_options_are_read_in_both_forms():
     assert list(split_options(given)) == [("a", "1"), ("b", "2=3"), ("config", "lif"), ("flag", ""), ("d", "-1")]
 
 
-def test_a_resumed_run_keeps_what_started_it_and_loses_its_results(tmp_path):
+def test_resumed_run_keeps_its_command_and_drops_results(tmp_path):
     folder = RunFolder(tmp_path)
     begin(folder, ["fit", "--config", "x"], SETTINGS, DATA, {"machine": "a", "commit": "1"})
     first = read(folder)
@@ -42,7 +42,7 @@ def test_a_run_that_returns_to_its_first_machine_names_every_change(tmp_path):
     assert read(folder)["surroundings"] == {"machine": "a, then b, then a"}
 
 
-def test_a_batch_size_that_changes_in_the_middle_makes_another_run(tmp_path):
+def test_changing_the_batch_size_on_resume_changes_the_key(tmp_path):
     folder = RunFolder(tmp_path)
     begin(folder, ["fit"], SETTINGS, DATA, {})
     other = {**SETTINGS, "data.batch_size": 32}
@@ -53,7 +53,7 @@ def test_a_batch_size_that_changes_in_the_middle_makes_another_run(tmp_path):
     assert read(folder)["changes"] == [[7, "data.batch_size", 32]]
 
 
-def test_a_cycle_that_becomes_longer_on_the_way_makes_another_run(tmp_path):
+def test_lengthening_a_cycle_on_resume_changes_the_key(tmp_path):
     """Its learning rates are not those of a run that was begun with as many epochs."""
     folder = RunFolder(tmp_path)
     cycle = {**SETTINGS, "model.lr_scheduler": "OneCycle"}

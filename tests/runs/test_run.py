@@ -22,7 +22,7 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
     assert run.tested_samples == 10_000
 
 
-def test_of_a_held_out_part_the_one_test_counts(tmp_path):
+def test_protocol_b_reports_the_single_test(tmp_path):
     write_run(tmp_path / "a", validation="holdout", test=0.9)
     folder = write_run(tmp_path / "b", validation="holdout")
     tested, not_tested = find_runs(tmp_path)
@@ -34,12 +34,12 @@ def test_of_a_held_out_part_the_one_test_counts(tmp_path):
 
 
 @pytest.mark.parametrize("accuracy", [97.5, -0.1, "high"])
-def test_what_is_no_share_is_no_accuracy(tmp_path, accuracy):
+def test_accuracy_outside_zero_to_one_is_ignored(tmp_path, accuracy):
     update(write_run(tmp_path / "a", validation="holdout"), test=accuracy)
     assert read_run(tmp_path / "a").accuracy is None
 
 
-def test_what_is_below_a_run_is_its_own_and_hidden_folders_are_not_searched(tmp_path):
+def test_subfolders_of_runs_and_hidden_folders_are_skipped(tmp_path):
     write_run(tmp_path / "x")
     write_run(tmp_path / "x" / "test" / "other")
     write_run(tmp_path / ".broken" / "b")
@@ -52,7 +52,7 @@ def test_runs_come_in_the_order_of_their_numbers(tmp_path):
     assert [run.name for run in find_runs(tmp_path)] == ["version_9", "version_10", "version_100"]
 
 
-def test_a_run_in_training_is_told_from_one_that_was_interrupted(tmp_path):
+def test_running_and_interrupted_runs_are_distinguished(tmp_path):
     folder = write_run(tmp_path / "a", finished=False)
     assert read_run(tmp_path / "a").status == "unfinished"
     here = this_process()
@@ -75,7 +75,7 @@ def test_a_run_in_training_is_told_from_one_that_was_interrupted(tmp_path):
         (lambda run: run.metrics.write_bytes(b"\xff\xfe"), "finished", "cannot be read as a table"),
     ],
 )
-def test_what_cannot_be_read_is_reported_and_the_rest_is_read(tmp_path, damage, status, problem):
+def test_unreadable_files_are_reported_and_the_rest_is_read(tmp_path, damage, status, problem):
     damage(write_run(tmp_path / "a"))
     write_run(tmp_path / "b")
     damaged, whole = find_runs(tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 
 from plif_lightning import configs
-from plif_lightning.analysis.grouping import unusual
+from plif_lightning.analysis.grouping import differs_from_shipped
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import by_numbers, differences, key, protocol, settings
@@ -47,7 +47,7 @@ def test_how_and_where_a_run_computes_does_not_count(argument):
         ("--model.early_time_steps={4: 1, 2: 1}", "model.early_time_steps", [[4, 1], [2, 1]]),
     ],
 )
-def test_what_changes_the_numbers_counts(argument, name, value):
+def test_settings_that_affect_results_change_the_key(argument, name, value):
     found = of(argument)
     assert found[name] == value
     assert name in differences(found, of())
@@ -78,12 +78,12 @@ def test_classes_count_by_path_and_arguments(tmp_path, monkeypatch):
     assert loss("A", v=None)["model.loss.v"] is None
 
 
-@pytest.mark.parametrize("name", configs.shipped())
-def test_what_a_parser_makes_of_a_shipped_configuration_is_usual(name):
+@pytest.mark.parametrize("name", configs.shipped_settings())
+def test_parsed_shipped_configuration_has_no_differences(name):
     """Found by a review: CIFAR-10 was not, by the default of an augmentation."""
     config = parsed(f"--config={name}", "--trainer.devices=1")
     run = Run(RunFolder("run"), "run", "finished", config, record={"settings": settings(config)})
-    assert unusual(run) == []
+    assert differs_from_shipped(run) == []
 
 
 def test_the_numbers_of_the_paper_stand_for_its_structures():
@@ -96,7 +96,7 @@ def test_the_numbers_of_the_paper_stand_for_its_structures():
     assert by_numbers({"structure": "nonsense"}) == {"structure": "nonsense"}
 
 
-def test_the_protocol_is_always_a_part_of_the_key():
+def test_key_always_includes_the_protocol():
     """A key hashes what differs from the defaults, and the default was A before: an old A and a new B never meet."""
     block = {"class_path": "plif_lightning.data.Digits", "init_args": {}}
     of_default = settings({"data": block})

@@ -11,7 +11,7 @@ from plif_lightning.runtime.files import file_lock
 from tests.cli.calls import until
 
 CODE = """
-from plif_lightning.runtime.compiled import compiled
+from plif_lightning.runtime.compiled import compile_cached
 
 def double(x):
     return 2 * x
@@ -19,7 +19,7 @@ def double(x):
 def six_times(x):
     return 3 * doubled(x)
 
-doubled, multiplied = compiled(double), compiled(six_times)
+doubled, multiplied = compile_cached(double), compile_cached(six_times)
 assert multiplied(2.0) == 12.0
 print(len(doubled.stats.cache_misses) + len(multiplied.stats.cache_misses))
 """
@@ -37,7 +37,7 @@ def start(tmp_path):
     return started
 
 
-def test_it_is_said_once_in_the_first_process_and_never_again(start):
+def test_compilation_message_is_printed_once(start):
     said = []
     for _ in range(2):
         process = start("loops.py", stderr=subprocess.PIPE)
@@ -46,7 +46,7 @@ def test_it_is_said_once_in_the_first_process_and_never_again(start):
     assert said == [1, 0]
 
 
-def test_of_processes_that_begin_together_one_compiles(start, tmp_path):
+def test_concurrent_processes_compile_once(start, tmp_path):
     where = "from plif_lightning.runtime.compiled import compiled_code; print(compiled_code())"
     folder = Path(start("-c", where, stdout=subprocess.PIPE).communicate()[0].strip())
     said = [tmp_path / "first.txt", tmp_path / "second.txt"]

@@ -26,7 +26,7 @@ def test_first_number_is_splitmix64s():
     assert hashed_uniform(0, torch.tensor([0]), 1).item() == (0xE220A8397B1DCDAF >> 40) / 2**24
 
 
-def test_folded_seeds_differ_by_part_and_order():
+def test_folded_seeds_differ_by_component_and_order():
     seeds = {fold_in(*parts) for parts in [(1, 2), (2, 1), (1, "2"), (12,), (1, 2, 0)]}
     assert len(seeds) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -18,7 +18,7 @@ def test_surroundings_name_processor_cores_and_versions():
     }
 
 
-def test_the_commit_is_that_of_the_projects_own_checkout_and_says_what_is_not_in_it(tmp_path, monkeypatch):
+def test_commit_describes_this_checkout_and_its_changes(tmp_path, monkeypatch):
     package = tmp_path / "plif_lightning"
     package.mkdir()
     monkeypatch.setattr(surroundings, "_PACKAGE", package)

@@ -59,7 +59,7 @@ def in_training(run: Path, epochs: int, seconds: float = 200):
     until(lambda: (run / "metrics.csv").is_file() and len(read_run(run).metrics) >= epochs, seconds)
 
 
-def test_a_job_that_is_signalled_goes_back_into_the_queue_and_ends_as_if_it_had_not_been(slurm: Cluster, tmp_path):
+def test_requeued_job_ends_like_an_uninterrupted_one(slurm: Cluster, tmp_path):
     arguments = [*ARGUMENTS, "--model.channels", "8", "--trainer.max_epochs", "12"]
     auto = [*arguments, "--run_folder", "run"]
     job = slurm.submit(tmp_path, f"srun {main_py(*auto)}", "--ntasks", "1", "--requeue")
@@ -76,7 +76,7 @@ def test_a_job_that_is_signalled_goes_back_into_the_queue_and_ends_as_if_it_had_
     assert [row["epoch"] for row in read_run(tmp_path / "run").metrics] == list(range(12))
 
 
-def test_a_job_whose_time_is_nearly_over_saves_itself_and_goes_on(slurm: Cluster, tmp_path):
+def test_job_near_its_time_limit_saves_and_resumes(slurm: Cluster, tmp_path):
     arguments = [*ARGUMENTS, "--model.channels", "8", "--trainer.max_epochs", "100000"]
     auto = [*arguments, "--run_folder", "run"]
     options = ["--ntasks", "1", "--requeue", "--time", "2", "--signal", "USR1@60"]

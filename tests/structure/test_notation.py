@@ -17,12 +17,12 @@ from plif_lightning.structure import (
     Residual,
     Structure,
     Votes,
+    layer_specs,
     numbers_of,
     parse,
-    placed,
-    resolved,
+    resolve_structure,
 )
-from plif_lightning.structure.layers import gives_spikes, substituted
+from plif_lightning.structure.layers import gives_spikes, substitute
 
 PAPER = "{{c256k3s1-BN-PLIF}*3-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10"
 SEW = "c8k7s2-BN-PLIF-MPk3s2p1-{ADD({c8k3s1-BN-PLIF}*2)}*2-ADD(c9k3s2-BN-PLIF-c9k3s1-BN-PLIF|c9k1s2-BN-PLIF)-AP-FC10b"
@@ -40,7 +40,7 @@ SEW = "c8k7s2-BN-PLIF-MPk3s2p1-{ADD({c8k3s1-BN-PLIF}*2)}*2-ADD(c9k3s2-BN-PLIF-c9
         "FC10-PLIF-FC3",
     ],
 )
-def test_what_is_read_is_written(text):
+def test_structure_text_round_trip(text):
     assert str(parse(text)) == text
 
 
@@ -188,33 +188,35 @@ def test_a_mistake_is_pointed_at(text, character, message):
         ("c4k3s1-BN-PLIF-FC3-PLIF-APk1s1", None),
     ],
 )
-def test_numbers_are_those_of_a_structure_like_the_papers(text, numbers):
+def test_numbers_of_a_paper_like_structure(text, numbers):
     assert numbers_of(parse(text)) == numbers
     if numbers is not None:
         classes = parse(text).layers[-2].features // numbers.votes_per_class
-        assert resolved(None, numbers._asdict(), classes) == parse(text)
+        assert resolve_structure(None, numbers._asdict(), classes) == parse(text)
 
 
-def test_numbers_beside_a_structure_change_it():
-    assert str(resolved(PAPER, {"channels": 8, "n_conv": 1}, 10)) == (
+def test_numbers_override_a_structure():
+    assert str(resolve_structure(PAPER, {"channels": 8, "n_conv": 1}, 10)) == (
         "{c8k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10"
     )
-    assert resolved(PAPER, {"channels": None}, 3) == parse(PAPER)
-    assert str(resolved(None, {"channels": [4, 6], "fc_features": 9}, 2)).startswith("c4k3s1-BN-PLIF-MPk2s2-c6k3s1")
+    assert resolve_structure(PAPER, {"channels": None}, 3) == parse(PAPER)
+    assert str(resolve_structure(None, {"channels": [4, 6], "fc_features": 9}, 2)).startswith(
+        "c4k3s1-BN-PLIF-MPk2s2-c6k3s1"
+    )
     with pytest.raises(UserError, match="channels cannot be set beside a structure that is not like the paper's"):
-        resolved(SEW, {"channels": 8}, 10)
+        resolve_structure(SEW, {"channels": 8}, 10)
     with pytest.raises(UserError, match="channels must be one number or n_down = 2 of them, got 3"):
-        resolved(None, {"channels": [4, 6, 8]}, 10)
+        resolve_structure(None, {"channels": [4, 6, 8]}, 10)
     for wrong in (0, -1, [], [4, 0], True, 2.5):
         with pytest.raises(UserError, match="channels must be at least 1"):
-            resolved(None, {"channels": wrong}, 10)
+            resolve_structure(None, {"channels": wrong}, 10)
 
 
 # --- shapes
 
 
 def test_names_and_shapes_are_in_the_order_of_the_notation():
-    found = placed(parse(SEW), (3, 32, 32), 10)
+    found = layer_specs(parse(SEW), (3, 32, 32), 10)
     assert [(one.name, one.after) for one in found] == [
         ("conv1", (8, 8, 8)), ("res1", (8, 8, 8)), ("res2", (8, 8, 8)), ("res3", (9, 4, 4)), ("pool1", (9, 1, 1)),
         ("fc1", (10,)),
@@ -238,7 +240,7 @@ def test_names_and_shapes_are_in_the_order_of_the_notation():
 )  # fmt: skip
 def test_a_structure_that_does_not_fit_is_refused_by_its_layer(text, message):
     with pytest.raises(UserError, match=message):
-        placed(parse(text), (3, 8, 6), 10)
+        layer_specs(parse(text), (3, 8, 6), 10)
 
 
 class Squeeze:
@@ -249,8 +251,8 @@ class Squeeze:
     "read",
     [
         lambda layers: gives_spikes(layers, True),
-        lambda layers: list(substituted(layers, lambda neurons: neurons, lambda pool: pool)),
-        lambda layers: placed(Structure(layers), (1, 8, 8), 10),
+        lambda layers: list(substitute(layers, lambda neurons: neurons, lambda pool: pool)),
+        lambda layers: layer_specs(Structure(layers), (1, 8, 8), 10),
     ],
 )
 def test_a_layer_that_is_not_handled_is_an_error(read):

@@ -45,7 +45,7 @@ def test_bn_of_a_sum_is_updated_once_a_step():
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("neuron", ["plif", "clif"])
 @pytest.mark.parametrize("threshold", [False, True])
-def test_gradients_are_those_of_the_whole_sequence(static, neuron, threshold):
+def test_online_gradients_equal_the_sequences(static, neuron, threshold):
     whole = lively(neuron=neuron, learn_threshold=threshold)
     parts = copy.deepcopy(whole)
     x = torch.rand(4, 2, 8, 8).double() if static else torch.rand(5, 4, 2, 8, 8).lt(0.4).double()
@@ -64,7 +64,7 @@ def test_gradients_are_those_of_the_whole_sequence(static, neuron, threshold):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_sample_has_one_mask_of_dropout():
+def test_sample_has_a_single_dropout_mask():
     net = lively(dropout=0.5, channels=4)
     x = torch.rand(4, 2, 8, 8).double()
     seen = []
@@ -87,11 +87,11 @@ def test_a_sample_has_one_mask_of_dropout():
         ("per_step", {"input_encoder": "poisson"}, False),
     ],
 )
-def test_only_steps_that_are_independent_are_taken_one_by_one(loss, settings, expected):
+def test_only_independent_steps_run_separately(loss, settings, expected):
     assert separable(lively(**settings), loss) == expected
 
 
-def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_number_of_steps():
+def test_online_memory_does_not_grow_with_t():
     kept = []
     for steps in (2, 16):
         torch.manual_seed(0)
@@ -141,7 +141,7 @@ def test_gradients_that_hooks_or_a_scale_act_on_are_not_taken_step_by_step():
     assert not task._goes_step_by_step(static=True)
 
 
-def test_what_is_compiled_or_has_a_loss_of_its_own_is_not_taken_step_by_step():
+def test_compiled_networks_and_custom_losses_are_not_trained_online():
     task = pl.SpikingClassifier((1, 8, 8), 3, 5, structure="FC3-LIF", through_time=False)
     assert task._goes_step_by_step(static=True)
     task.loss = lambda votes, label, smoothing=0.0: votes.mean(0).square().mean()

@@ -40,7 +40,7 @@ def test_without_warm_up_it_is_pytorchs_cosine():
     assert rates(of_length(50, warmup=0.0, end=0.1), 50) == pytest.approx(expected)
 
 
-def test_its_fall_is_pytorchs_one_cycle():
+def test_onecycle_decay_equals_pytorchs():
     # PyTorch's own counts from step 0 to the last one, this one to the end of the last one.
     expected = rates(lambda o: OneCycleLR(o, 0.4, total_steps=41, pct_start=11 / 41, final_div_factor=1e9), 41)
     ours = rates(of_length(40, warmup=0.25), 41)
@@ -111,7 +111,7 @@ def test_a_wrong_argument_is_refused(arguments):
         of_length(3, **arguments)(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4))
 
 
-def test_a_cycle_ends_with_a_training_whose_accumulation_changes():
+def test_onecycle_ends_with_training_under_changing_accumulation():
     """Found by a review: it was at its end after 20 of 50 steps."""
     seen = rates_of(4, callbacks=[GradientAccumulationScheduler({0: 4, 2: 1})])
     expected = rates(of_length(10, warmup=0.25), 10)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from plif_lightning.callbacks import LayerMonitor, RunCheckpoints, RunLogger
 from plif_lightning.data import Digits
-from plif_lightning.data.loading import as_batch, merged
+from plif_lightning.data.loading import as_batch, merge_time_steps
 from plif_lightning.errors import NonFiniteError, UserError
 from plif_lightning.network import load_network
 from plif_lightning.network.fingerprint import fingerprint
@@ -72,7 +72,7 @@ class Inverted(SpikingClassifier):
 
 
 @pytest.mark.parametrize("events", [False, True])
-def test_a_forward_of_ones_own_is_trained_as_it_is_evaluated(events, tmp_path):
+def test_custom_forward_is_used_in_training_and_evaluation(events, tmp_path):
     task = Inverted(**SMALL, early_time_steps={1: 1}, through_time=False)
     seen = []
     task.network.register_forward_pre_hook(lambda net, given: seen.append(given[0].unique().tolist()))
@@ -164,7 +164,7 @@ def test_the_accuracy_of_an_epoch_begins_with_it_after_a_resume_too(tmp_path):
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(0, 24.0), (1, 0.0)])
-def test_one_process_alone_takes_over_the_loss_of_an_epoch_so_far(rank, expected, monkeypatch):
+def test_partial_epoch_loss_is_restored_on_a_single_process(rank, expected, monkeypatch):
     task = SpikingClassifier(**SMALL)
     task._trainer = SimpleNamespace(callbacks=[], state=SimpleNamespace(fn="fit"))
     monkeypatch.setattr(SpikingClassifier, "global_rank", rank)
@@ -174,7 +174,7 @@ def test_one_process_alone_takes_over_the_loss_of_an_epoch_so_far(rank, expected
     assert task.train_loss.weight == expected
 
 
-def test_each_process_draws_numbers_of_its_own():
+def test_processes_draw_different_numbers():
     seeds, drawn = StepSeeds(), []
     for rank in (0, 1, 0):
         module = SimpleNamespace(current_epoch=2, global_rank=rank)
@@ -185,7 +185,7 @@ def test_each_process_draws_numbers_of_its_own():
     assert not torch.equal(drawn[0], drawn[1])
 
 
-def test_firing_rates_of_a_test_are_those_of_the_test_alone(tmp_path):
+def test_test_firing_rates_cover_the_test_alone(tmp_path):
     module = SpikingClassifier(**SMALL)
     module.network.encoder.conv1.norm.bn.bias.data.fill_(1.0)
     dark, light = (DataLoader(TensorDataset(x, torch.arange(8)), batch_size=8)
@@ -362,7 +362,7 @@ def shares_of(votes, target):
 def test_a_user_defined_loss_trains(tmp_path):
     module = SpikingClassifier(**SMALL, loss=Focal(1.0))
     assert module.hparams["loss"].endswith("test_task.Focal")
-    assert "own_loss.weight" in module.state_dict()
+    assert "custom_loss.weight" in module.state_dict()
     before = module.network.encoder.conv1.conv.weight.clone()
     trainer(tmp_path).fit(module, datamodule=Digits(time_steps=3, validation="test"))
     assert not torch.equal(module.network.encoder.conv1.conv.weight, before)
@@ -452,16 +452,16 @@ def test_early_epochs_have_fewer_time_steps_and_evaluations_all(tmp_path):
 def test_fewer_time_steps_of_events_are_sums_of_frames(tmp_path):
     frames = torch.randint(0, 200, (6, 2, 2, 4, 4), dtype=torch.uint8)
     expected = torch.stack([frames[2 * i : 2 * i + 2].float().sum(0) for i in range(3)])
-    assert torch.equal(merged(frames, 3), expected.int())
-    assert torch.equal(merged(frames.double(), 3), expected.double())
-    assert merged(frames, 6) is frames
+    assert torch.equal(merge_time_steps(frames, 3), expected.int())
+    assert torch.equal(merge_time_steps(frames.double(), 3), expected.double())
+    assert merge_time_steps(frames, 6) is frames
     with pytest.raises(UserError, match=r"early_time_steps must divide the data's time_steps = 6, got 4\."):
-        merged(frames, 4)
+        merge_time_steps(frames, 4)
     with pytest.raises(UserError, match="got 5"):
-        merged(frames, 3, 2, 5)
+        merge_time_steps(frames, 3, 2, 5)
 
 
-def test_another_t_of_a_network_is_that_of_a_network_made_for_it():
+def test_network_at_another_t_equals_one_built_for_it():
     networks = [SpikingClassifier(**{**SMALL, "time_steps": t}).network.eval() for t in (3, 2)]
     networks[1].load_state_dict(networks[0].state_dict())
     x = torch.rand(4, 1, 8, 8)

@@ -1,7 +1,7 @@
 """The paper's figures, drawn from this project's runs.
 
 Each is a function of runs that returns a figure and its caption. Explanations belong in the caption, not in the
-figure; widths are those of one or two columns of a paper.
+figure; widths are a paper's column or two.
 """
 
 import sys
@@ -15,14 +15,14 @@ from plif_lightning.analysis.figures.accuracy import figure_6
 from plif_lightning.analysis.figures.layers import figure_layers
 from plif_lightning.analysis.figures.leaderboard import figure_leaderboard
 from plif_lightning.analysis.figures.neurons import figure_1b, figure_2, figure_5b
-from plif_lightning.analysis.figures.page import Drawn, NothingToShowError
+from plif_lightning.analysis.figures.page import Drawn, NoDataError
 from plif_lightning.analysis.figures.samples import figure_s2, figure_s3, figure_s4, figure_s5
 from plif_lightning.analysis.figures.taus import figure_7
 from plif_lightning.analysis.figures.weights import figure_s1
 from plif_lightning.runs.run import Run
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.files import atomic_write
 
-__all__ = ["FIGURES", "Drawn", "NothingToShowError", "drawn", "write_figures", "write_recording"]
+__all__ = ["FIGURES", "Drawn", "NoDataError", "drawn", "write_figures", "write_recording"]
 
 FIGURES: dict[str, Callable[[Sequence[Run]], Drawn]] = {
     "1b": figure_1b,
@@ -48,15 +48,15 @@ def drawn(name: str, runs: Sequence[Run]) -> Drawn:
         runs: to choose from.
 
     Raises:
-        NothingToShowError: no run has the data that the figure needs, or a run's data cannot be drawn.
+        NoDataError: no run has the data that the figure needs, or a run's data cannot be drawn.
     """
     try:
         with rc_context({"font.size": 8}):
             return FIGURES[name](runs)
-    except NothingToShowError:
+    except NoDataError:
         raise
     except Exception as error:  # the files of a run may hold anything; the other figures can still be drawn
-        raise NothingToShowError(f"a run has data that cannot be drawn ({type(error).__name__}: {error}).") from error
+        raise NoDataError(f"a run has data that cannot be drawn ({type(error).__name__}: {error}).") from error
 
 
 def _save(figure: Figure, stem: Path) -> None:
@@ -65,7 +65,7 @@ def _save(figure: Figure, stem: Path) -> None:
     with rc_context({"pdf.fonttype": 42}):
         for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
             path = stem.parent / f"{stem.name}.{kind}"
-            with written_whole(path, "wb") as file:
+            with atomic_write(path, "wb") as file:
                 figure.savefig(file, format=kind, metadata=metadata)
             print(path)
 
@@ -95,12 +95,12 @@ def write_figures(runs: Sequence[Run], folder: Path, names: Sequence[str]) -> in
     for name in names:
         try:
             figure, captions[name] = drawn(name, runs)
-        except NothingToShowError as error:
+        except NoDataError as error:
             print(f"figure {name} is left out: {error}", file=sys.stderr)
             continue
         _save(figure, folder / f"figure{name}")
     if captions:
-        with written_whole(folder / "captions.md") as file:
+        with atomic_write(folder / "captions.md") as file:
             file.writelines(f"**Figure {name}.** {caption}\n\n" for name, caption in captions.items())
         print(folder / "captions.md")
     return 0 if captions else 1

@@ -8,8 +8,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.figures.grouping import Curve, aligned, by_panel
-from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, for_legend, legends_below, new_panels
+from plif_lightning.analysis.figures.page import Drawn, NoDataError, for_legend, legends_below, new_panels
+from plif_lightning.analysis.figures.panels import Curve, by_panel, common_epochs
 from plif_lightning.analysis.grouping import setting_of
 from plif_lightning.plot.style import COLOURS, DASHES, FILLS, MARKERS, plain
 from plif_lightning.runs.run import Run
@@ -27,19 +27,19 @@ def figure_6(runs: Sequence[Run]) -> Drawn:
     """Draw accuracy over epochs."""
     data = by_panel(runs, lambda run: len(run.curve(run.val_key)[0]) > 0)
     if not data:
-        raise NothingToShowError("no run has measured an accuracy yet.")
+        raise NoDataError("no run has measured an accuracy yet.")
     figure, panels = new_panels(len(data), height=3.3)
     smoothed = authors = False
     for ax, (panel, groups) in zip(panels, data.items(), strict=True):
-        for place, (label, group) in enumerate(groups):
+        for index, (label, group) in enumerate(groups):
             curves = [run.curve(run.val_key) for run in group]
             epochs, mean = _mean(curves)
-            _draw_runs(ax, place, curves)
-            smoothed |= _draw_mean(ax, place, epochs, mean, label, len(group))
-            authors |= _draw_authors(ax, place, group[0], max(epochs))
+            _draw_runs(ax, index, curves)
+            smoothed |= _draw_mean(ax, index, epochs, mean, label, len(group))
+            authors |= _draw_authors(ax, index, group[0], max(epochs))
         ax.set_title(panel.title, loc="left", fontsize=7.5)
         ax.set_xlabel("epoch")
-        ax.set_ylabel("accuracy [%]")
+        ax.set_ylabel(f"{'test' if groups[0][1][0].protocol == 'A' else 'validation'} accuracy [%]")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         plain(ax)
     legends_below(figure, panels, 1)
@@ -51,22 +51,22 @@ def figure_6(runs: Sequence[Run]) -> Drawn:
 
 
 def _mean(curves: Sequence[Curve]) -> tuple[list[float], NDArray[np.float64]]:
-    """Return common epochs and mean accuracy [%]; those of the first run if there is no common epoch."""
+    """Return common epochs and mean accuracy [%]; of the first run if there is no common epoch."""
     try:
-        epochs, values = aligned(curves)
-    except NothingToShowError:
+        epochs, values = common_epochs(curves)
+    except NoDataError:
         epochs, values = curves[0][0], np.array([curves[0][1]])
     return epochs, 100 * values.mean(0)
 
 
-def _draw_runs(ax: Axes, place: int, curves: Sequence[Curve]) -> None:
+def _draw_runs(ax: Axes, index: int, curves: Sequence[Curve]) -> None:
     for epochs, values in curves:
-        colour = COLOURS[place % 8]
+        colour = COLOURS[index % 8]
         ax.plot(epochs, [100 * v for v in values], color=colour, alpha=0.25, linewidth=0.8)
 
 
 def _draw_mean(
-    ax: Axes, place: int, epochs: Sequence[float], mean: NDArray[np.float64], label: str, count: int
+    ax: Axes, index: int, epochs: Sequence[float], mean: NDArray[np.float64], label: str, count: int
 ) -> bool:
     """Draw the mean accuracy [%] of `count` runs.
 
@@ -76,20 +76,20 @@ def _draw_mean(
     name = for_legend(label) + (f" ({count} runs)" if count > 1 else "")
     smoothed = len(mean) >= 2 * _WINDOW and epochs[-1] - epochs[0] == len(mean) - 1
     x, y = (epochs[_WINDOW - 1 :], moving_average(list(mean))) if smoothed else (epochs, mean)
-    mark = MARKERS[place % 8] if len(x) <= 32 else ""
-    # The ninth setting has the colour of the first one, with other dashes and, from here on, a hollow marker.
-    colour, style = COLOURS[place % 8], DASHES[(place + place // 8) % 4]
+    mark = MARKERS[index % 8] if len(x) <= 32 else ""
+    # The ninth setting has the colour of the first, with other dashes and, from here on, a hollow marker.
+    colour, style = COLOURS[index % 8], DASHES[(index + index // 8) % 4]
     ax.plot(x, y, style, color=colour, label=name, marker=mark, markersize=4,
-            fillstyle=FILLS[place // 8 % 4])  # fmt: skip
+            fillstyle=FILLS[index // 8 % 4])  # fmt: skip
     return smoothed
 
 
-def _draw_authors(ax: Axes, place: int, run: Run, last: float) -> bool:
+def _draw_authors(ax: Axes, index: int, run: Run, last: float) -> bool:
     """Mark the authors' accuracies of the same setting up to epoch `last`; True if they published any."""
-    known = paper.CURVES.get(setting_of(run))
-    if not known or run.protocol != "A":
+    accuracies = paper.CURVES.get(setting_of(run))
+    if not accuracies or run.protocol != "A":
         return False
-    points = [(e, a) for e, a in zip(paper.CURVE_EPOCHS, known, strict=True) if e <= last]
-    colour = COLOURS[place % 8]
+    points = [(e, a) for e, a in zip(paper.CURVE_EPOCHS, accuracies, strict=True) if e <= last]
+    colour = COLOURS[index % 8]
     ax.plot(*zip(*points, strict=True), "x", color=colour, markersize=7, markeredgewidth=1.8)
     return True

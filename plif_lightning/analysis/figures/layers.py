@@ -1,4 +1,4 @@
-"""What is recorded of each layer over epochs: time constants, firing rates, and whatever else a callback logs."""
+"""Curves of each layer over epochs: time constants, firing rates, and any other value that a callback logs."""
 
 import textwrap
 from collections.abc import Sequence
@@ -8,41 +8,44 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from plif_lightning.analysis.figures.grouping import aligned, by_panel
 from plif_lightning.analysis.figures.page import (
     WIDTH,
     Drawn,
-    NothingToShowError,
-    escaped,
+    NoDataError,
+    escape_formula,
     legends_below,
     literal,
     new_figure,
-    shortened,
+    shorten,
 )
+from plif_lightning.analysis.figures.panels import by_panel, common_epochs
 from plif_lightning.plot.style import COLOURS, DASHES, FILLS, MARKERS, plain
-from plif_lightning.runs.metrics import LAYER_TITLES, layer_kinds
+from plif_lightning.runs.metrics import LAYER_TITLES, layer_quantities
 from plif_lightning.runs.run import Run
 
 _MOST = 12  # settings, of which each has a row
 
 
 def figure_layers(runs: Sequence[Run]) -> Drawn:
-    """Draw each kind of value of every layer over epochs: a row for each setting, its kinds side by side."""
-    panels = by_panel(runs, lambda run: any(_has_curve(kind, [run]) for kind in layer_kinds(run.metrics)))
+    """Draw every recorded quantity of each layer over epochs: a row per setting, a column per quantity."""
+    panels = by_panel(runs, lambda run: any(_has_curve(quantity, [run]) for quantity in layer_quantities(run.metrics)))
     rows = [(panel, label, group) for panel, groups in panels.items() for label, group in groups]
     if not rows:
-        raise NothingToShowError("no run has recorded values of its layers yet.")
-    shown = rows[:_MOST]
-    kinds = [[kind for kind in layer_kinds(group[0].metrics) if _has_curve(kind, group)] for *_, group in shown]
-    columns = max(map(len, kinds))
-    figure, axes = new_figure(WIDTH, 2.5 * len(shown), len(shown), columns)
-    for (panel, label, group), own, of_row in zip(shown, kinds, axes, strict=True):
-        for kind, ax in zip(own, of_row, strict=False):
-            _draw(ax, kind, group)
-        for ax in of_row[len(own) :]:
+        raise NoDataError("no run has recorded values of its layers yet.")
+    drawn_rows = rows[:_MOST]
+    quantities = [
+        [quantity for quantity in layer_quantities(group[0].metrics) if _has_curve(quantity, group)]
+        for *_, group in drawn_rows
+    ]
+    columns = max(map(len, quantities))
+    figure, axes = new_figure(WIDTH, 2.5 * len(drawn_rows), len(drawn_rows), columns)
+    for (panel, label, group), of_setting, of_row in zip(drawn_rows, quantities, axes, strict=True):
+        for quantity, ax in zip(of_setting, of_row, strict=False):
+            _draw(ax, quantity, group)
+        for ax in of_row[len(of_setting) :]:
             ax.set_visible(False)
         words = ", ".join([" ".join(panel.data.split()), panel.conditions, label])
-        of_row[0].set_title(escaped(textwrap.fill(shortened(words, 200), 50 * columns)), loc="left", fontsize=7.5)
+        of_row[0].set_title(escape_formula(textwrap.fill(shorten(words, 150), 96 // columns)), loc="left", fontsize=7.5)
     legends_below(figure, [*axes[:, 0]], 2)
     left_out = f" {len(rows) - _MOST} more settings are left out." if len(rows) > _MOST else ""
     return figure, (
@@ -51,24 +54,24 @@ def figure_layers(runs: Sequence[Run]) -> Drawn:
     )
 
 
-def _has_curve(kind: str, group: Sequence[Run]) -> bool:
+def _has_curve(quantity: str, group: Sequence[Run]) -> bool:
     """True if all runs of a group have a kind of value of their layers at some epoch."""
-    epochs = [set(run.curve(f"{kind}/{layer}")[0]) for run in group for layer in group[0].layers(kind)]
+    epochs = [set(run.curve(f"{quantity}/{layer}")[0]) for run in group for layer in group[0].layers(quantity)]
     return bool(epochs) and bool(set.intersection(*epochs))
 
 
-def _draw(ax: Axes, kind: str, group: Sequence[Run]) -> None:
-    for i, layer in enumerate(group[0].layers(kind)):
-        epochs, values = aligned([run.curve(f"{kind}/{layer}") for run in group])
+def _draw(ax: Axes, quantity: str, group: Sequence[Run]) -> None:
+    for i, layer in enumerate(group[0].layers(quantity)):
+        epochs, values = common_epochs([run.curve(f"{quantity}/{layer}") for run in group])
         draw_layer(ax, i, epochs, values, label=literal(layer, 20))
     ax.set_xlabel("epoch")
-    ax.set_ylabel(LAYER_TITLES.get(kind, literal(kind, 30)).replace(" [", "\n["))
+    ax.set_ylabel(LAYER_TITLES.get(quantity, literal(quantity, 30)).replace(" [", "\n["))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain(ax)
 
 
 def draw_layer(
-    ax: Axes, layer: int, epochs: Sequence[float], values: NDArray[np.float64], *, label: str | None, place: int = 0
+    ax: Axes, layer: int, epochs: Sequence[float], values: NDArray[np.float64], *, label: str | None, style: int = 0
 ) -> None:
     """Draw mean and range of a layer's values over runs.
 
@@ -78,11 +81,11 @@ def draw_layer(
         epochs: of the values.
         values: [runs, epochs].
         label: in the legend; None for none.
-        place: number of the runs' setting, for the style of its lines.
+        style: number of the runs' setting, for the style of its lines.
     """
     colour = COLOURS[layer % 8]
     ax.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
     ax.plot(
-        epochs, values.mean(0), DASHES[place % 4], color=colour, marker=MARKERS[layer % 8], fillstyle=FILLS[place % 4],
+        epochs, values.mean(0), DASHES[style % 4], color=colour, marker=MARKERS[layer % 8], fillstyle=FILLS[style % 4],
         markevery=max(1, len(epochs) // 6), markersize=4, label=label,
     )  # fmt: skip

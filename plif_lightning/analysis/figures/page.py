@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from plif_lightning.errors import UserError
 
 
-class NothingToShowError(UserError):
+class NoDataError(UserError):
     """No run has the data that a figure needs."""
 
 
@@ -67,28 +67,28 @@ def legends_below(figure: Figure, panels: Sequence[Axes], columns: int) -> None:
     figure.set_size_inches(width, height + rows * 0.13 * max(0, longest - _LINES))
 
 
-def shortened(words: object, most: int = 60) -> str:
-    """Collapse white space and truncate to `most` characters."""
+def shorten(words: object, max_length: int = 60) -> str:
+    """Collapse white space and truncate to `max_length` characters."""
     text = " ".join(str(words).split())
-    return text if len(text) <= most else text[: most - 1] + "\u2026"
+    return text if len(text) <= max_length else text[: max_length - 1] + "\u2026"
 
 
-def escaped(text: str) -> str:
+def escape_formula(text: str) -> str:
     """Escape "$", which would start a formula. Wrap before escaping: a line break may separate the backslash."""
     return text.replace("$", r"\$")
 
 
-def literal(words: object, most: int = 60) -> str:
+def literal(words: object, max_length: int = 60) -> str:
     """Shorten and escape."""
-    return escaped(shortened(words, most))
+    return escape_formula(shorten(words, max_length))
 
 
 def for_title(words: str) -> str:
     """Shorten, wrap and escape the settings in a panel's title."""
-    return escaped(textwrap.fill(shortened(words, 120), 62))
+    return escape_formula(textwrap.fill(shorten(words, 120), 62))
 
 
 def for_legend(label: str) -> str:
     """Shorten, wrap and escape a legend entry, with tau as a symbol."""
-    text = escaped(textwrap.fill(shortened(label, 120), 42, subsequent_indent="  "))
+    text = escape_formula(textwrap.fill(shorten(label, 120), 42, subsequent_indent="  "))
     return text.replace("tau_0", "$\\tau_0$").replace("tau =", "$\\tau$ =")

@@ -7,9 +7,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from plif_lightning.analysis.figures.page import WIDTH, Drawn, NothingToShowError
+from plif_lightning.analysis.figures.page import WIDTH, Drawn, NoDataError
 from plif_lightning.events.integration import integrate
-from plif_lightning.events.recording import Recording, Sensor, pack
+from plif_lightning.events.recording import Recording, Sensor, pack_events
 from plif_lightning.plot.style import COLOURS, plain
 from plif_lightning.plot.tensors import pictures
 
@@ -21,17 +21,17 @@ def recording_figure(recording: Recording, sensor: Sensor | None, name: str) -> 
 
     Args:
         recording: N > 0 events.
-        sensor: size of the camera; None if it is not known, for the smallest one that contains the events.
+        sensor: size of the camera; None if unknown: the smallest that contains the events.
         name: name of the recording.
 
     Raises:
-        NothingToShowError: there are no events.
+        NoDataError: there are no events.
         RecordingError: an event lies outside the sensor, or time runs backwards.
     """
     if not len(recording.t):
-        raise NothingToShowError(f"{name} holds no events.")
+        raise NoDataError(f"{name} holds no events.")
     size = sensor or Sensor(int(np.max(recording.y)) + 1, int(np.max(recording.x)) + 1)
-    packed = pack(recording, size, name)
+    packed = pack_events(recording, size, name)
     duration = int(packed.time[-1]) + 1
     unit, second = (1e6, "s") if duration >= 1_000_000 else (1e3, "ms")
     height = 1.15 * size.height / size.width + 0.3

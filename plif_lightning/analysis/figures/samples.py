@@ -11,19 +11,19 @@ from matplotlib.collections import PatchCollection
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from plif_lightning.analysis.figures.grouping import source_of
-from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, literal, new_figure
+from plif_lightning.analysis.figures.page import Drawn, NoDataError, literal, new_figure
+from plif_lightning.analysis.figures.panels import source_of
 from plif_lightning.errors import UserError
 from plif_lightning.plot.tensors import picture, pictures
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.samples import Samples, read_samples
+from plif_lightning.runs.samples import RecordedSamples, read_samples
 
 # --- choosing
 
 
-def _recorded(
-    runs: Sequence[Run], data_set: str, wanted: Callable[[Samples], bool] = lambda samples: True
-) -> tuple[Run, Samples]:
+def _run_with_samples(
+    runs: Sequence[Run], data_set: str, wanted: Callable[[RecordedSamples], bool] = lambda samples: True
+) -> tuple[Run, RecordedSamples]:
     """Return the run with recorded samples that has the highest accuracy, and its samples.
 
     Args:
@@ -32,7 +32,7 @@ def _recorded(
         wanted: True for samples that the figure can show.
 
     Raises:
-        NothingToShowError: there is none.
+        NoDataError: there is none.
     """
     for run in sorted(runs, key=lambda run: (run.data_set != data_set, -(run.accuracy or 0.0))):
         try:
@@ -42,10 +42,10 @@ def _recorded(
             continue
         if samples is not None and wanted(samples):
             return run, samples
-    raise NothingToShowError("no finished run has recorded samples: fit records them at its end (--record_samples).")
+    raise NoDataError("no finished run has recorded samples: fit records them at its end (--record_samples).")
 
 
-def typical_channels(samples: Samples, count: int) -> list[int]:
+def typical_channels(samples: RecordedSamples, count: int) -> list[int]:
     """Return the `count` channels whose firing rates vary most over the map, sorted."""
     spread = samples.rates.std((0, 2, 3))
     return sorted(np.argsort(-spread, kind="stable")[:count].tolist())
@@ -56,11 +56,11 @@ def _named(channels: Sequence[int]) -> str:
     return f"channel{'s' if len(different) > 1 else ''} {', '.join(map(str, different))}"
 
 
-def _class_of(samples: Samples, i: int) -> str:
+def _class_of(samples: RecordedSamples, i: int) -> str:
     return literal(samples.classes[int(samples.label[i])], 24)
 
 
-def _step_frames(samples: Samples, i: int) -> NDArray[Any]:
+def _step_frames(samples: RecordedSamples, i: int) -> NDArray[Any]:
     """Return the input at each step [T, C, H, W]; a static image is repeated."""
     frames = samples.frames[:, i]
     return np.repeat(frames, len(samples.spikes), 0) if len(frames) == 1 else frames
@@ -112,9 +112,9 @@ def _grid(maps: NDArray[Any]) -> NDArray[np.float64]:
     columns = int(np.ceil(np.sqrt(c)))
     rows = -(-c // columns)
     grid = np.full((rows * (h + 1) - 1, columns * (w + 1) - 1), 0.5)
-    for i, one in enumerate(maps):
+    for i, feature_map in enumerate(maps):
         row, column = divmod(i, columns)
-        grid[row * (h + 1) : row * (h + 1) + h, column * (w + 1) : column * (w + 1) + w] = one
+        grid[row * (h + 1) : row * (h + 1) + h, column * (w + 1) : column * (w + 1) + w] = feature_map
     return grid
 
 
@@ -123,11 +123,11 @@ def _grid(maps: NDArray[Any]) -> NDArray[np.float64]:
 
 def figure_s2(runs: Sequence[Run]) -> Drawn:
     """Draw a sample of each class, and firing rates of three channels of the first layer."""
-    run, samples = _recorded(runs, "FashionMNIST")
+    run, samples = _run_with_samples(runs, "FashionMNIST")
     channels, count = typical_channels(samples, 3), len(samples.label)
     figure, axes = new_figure(0.95 * count + 0.6, 1.1 * (1 + len(channels)), 1 + len(channels))
-    shown = np.stack([picture(samples.frames[:, i].mean(0)) for i in range(count)])
-    _show_row(axes[0, 0], shown, "input", [_class_of(samples, i) for i in range(count)])
+    pictures = np.stack([picture(samples.frames[:, i].mean(0)) for i in range(count)])
+    _show_row(axes[0, 0], pictures, "input", [_class_of(samples, i) for i in range(count)])
     for row, c in enumerate(channels, start=1):
         _show_row(axes[row, 0], samples.rates[:, c], f"channel {c}")
     return figure, (
@@ -138,7 +138,7 @@ def figure_s2(runs: Sequence[Run]) -> Drawn:
 
 def figure_s3(runs: Sequence[Run]) -> Drawn:
     """Draw all channels of the first layer for one sample."""
-    run, samples = _recorded(runs, "CIFAR10DVS")
+    run, samples = _run_with_samples(runs, "CIFAR10DVS")
     figure, axes = new_figure(9.0, 4.9, 1, 2)
     spikes = samples.spikes[:, 0]
     last = len(spikes) - 1
@@ -153,23 +153,23 @@ def figure_s3(runs: Sequence[Run]) -> Drawn:
 
 def figure_s4(runs: Sequence[Run]) -> Drawn:
     """Draw input, spikes and their running means of one sample over time."""
-    run, samples = _recorded(runs, "CIFAR10DVS")
+    run, samples = _run_with_samples(runs, "CIFAR10DVS")
     channels = (2 * typical_channels(samples, 2))[:2]
     frames, spikes = _step_frames(samples, 0), samples.spikes[:, 0].astype(np.float64)
-    shown_steps = _few_steps(len(spikes))
-    figure, axes = new_figure(0.75 * len(shown_steps) + 0.9, 5.4, 6)
+    steps = _few_steps(len(spikes))
+    figure, axes = new_figure(0.75 * len(steps) + 0.9, 5.4, 6)
     so_far = np.arange(1, len(spikes) + 1)[:, None, None, None]
     parts = (
         ("(a)", frames.astype(np.float64), spikes),
         ("(b)", np.cumsum(frames.astype(np.float64), 0) / so_far, np.cumsum(spikes, 0) / so_far),
     )
-    for part, (letter, shown, fired) in enumerate(parts):
-        images = pictures(shown[shown_steps])
-        titles = _step_titles(shown_steps) if part == 0 else ()
-        _show_row(axes[3 * part, 0], images, f"{letter} {'mean ' if part else ''}input", titles)
+    for row_number, (letter, inputs, fired) in enumerate(parts):
+        images = pictures(inputs[steps])
+        titles = _step_titles(steps) if row_number == 0 else ()
+        _show_row(axes[3 * row_number, 0], images, f"{letter} {'mean ' if row_number else ''}input", titles)
         for row, c in enumerate(channels, start=1):
-            label = f"{letter} {'rate, ch.' if part else 'channel'} {c}"
-            _show_row(axes[3 * part + row, 0], fired[shown_steps, c], label)
+            label = f"{letter} {'rate, ch.' if row_number else 'channel'} {c}"
+            _show_row(axes[3 * row_number + row, 0], fired[steps, c], label)
     return figure, (
         f"A sample of class {_class_of(samples, 0)} over time: (a) input and spikes of {_named(channels)} of the first "
         f"layer, (b) their means so far, from 0 (black) to 1 (white). {source_of(run)}"
@@ -179,18 +179,18 @@ def figure_s4(runs: Sequence[Run]) -> Drawn:
 def figure_s5(runs: Sequence[Run]) -> Drawn:
     """Draw frames of three samples at each step, and the spikes below each."""
     try:
-        run, samples = _recorded(runs, "DVSGesture", lambda s: len(s.frames) > 1)
-    except NothingToShowError:  # static images only
-        run, samples = _recorded(runs, "DVSGesture")
+        run, samples = _run_with_samples(runs, "DVSGesture", lambda s: len(s.frames) > 1)
+    except NoDataError:  # static images only
+        run, samples = _run_with_samples(runs, "DVSGesture")
     channel = typical_channels(samples, 1)[0]
-    shown_steps, played = _few_steps(len(samples.spikes)), min(3, samples.spikes.shape[1])
-    figure, axes = new_figure(0.75 * len(shown_steps) + 0.9, 0.95 * 2 * played + 0.5, 2 * played)
+    steps, played = _few_steps(len(samples.spikes)), min(3, samples.spikes.shape[1])
+    figure, axes = new_figure(0.75 * len(steps) + 0.9, 0.95 * 2 * played + 0.5, 2 * played)
     for i in range(played):
         frames = _step_frames(samples, i)
-        images = pictures(frames[shown_steps])
-        titles = _step_titles(shown_steps) if i == 0 else ()
+        images = pictures(frames[steps])
+        titles = _step_titles(steps) if i == 0 else ()
         _show_row(axes[2 * i, 0], images, _class_of(samples, i), titles)
-        _show_row(axes[2 * i + 1, 0], samples.spikes[shown_steps, i, channel], "spikes")
+        _show_row(axes[2 * i + 1, 0], samples.spikes[steps, i, channel], "spikes")
     return figure, (
         f"Frames of {played} samples at each step, and below each the spikes of channel {channel} of the first layer. "
         f"{source_of(run)}"

@@ -7,11 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.figures.grouping import Groups, aligned, by_panel
 from plif_lightning.analysis.figures.layers import draw_layer
 from plif_lightning.analysis.figures.page import (
     Drawn,
-    NothingToShowError,
+    NoDataError,
     for_legend,
     for_title,
     ink,
@@ -19,7 +18,8 @@ from plif_lightning.analysis.figures.page import (
     literal,
     new_panels,
 )
-from plif_lightning.analysis.grouping import has_own_taus, setting_of
+from plif_lightning.analysis.figures.panels import Groups, by_panel, common_epochs
+from plif_lightning.analysis.grouping import has_tau_per_layer, setting_of
 from plif_lightning.plot.style import COLOURS, DASHES, FILLS, plain
 from plif_lightning.runs.run import Run
 
@@ -28,23 +28,23 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
     """Draw tau of each layer over epochs, for each initial value."""
     data = by_panel(runs, lambda run: setting_of(run).neuron != "lif" and bool(run.layers("tau")))
     if not data:
-        raise NothingToShowError("no run has learned time constants yet.")
-    # Line styles tell four settings apart; each of more has a panel of its own.
-    shown = [
-        (panel, part)
+        raise NoDataError("no run has learned time constants yet.")
+    # Line styles tell four settings apart; more than four get a panel each.
+    panel_groups = [
+        (panel, of_panel)
         for panel, groups in data.items()
-        for part in ([groups] if len(groups) <= len(DASHES) else [[group] for group in groups])
+        for of_panel in ([groups] if len(groups) <= len(DASHES) else [[group] for group in groups])
     ]
-    figure, panels = new_panels(len(shown), height=3.0)
+    figure, panels = new_panels(len(panel_groups), height=3.0)
     authors = False
-    for ax, (panel, groups) in zip(panels, shown, strict=True):
+    for ax, (panel, groups) in zip(panels, panel_groups, strict=True):
         # The legend distinguishes groups of runs; a single group is described in the title.
         alone = for_title(groups[0][0]) if len(groups) == 1 else ""
         if not alone:
             _add_keys(ax, groups)
         titled: set[str] = set()
-        for place, (_, group) in enumerate(groups):
-            authors |= _draw_group(ax, place, group, titled)
+        for style, (_, group) in enumerate(groups):
+            authors |= _draw_group(ax, style, group, titled)
         _format_tau_axis(ax)
         ax.set_title("\n".join(filter(None, [panel.title, alone])), loc="left", fontsize=7.5)
         ax.set_xlabel("epoch")
@@ -66,12 +66,12 @@ def _add_keys(ax: Axes, groups: Groups) -> None:
                 label=for_legend(label))  # fmt: skip
 
 
-def _draw_group(ax: Axes, place: int, group: Sequence[Run], titled: set[str]) -> bool:
+def _draw_group(ax: Axes, style: int, group: Sequence[Run], titled: set[str]) -> bool:
     """Draw mean and range of tau of each layer over runs that differ in their seed.
 
     Args:
         ax: to draw on.
-        place: of the group in its panel, for its line style.
+        style: of the group in its panel, for its line style.
         group: the runs.
         titled: layers that the legend has; the group's are added.
 
@@ -79,15 +79,15 @@ def _draw_group(ax: Axes, place: int, group: Sequence[Run], titled: set[str]) ->
         True if values of the authors were drawn, too.
     """
     names = group[0].layers("tau")
-    start = [] if has_own_taus(group[0]) else [setting_of(group[0]).init_tau]
+    start = [] if has_tau_per_layer(group[0]) else [setting_of(group[0]).init_tau]
     authors = False
     for i, layer in enumerate(names):
-        epochs, values = aligned([run.curve(f"tau/{layer}") for run in group if layer in run.layers("tau")])
+        epochs, values = common_epochs([run.curve(f"tau/{layer}") for run in group if layer in run.layers("tau")])
         if start:
             values = np.insert(values, 0, start, axis=1)
         name = f"$\\tau({i})$: {literal(layer, 20)}"
-        shown = [*([0.0] if start else []), *epochs]
-        draw_layer(ax, i, shown, values, label=None if name in titled else name, place=place)
+        x = [*([0.0] if start else []), *epochs]
+        draw_layer(ax, i, x, values, label=None if name in titled else name, style=style)
         titled.add(name)
         if marks := _authors_taus(group[0], i, len(names), max(epochs)):
             ax.plot(*zip(*marks, strict=True), "x", color=COLOURS[i % 8], markersize=7, markeredgewidth=1.6)
@@ -97,8 +97,8 @@ def _draw_group(ax: Axes, place: int, group: Sequence[Run], titled: set[str]) ->
 
 def _authors_taus(run: Run, layer: int, layers: int, last: float) -> list[tuple[int, float]]:
     """Epochs up to `last` and tau of a layer in the authors' run of the same setting, if it has as many layers."""
-    known = paper.TAU.get(setting_of(run), ()) if run.protocol == "A" else ()
-    epochs = zip(paper.TAU_EPOCHS, known, strict=False)
+    taus = paper.TAU.get(setting_of(run), ()) if run.protocol == "A" else ()
+    epochs = zip(paper.TAU_EPOCHS, taus, strict=False)
     return [(e, theirs[layer]) for e, theirs in epochs if e <= last and len(theirs) == layers]
 
 

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.figures.grouping import source_of
-from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, ink, literal, new_panels
+from plif_lightning.analysis.figures.page import Drawn, NoDataError, ink, literal, new_panels
+from plif_lightning.analysis.figures.panels import source_of
 from plif_lightning.analysis.grouping import setting_of
 from plif_lightning.runs.histograms import Histogram, read_histograms
 from plif_lightning.runs.run import Run
@@ -20,10 +20,10 @@ _ROWS = 8  # epochs of a panel
 def figure_s1(runs: Sequence[Run]) -> Drawn:
     """Draw the distribution of W_fc / tau of each FC layer, from before training to its end."""
     recorded = [(run, read_histograms(run.folder)) for run in runs]
-    found = [(run, rows) for run, rows in recorded if len({row.epoch for row in rows}) > 1]
-    if not found:
-        raise NothingToShowError("no run has recorded the distribution of W_fc / tau.")
-    run, rows = max(found, key=_preference)
+    with_epochs = [(run, rows) for run, rows in recorded if len({row.epoch for row in rows}) > 1]
+    if not with_epochs:
+        raise NoDataError("no run has recorded the distribution of W_fc / tau.")
+    run, rows = max(with_epochs, key=_preference)
     layers = sorted({row.layer for row in rows})
     figure, axes = new_panels(len(layers), 2.9)
     for ax, layer in zip(axes, layers, strict=True):
@@ -52,11 +52,11 @@ def _draw_ridges(ax: Axes, rows: Sequence[Histogram]) -> None:
     """Draw one density above the other, the first epoch on top."""
     count = len(rows)
     tallest = max(_density(row)[1].max() for row in rows)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         x, y = _density(row)
-        base = count - 1 - place
-        ax.fill_between(x, base, base + 1.6 * y / tallest, color=str(0.75 - 0.5 * place / count), zorder=place)
-        ax.plot(x, base + 1.6 * y / tallest, color=ink(), linewidth=0.7, zorder=place + 0.5)
+        base = count - 1 - index
+        ax.fill_between(x, base, base + 1.6 * y / tallest, color=str(0.75 - 0.5 * index / count), zorder=index)
+        ax.plot(x, base + 1.6 * y / tallest, color=ink(), linewidth=0.7, zorder=index + 0.5)
         ax.text(1.02, base, f"{row.mean:.2g} $\\pm$ {row.std:.2g}", fontsize=6, transform=ax.get_yaxis_transform())
     ax.set_yticks(range(count), [f"epoch {row.epoch}" for row in reversed(rows)], fontsize=8)
     width = max(abs(value) for row in rows for value in _central(row))

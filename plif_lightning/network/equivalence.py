@@ -1,4 +1,4 @@
-"""Try whether a converted network equals the one that it was made of."""
+"""Compare a converted network with its original."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.hooks import hooked, modes_kept
+from plif_lightning.network.hooks import forward_hooks, restore_modes
 from plif_lightning.network.pooling import TimeDropout
 
 Call = tuple[nn.Module, Any, Any]
-# Shares of a node's outputs between which it shows what it does.
+# Shares of a node's outputs between which its behaviour is visible.
 _SILENT, _SATURATED = 0.02, 0.8
 _TOLERANCE = 1e-7  # of the largest value
 # Thresholds above V_reset that are tried: a few for all nodes, since kernels are compiled for each.
@@ -24,17 +24,17 @@ _GRADIENT = "the gradient of"
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, _BatchNorm)
 
 
-def called(modules: Sequence[nn.Module], net: nn.Module, x: Tensor, apart: bool = False) -> list[Call]:
+def record_calls(modules: Sequence[nn.Module], net: nn.Module, x: Tensor, separately: bool = False) -> list[Call]:
     """Calls of modules in a call of a network, in order: module, first input and output.
 
-    With `apart` an input that a module passes on is another object behind it.
+    With `separately` an input that a module passes on is another object behind it.
     """
     calls: list[Call] = []
 
-    def note(module: nn.Module, given: tuple[Any, ...], output: Any) -> Any:
-        if apart and given and output is given[0]:
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        if separately and inputs and output is inputs[0]:
             output = output.view_as(output)
-        calls.append((module, given[0] if given else None, output))
+        calls.append((module, inputs[0] if inputs else None, output))
         return output
 
     with ExitStack() as hooks, torch.no_grad():
@@ -54,8 +54,8 @@ def _fixed_mask_of_steps(module: Any, x: Tensor) -> Tensor:
     return _fixed_mask(module, x[0])
 
 
-class Trial:
-    """A copy of a network in float64 whose nodes fire, and comparisons with its conversion; a context manager.
+class EquivalenceTest:
+    """A copy of a network in float64 with firing nodes, and comparisons with its conversion; a context manager.
 
     The copy gets random affine parameters and statistics of BN, and thresholds at which each node fires in training;
     where a node of the user's has none, the weights before it are scaled. Random numbers of the caller are restored.
@@ -75,24 +75,24 @@ class Trial:
     def __init__(self, net: nn.Module, x: Tensor, is_node: Callable[[nn.Module], bool]) -> None:
         self.net = copy.deepcopy(net).double()
         self.x = x.detach().double() if x.is_floating_point() else x.detach()
-        self.nodes = {name: part for name, part in self.net.named_modules() if is_node(part)}
+        self.nodes = {name: module for name, module in self.net.named_modules() if is_node(module)}
         self.repeats = True
         self.silent: list[str] = []
         self._context = ExitStack()
 
-    def __enter__(self) -> "Trial":
+    def __enter__(self) -> "EquivalenceTest":
         from spikingjelly.activation_based import functional, layer
 
         self._reset = functional.reset_net
         self._context.enter_context(torch.random.fork_rng(devices=[self.x.device] if self.x.is_cuda else []))
         torch.manual_seed(0)
-        for part in self.net.modules():
-            if isinstance(part, layer.Dropout):
-                part.create_mask = _fixed_mask.__get__(part)
-            if isinstance(part, _BatchNorm):
-                self._randomise(part)
+        for module in self.net.modules():
+            if isinstance(module, layer.Dropout):
+                module.create_mask = _fixed_mask.__get__(module)
+            if isinstance(module, _BatchNorm):
+                self._randomise(module)
         try:
-            with modes_kept(self.net):
+            with restore_modes(self.net):
                 self._excite(self.net.train())
         except RuntimeError as error:
             raise UserError(
@@ -111,7 +111,7 @@ class Trial:
     def _outputs(self) -> dict[str, Any]:
         torch.manual_seed(0)
         self._reset(self.net)
-        with _buffers_kept(self.net):
+        with _restore_buffers(self.net):
             return {f"output {i}": y for i, y in enumerate(tree_leaves(self.net(self.x.clone())))}
 
     def _randomise(self, norm: Any) -> None:
@@ -124,7 +124,7 @@ class Trial:
     def _excite(self, net: nn.Module) -> None:
         """Set thresholds, weights and statistics such that nodes fire."""
         norms: list[Any] = [
-            part for part in net.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None
+            module for module in net.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None
         ]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
@@ -163,12 +163,12 @@ class Trial:
     def _scale_weights(self, net: nn.Module) -> bool:
         """Run the network, and scale the weights before nodes without a threshold that do not fire, or always do."""
         self._reset(net)
-        weighted = [part for part in net.modules() if isinstance(part, _WEIGHTED)]
+        weighted = [module for module in net.modules() if isinstance(module, _WEIGHTED)]
         nodes, before, scaled = set(self.nodes.values()), None, False
-        for part, _, y in called([*weighted, *nodes], net, self.x):
-            if part not in nodes:
-                before = part
-            elif before is not None and not hasattr(part, "v_threshold"):
+        for module, _, y in record_calls([*weighted, *nodes], net, self.x):
+            if module not in nodes:
+                before = module
+            elif before is not None and not hasattr(module, "v_threshold"):
                 rate = _rate(y)
                 if not _tells(rate):
                     scaled = True
@@ -182,33 +182,33 @@ class Trial:
     def difference(self, converted: Any) -> str:
         """The first difference between the network and its conversion; empty if there is none.
 
-        Outputs, gradients and buffers are compared in two training steps, one in the network's own modes, and an
+        Outputs, gradients and buffers are compared in two training steps, one in the network's modes, and an
         evaluation.
         """
         if not self.repeats:
             return "two calls with the same random numbers differ"
-        for part in converted.modules():
-            if isinstance(part, TimeDropout):
-                part._mask = _fixed_mask_of_steps.__get__(part)  # type: ignore[method-assign]
-        here = {name: found for name, (found, _) in converted.names.items()}
+        for module in converted.modules():
+            if isinstance(module, TimeDropout):
+                module._mask = _fixed_mask_of_steps.__get__(module)  # type: ignore[method-assign]
+        here = {name: name_here for name, (name_here, _) in converted.names.items()}
         nets = ((self.net, {name: name for name in here}), (converted, here))
         rates: dict[str, list[float]] = {}
         try:
             with (
-                _buffers_kept(self.net),
-                hooked(self.nodes, lambda name, node, x, y: rates.setdefault(name, []).append(_rate(y))),
+                _restore_buffers(self.net),
+                forward_hooks(self.nodes, lambda name, node, x, y: rates.setdefault(name, []).append(_rate(y))),
             ):
                 for call, mode in enumerate((True, True, None, False)):
-                    with modes_kept(self.net, converted):
-                        for part in (*self.net.modules(), *converted.modules()):
-                            part.training = part.training if mode is None else mode
-                        theirs, ours = (self._step(net, names, call) for net, names in nets)
-                        if found := _difference(theirs, ours):
+                    with restore_modes(self.net, converted):
+                        for module in (*self.net.modules(), *converted.modules()):
+                            module.training = module.training if mode is None else mode
+                        theirs, own = (self._step(net, names, call) for net, names in nets)
+                        if name_here := _difference(theirs, own):
                             name = {True: "training", None: "the modes as given", False: "evaluation"}[mode]
-                            return f"{self._first_node(converted) or found} in {name}"
+                            return f"{self._first_node(converted) or name_here} in {name}"
         except UserError as error:
             return str(error).rstrip(".")
-        except Exception as error:  # a forward that reaches into its layers may not find what was there
+        except Exception as error:  # a forward that reaches into its layers may not find them
             return f"{type(error).__name__}: {error}".splitlines()[0]
         finally:
             self.net.zero_grad()
@@ -218,7 +218,7 @@ class Trial:
         return ""
 
     def _step(self, net: nn.Module, names: dict[str, str], call: int) -> dict[str, Any]:
-        """Outputs and buffers of a call with an input of its own; in training, all gradients."""
+        """Outputs and buffers of a call with a fresh input; in training, all gradients."""
         torch.manual_seed(call)
         x = self.x if call == 0 or not self.x.is_floating_point() else self.x * torch.rand_like(self.x) * 2
         x = x.clone().requires_grad_(self.x.is_floating_point())
@@ -230,33 +230,33 @@ class Trial:
         trained = [y for y in outputs if y.requires_grad]
         torch.autograd.backward(trained, [torch.randn(y.shape, dtype=y.dtype).to(y.device) for y in trained])
         parameters, buffers = dict(net.named_parameters()), dict(net.named_buffers())
-        results: dict[str, Any] = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
-        results[f"{_GRADIENT} the input"] = x.grad
+        outcome: dict[str, Any] = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
+        outcome[f"{_GRADIENT} the input"] = x.grad
         for name, here in names.items():
             if here in buffers:
-                results[name] = buffers[here].clone()
+                outcome[name] = buffers[here].clone()
             elif here in parameters:
-                results[f"{_GRADIENT} {name}"] = parameters[here].grad
-        return results
+                outcome[f"{_GRADIENT} {name}"] = parameters[here].grad
+        return outcome
 
     def _first_node(self, converted: Any) -> str:
-        """The first node, or last layer of a block, whose output differs; empty if none does."""
+        """The first node, or last layer of a block, with a different output; empty if none."""
         parts = dict(converted.net.named_modules())
-        ends = {name for name, part in parts.items() if getattr(part, "last", False)}
-        ends |= {name for name in self.nodes if not getattr(parts.get(name), "followed", True)}
-        found: list[dict[str, Tensor]] = []
+        last_nodes = {name for name, child in parts.items() if getattr(child, "last", False)}
+        last_nodes |= {name for name in self.nodes if not getattr(parts.get(name), "followed", True)}
+        values: list[dict[str, Tensor]] = []
         for net, modules in ((self.net, dict(self.net.named_modules())), (converted, parts)):
             torch.manual_seed(0)
             self._reset(net)
-            named = {module: name for name, module in modules.items() if name in ends}
-            found.append({named[module]: y for module, _, y in called(list(named), net, self.x)})
-        theirs, ours = found
-        differing = (name for name, y in theirs.items() if name in ours and not _equal(ours[name], y, _size(y)))
+            named = {module: name for name, module in modules.items() if name in last_nodes}
+            values.append({named[module]: y for module, _, y in record_calls(list(named), net, self.x)})
+        theirs, own = values
+        differing = (name for name, y in theirs.items() if name in own and not _equal(own[name], y, _size(y)))
         return next((f"{name} differs" for name in differing), "")
 
 
 @contextmanager
-def _buffers_kept(net: nn.Module) -> Iterator[None]:
+def _restore_buffers(net: nn.Module) -> Iterator[None]:
     buffers = {name: value.clone() for name, value in net.named_buffers()}
     try:
         yield
@@ -276,9 +276,9 @@ def _rate(y: Tensor) -> float:
 
 
 def _size(value: Any) -> float:
-    """The largest finite value; 0 for what is no tensor, or holds nothing."""
-    held = isinstance(value, Tensor) and value.numel()
-    return value.double().nan_to_num(0, 0, 0).abs().max().item() if held else 0.0
+    """The largest finite value; 0 for other objects and empty tensors."""
+    elements = isinstance(value, Tensor) and value.numel()
+    return value.double().nan_to_num(0, 0, 0).abs().max().item() if elements else 0.0
 
 
 def _equal(a: Any, b: Any, size: float) -> bool:
@@ -291,12 +291,12 @@ def _equal(a: Any, b: Any, size: float) -> bool:
     return torch.allclose(a, b, rtol=0, atol=_TOLERANCE * size, equal_nan=True)
 
 
-def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+def _difference(theirs: dict[str, Any], own: dict[str, Any]) -> str:
     """The first result that differs."""
     # A gradient that cancels to nothing, as of a bias before BN, is rounding beside the others.
     largest = max((_size(value) for name, value in theirs.items() if name.startswith(_GRADIENT)), default=0.0)
     for name, value in theirs.items():
         size = largest if name.startswith(_GRADIENT) else _size(value)
-        if not _equal(ours.get(name), value, size):
+        if not _equal(own.get(name), value, size):
             return f"{name} differs"
     return ""

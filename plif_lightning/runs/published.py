@@ -13,86 +13,86 @@ from plif_lightning.runs.command import recorded_arguments
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.run import Run, find_runs
 from plif_lightning.runs.settings import Role, role
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.files import atomic_write
 
-# Epochs, from 1, whose metrics are kept, beside the best and the last one and those that first reach an accuracy [%].
+# Epochs, from 1, with published metrics, beside the best, the last and the first to reach an accuracy [%].
 _EPOCHS = (1, 2, 3, 5, 10, 15, 20, 30, 64, 100, 1024)
 _LEVELS = (50, 60, 70, 80, 90, 92, 93, 93.5, 93.85, 99, 99.5, 99.55, 99.65)
-# Parts of the record that tell of one machine.
+# Parts of the record that describe a machine.
 _LOCAL = ("process", "wandb")
 
 
-def published(run: Run) -> Run:
-    """A finished run without what tells of one machine, and with the metrics of some epochs alone."""
+def publish(run: Run) -> Run:
+    """A finished run without paths and processes, with the metrics of some epochs."""
     arguments = [f"--{name}={value}" for name, value in recorded_arguments(run, run.arguments[1:])]
     resumed = [
-        [step, [f"--{name}={value}" for name, value in recorded_arguments(run, given)]]
-        for step, given in run.resumptions
+        [step, [f"--{name}={value}" for name, value in recorded_arguments(run, options)]]
+        for step, options in run.resumptions
     ]
-    record = {name: part for name, part in run.record.items() if name not in _LOCAL}
+    record = {name: content for name, content in run.record.items() if name not in _LOCAL}
     record |= {"arguments": ["fit", *arguments]} if run.arguments else {}
     record |= {"resumed": resumed} if resumed else {}
-    return replace(run, config=_without_places(run.config), record=record, metrics=_kept(run))
+    return replace(run, config=_without_local_settings(run.config), record=record, metrics=_published_rows(run))
 
 
-def _without_places(block: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """A configuration without the settings that say where files lie."""
-    kept = {}
+def _without_local_settings(block: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """A configuration without paths, display and loader processes."""
+    config = {}
     for name, value in block.items():
         full = above.rstrip(".") if name in ("init_args", "dict_kwargs") else f"{above}{name}"
         if not role(full) & Role.PLACE:
-            kept[name] = _without_places(value, f"{full}.") if isinstance(value, Mapping) else value
-    return kept
+            config[name] = _without_local_settings(value, f"{full}.") if isinstance(value, Mapping) else value
+    return config
 
 
-def _kept(run: Run) -> list[dict[str, float]]:
+def _published_rows(run: Run) -> list[dict[str, float]]:
     best = run.best_metrics
     epochs = {*_EPOCHS, *([best["epoch"] + 1] if best else [])}
     for level, above in pairwise((*_LEVELS, math.inf)):
-        # In float32 metrics 0.9 is slightly less. Of several levels that an epoch reached first, the highest counts.
+        # In float32 metrics 0.9 is slightly less. If an epoch is the first at more than a level, the highest counts.
         shares = ((row["epoch"] + 1, round(100 * row[run.val_key], 4)) for row in run.metrics if run.val_key in row)
         first = next(((epoch, share) for epoch, share in shares if share >= level), None)
         epochs |= {first[0]} if first is not None and first[1] < above else set()
     return [row for row in run.metrics if row is run.metrics[-1] or row["epoch"] + 1 in epochs]
 
 
-def runs_in(place: Path | str) -> list[Run]:
+def runs_in(path: Path | str) -> list[Run]:
     """The runs of a folder and its subfolders, see `find_runs`, or of a file of published ones.
 
     Raises:
         UserError: there are none, or the file is something else.
     """
-    return read_results(Path(place)) if Path(place).is_file() else find_runs(place)
+    return read_published(Path(path)) if Path(path).is_file() else find_runs(path)
 
 
-def read_results(path: Path) -> list[Run]:
-    """Read the runs of a file that `write_results` wrote.
+def read_published(path: Path) -> list[Run]:
+    """Read the runs of a file that `add_published` wrote.
 
     Raises:
         UserError: the file is not such a file.
     """
-    found = []
+    runs = []
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as published runs: {error}.") from error
     for number, line in enumerate(lines, start=1):
         try:
-            part = json.loads(line)
-            run = Run(RunFolder(path), part["run"], "finished", part["config"], part["metrics"], part["record"])
+            fields = json.loads(line)
+            run = Run(RunFolder(path), fields["run"], "finished", fields["config"], fields["metrics"], fields["record"])
             has_accuracy = run.accuracy is not None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}, line {number} is not a published run: {error!r}.") from error
         if not has_accuracy:
             raise UserError(f"{path}, line {number}: the run {run.name} has no accuracy.")
-        found.append(run)
-    return found
+        runs.append(run)
+    return runs
 
 
-def write_results(path: Path, runs: Sequence[Run], order: Sequence[str] = ()) -> list[Run]:
+def add_published(path: Path, runs: Sequence[Run], order: Sequence[str] = ()) -> list[Run]:
     """Add the finished runs to a file of published ones and return all of them.
 
-    A run with the same key and seed replaces the one that is there.
+    A run with the same key and seed replaces the published run.
 
     Args:
         path: the file, which may not exist yet.
@@ -103,18 +103,18 @@ def write_results(path: Path, runs: Sequence[Run], order: Sequence[str] = ()) ->
         UserError: path is another file.
     """
     finished = [run for run in runs if run.status == "finished" and run.accuracy is not None]
-    new = [published(run) for run in sorted(finished, key=lambda run: run.started)]
-    old = read_results(path) if path.exists() else []
-    kept = {(run.key, _seed(run)): run for run in (*old, *new)}.values()
+    new = [publish(run) for run in sorted(finished, key=lambda run: run.started)]
+    old = read_published(path) if path.exists() else []
+    unique = {(run.key, _seed(run)): run for run in (*old, *new)}.values()
 
-    def place(run: Run) -> tuple[Any, ...]:
-        title = str(run.part("data").get("title"))
+    def sort_key(run: Run) -> tuple[Any, ...]:
+        title = str(run.section("data").get("title"))
         rank = order.index(title) if title in order else len(order)
         return rank, title, run.protocol, run.arguments, run.epochs, _seed(run)
 
-    with written_whole(path) as file:
-        file.writelines(f"{json.dumps(_line(run), default=str)}\n" for run in sorted(kept, key=place))
-    return read_results(path)
+    with atomic_write(path) as file:
+        file.writelines(f"{json.dumps(_line(run), default=str)}\n" for run in sorted(unique, key=sort_key))
+    return read_published(path)
 
 
 def _line(run: Run) -> dict[str, Any]:

@@ -14,23 +14,23 @@ from plif_lightning.runs.run import Run
 _COLUMNS = ["data set", "paper A, B", "configuration", "epochs", "protocol", "accuracy [%]", "tau", "minutes"]
 
 
-def results_table(runs: Sequence[Run]) -> Table:
+def measured_table(runs: Sequence[Run]) -> Table:
     """Means over the seeds of each setting, in the order of the runs."""
-    found = groups(runs)
+    averaged = groups(runs)
     notes = ["\u00b1: one standard error of one run, over the tested samples; [ ]: Student's 95 % interval over seeds."]
-    names = [[run.name for run in group.runs] for group in found]
-    return Table("", "Measured", _COLUMNS, [_row(group) for group in found], notes, names)
+    names = [[run.name for run in group.runs] for group in averaged]
+    return Table("", "Measured", _COLUMNS, [_row(group) for group in averaged], notes, names)
 
 
 def _row(group: Group) -> list[str]:
     first, data_set = group.runs[0], group.setting.data_set
     # Accuracies on a part of the data cannot be compared with the paper's.
-    is_part = data_set in paper.TITLES and not group.is_whole
-    known = "" if is_part or data_set not in paper.TITLES else _of_paper(data_set)
+    is_subset = data_set in paper.TITLES and not group.has_all_samples
+    of_paper = "" if is_subset or data_set not in paper.TITLES else _of_paper(data_set)
     minutes = [run.metrics[-1]["seconds"] / 60 for run in group.runs if "seconds" in run.metrics[-1]]
     return [
-        f"{data_title(first)} ({source(first)})" if is_part else data_title(first),
-        known,
+        f"{data_title(first)} ({source(first)})" if is_subset else data_title(first),
+        of_paper,
         ", ".join(filter(None, (_configuration(first), overrides(first)))),
         group.epochs,
         group.protocol,
@@ -50,8 +50,8 @@ def _accuracy(group: Group) -> str:
     accuracy = f"{100 * fmean(shares):.2f}"
     if len(shares) > 1:
         low, high = interval(shares, None)  # none if all seeds reached the same
-        ends = "" if math.isnan(low) else f" [{100 * max(low, 0.0):.2f}, {100 * min(high, 1.0):.2f}]"
-        return f"{accuracy}{ends}, {len(shares)} seeds"
+        interval_text = "" if math.isnan(low) else f" [{100 * max(low, 0.0):.2f}, {100 * min(high, 1.0):.2f}]"
+        return f"{accuracy}{interval_text}, {len(shares)} seeds"
     error = standard_error(group.runs[0])
     return accuracy if error is None else f"{accuracy} \u00b1 {100 * error:.2f}"
 
@@ -80,17 +80,17 @@ def _configuration(run: Run) -> str:
 
 
 def overrides(run: Run) -> str:
-    """Arguments of a run beside its configurations, without those that a later one replaces, then changes on resuming.
+    """Arguments of a run beside its configurations, without overridden arguments, then changes on resuming.
 
-    What follows `a+=x`, such as `a.b=1`, belongs to that x.
+    Arguments after `a+=x`, such as `a.b=1`, belong to that x.
     """
     arguments = recorded_arguments(run, run.arguments[1:])
-    given = [(name, value) for name, value in arguments if name not in ("config", "seed_everything")]
-    names = [name for name, _ in given]
+    options = [(name, value) for name, value in arguments if name not in ("config", "seed_everything")]
+    names = [name for name, _ in options]
     appended = tuple(name.replace("+", ".") for name in names if name.endswith("+"))
-    kept = [
+    in_force = [
         f"{name}={value}"
-        for i, (name, value) in enumerate(given)
+        for i, (name, value) in enumerate(options)
         if name.endswith("+") or name.startswith(appended) or name not in names[i + 1 :]
     ]
-    return " ".join([*kept, *(f"after step {step} {name}={value}" for step, name, value in run.changes)])
+    return " ".join([*in_force, *(f"after step {step} {name}={value}" for step, name, value in run.changes)])

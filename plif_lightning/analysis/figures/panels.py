@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from plif_lightning.analysis.figures.page import NothingToShowError, escaped, for_title, literal, shortened
-from plif_lightning.analysis.grouping import by_key, data_title, labels, one_per_seed, setting_of
+from plif_lightning.analysis.figures.page import NoDataError, escape_formula, for_title, literal, shorten
+from plif_lightning.analysis.grouping import by_key, data_title, labels, latest_of_each_seed, setting_of
 from plif_lightning.runs.run import Run
 
 
@@ -28,7 +28,7 @@ class Panel(NamedTuple):
 
     @property
     def title(self) -> str:
-        return "\n".join(part for part in self if part)
+        return "\n".join(line for line in self if line)
 
 
 Curve = tuple[list[float], list[float]]  # epochs and values
@@ -36,7 +36,7 @@ Groups = list[tuple[str, list[Run]]]  # label and runs of each curve
 
 
 def by_panel(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[Panel, Groups]:
-    """Group runs by data set, T and protocol, and within those by their keys.
+    """Group runs by data set, T and protocol, then by their keys.
 
     Args:
         runs: to choose from.
@@ -45,24 +45,25 @@ def by_panel(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[Panel, 
     panels: dict[Panel, list[Run]] = defaultdict(list)
     for run in filter(wanted, runs):
         panels[panel_of(run)].append(run)
-    found = {}
+    grouped = {}
     for panel, of_panel in sorted(panels.items()):
-        counted = [_counted(alike) for alike in by_key(of_panel)]
-        firsts = [group[0] for group in counted]
-        named = labels(firsts)
-        lengths = [f", {run.settings.get('trainer.max_epochs')} epochs" for run in firsts]
+        counted = [_runs_of_mean(alike) for alike in by_key(of_panel)]
+        first_runs = [group[0] for group in counted]
+        named = labels(first_runs)
+        lengths = [f", {run.settings.get('trainer.max_epochs')} epochs" for run in first_runs]
         each = [label + length for label, length in zip(named.each, lengths, strict=True)]
-        labelled = sorted(zip(each if len({*lengths}) > 1 else named.each, counted, strict=True), key=_place)
-        found[panel._replace(shared=for_title(named.shared))] = labelled
-    return found
+        labelled = sorted(zip(each if len({*lengths}) > 1 else named.each, counted, strict=True), key=_sort_key)
+        grouped[panel._replace(shared=for_title(named.shared))] = labelled
+    return grouped
 
 
-def _counted(group: list[Run]) -> list[Run]:
-    """Runs that count towards a mean: finished, one per seed, as in the tables; unfinished if there are no others."""
-    return one_per_seed([run for run in group if run.status == "finished"] or group)
+def _runs_of_mean(group: list[Run]) -> list[Run]:
+    """Runs that count towards a mean: finished, the latest of each seed, as in the tables; unfinished if there are no
+    others."""
+    return latest_of_each_seed([run for run in group if run.status == "finished"] or group)
 
 
-def _place(labelled: tuple[str, list[Run]]) -> tuple[Any, ...]:
+def _sort_key(labelled: tuple[str, list[Run]]) -> tuple[Any, ...]:
     """Sort key of curves: PLIF first, then by tau_0, max-pooling before others."""
     label, runs = labelled
     setting = setting_of(runs[0])
@@ -70,8 +71,8 @@ def _place(labelled: tuple[str, list[Run]]) -> tuple[Any, ...]:
 
 
 def panel_of(run: Run) -> Panel:
-    of_origin = f", {shortened(origin)}" if (origin := run.part("data").get("origin")) else ""
-    name = escaped(textwrap.fill(shortened(data_title(run), 30) + of_origin, 36))
+    of_origin = f", {shorten(origin)}" if (origin := run.section("data").get("origin")) else ""
+    name = escape_formula(textwrap.fill(shorten(data_title(run), 30) + of_origin, 36))
     steps = literal(run.setting("data.time_steps", "?"), 12)
     return Panel(name, f"T = {steps}, protocol {run.protocol}")
 
@@ -81,13 +82,13 @@ def source_of(run: Run) -> str:
     return f"Data: {' '.join(panel_of(run).data.splitlines())}; {labels([run]).each[0]}; run {literal(run.name)}."
 
 
-def aligned(curves: Sequence[Curve]) -> tuple[list[float], NDArray[np.float64]]:
+def common_epochs(curves: Sequence[Curve]) -> tuple[list[float], NDArray[np.float64]]:
     """Return the epochs that all curves have, and the values there [curves, epochs].
 
     Raises:
-        NothingToShowError: there is no common epoch.
+        NoDataError: there is no common epoch.
     """
     common = sorted(set.intersection(*(set(epochs) for epochs, _ in curves)))
     if not common:
-        raise NothingToShowError("runs that differ only in their seed have no epoch in common.")
+        raise NoDataError("runs that differ only in their seed have no epoch in common.")
     return common, np.array([[dict(zip(*curve, strict=True))[e] for e in common] for curve in curves])

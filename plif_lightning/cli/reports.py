@@ -12,21 +12,21 @@ from plif_lightning.analysis import paper
 from plif_lightning.analysis.frame import write_frame
 from plif_lightning.analysis.layers import layer_table
 from plif_lightning.analysis.leaderboard import comparison_table, gains_table, leaderboard_table
-from plif_lightning.analysis.results import results_table
+from plif_lightning.analysis.measured import measured_table
 from plif_lightning.analysis.tables import (
     Table,
+    accuracy_tables,
     earlier_work,
     heading,
     network_tables,
     print_tables,
     problems_of,
-    result_tables,
     runs_without_a_test,
     write_tables,
 )
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
-from plif_lightning.runs.results import runs_in, write_results
+from plif_lightning.runs.published import add_published, runs_in
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import Role, role
 from plif_lightning.runtime import program
@@ -93,86 +93,88 @@ def runs(argv: list[str]) -> int:
     """List runs, or compare some of them."""
     from plif_lightning.analysis.frame import read_runs
 
-    given = _runs_parser().parse_args(argv)
-    place = given.runs or RUNS
-    frame = read_runs(place)
-    if given.compare:
-        names = [name.rstrip("/").removeprefix(f"{place}/") for name in given.compare]
+    options = _runs_parser().parse_args(argv)
+    root = options.runs or RUNS
+    frame = read_runs(root)
+    if options.compare:
+        names = [name.rstrip("/").removeprefix(f"{root}/") for name in options.compare]
         if unknown := [name for name in names if name not in frame.index]:
-            raise UserError(f"{', '.join(unknown)} is no run in {place}: it has {', '.join(frame.index)}.")
+            raise UserError(f"{', '.join(unknown)} is no run in {root}: it has {', '.join(frame.index)}.")
         frame = frame.loc[names]
     differing = [name for name in frame.columns if frame[name].astype(str).nunique() > 1]
-    if given.out is not None:
-        write_frame(frame, given.out)
-        print(given.out)
-    elif given.compare:
+    if options.out is not None:
+        write_frame(frame, options.out)
+        print(options.out)
+    elif options.compare:
         print(frame[differing].T.to_string(na_rep=""))
     else:
         listed = [name for name in _LISTED if name in frame.columns]
-        told = ("data", "model", "trainer", "code", "changes")
-        listed += [n for n in differing if n.partition(".")[0] in told and n not in listed and not role(n) & Role.PLACE]
+        blocks = ("data", "model", "trainer", "code", "changes")
+        listed += [
+            n for n in differing if n.partition(".")[0] in blocks and n not in listed and not role(n) & Role.PLACE
+        ]
         print(frame[listed].to_string(na_rep="", float_format=lambda value: f"{value:.4g}"))
     return 0
 
 
-# In the paper's order, behind the runs' own.
+# In the paper's order, behind the runs' tables.
 _ORDER = ["runs", "layers", "1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "leaderboard", "gains"]
 
 
-def _baseline(given: Sequence[str] | None) -> dict[str, Any] | None:
+def _baseline(texts: Sequence[str] | None) -> dict[str, Any] | None:
     """The settings of `--baseline`."""
-    if given is None:
+    if texts is None:
         return None
-    found = {}
-    for text in given:
+    settings = {}
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--baseline must be NAME=VALUE, such as model.neuron=lif, got {text}.")
-        found[name] = yaml.safe_load(value)
-    return found
+        settings[name] = yaml.safe_load(value)
+    return settings
 
 
 def all_tables(runs: list[Run], baseline: dict[str, Any] | None = None) -> list[Table]:
     """Return the settings of the runs, every table of the paper, and the leaderboard."""
-    own = [make(runs, baseline) for make in (comparison_table, leaderboard_table, gains_table)]
-    found = [*own, layer_table(runs), *network_tables(runs), earlier_work(), *result_tables(runs)]
-    return sorted(found, key=lambda table: _ORDER.index(table.name))
+    of_project = [make(runs, baseline) for make in (comparison_table, leaderboard_table, gains_table)]
+    tables = [*of_project, layer_table(runs), *network_tables(runs), earlier_work(), *accuracy_tables(runs)]
+    return sorted(tables, key=lambda table: _ORDER.index(table.name))
 
 
-def _chosen(only: str | None, known: list[str]) -> list[str]:
+def _chosen(only: str | None, valid: list[str]) -> list[str]:
     """Split the names of `--only`, by default all; refuse unknown ones."""
-    names = known if only is None else [name.strip() for name in only.split(",")]
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"--only must be some of {','.join(known)}, got {','.join(unknown)}.")
+    names = valid if only is None else [name.strip() for name in only.split(",")]
+    if unknown := [name for name in names if name not in valid]:
+        raise UserError(f"--only must be some of {','.join(valid)}, got {','.join(unknown)}.")
     return names
 
 
 def tables(argv: list[str]) -> int:
     """Print the tables, and write them into the files asked for."""
-    given = _tables_parser().parse_args(argv)
-    baseline = _baseline(given.baseline)
-    place = Path(given.runs or RUNS)
+    options = _tables_parser().parse_args(argv)
+    baseline = _baseline(options.baseline)
+    root = Path(options.runs or RUNS)
     # Without runs the paper's numbers are shown.
-    is_needed = given.runs is not None or given.results is not None
-    runs = runs_in(place) if is_needed or place.is_dir() else []
-    found = all_tables(runs, baseline)
-    chosen = _chosen(given.only, [table.name for table in found])
-    if given.only is None:
+    is_needed = options.runs is not None or options.results is not None
+    runs = runs_in(root) if is_needed or root.is_dir() else []
+    paper_tables = all_tables(runs, baseline)
+    chosen = _chosen(options.only, [table.name for table in paper_tables])
+    if options.only is None:
         chosen.remove("layers")  # which is long
-    found = [table for table in found if table.name in chosen]
-    for table in found if given.only else ():
+    paper_tables = [table for table in paper_tables if table.name in chosen]
+    for table in paper_tables if options.only else ():
         if not table.rows:
             print(f"note: {heading(table)}: no run belongs to it. {' '.join(table.notes)}", file=sys.stderr)
-    if given.results is not None:
-        found.append(results_table(write_results(given.results, runs, [*paper.TITLES.values()])))
+    if options.results is not None:
+        paper_tables.append(measured_table(add_published(options.results, runs, [*paper.TITLES.values()])))
         for run in runs_without_a_test(runs):
-            command = f"{program.shown()} test --ckpt_path {shlex.quote(str(run.folder.best))}"
+            command = f"{program.program_name()} test --ckpt_path {shlex.quote(str(run.folder.best))}"
             print(f"note: {run.name} has no row: its test set was never measured. {command}", file=sys.stderr)
-    if given.show_runs:
-        found = [table.with_its_runs for table in found]
-    print_tables(found, runs)
-    if given.out is not None:
-        for path in write_tables(found, given.out):
+    if options.show_runs:
+        paper_tables = [table.with_its_runs for table in paper_tables]
+    print_tables(paper_tables, runs)
+    if options.out is not None:
+        for path in write_tables(paper_tables, options.out):
             print(path)
     return 0
 
@@ -181,22 +183,22 @@ def figures(argv: list[str]) -> int:
     """Draw the figures and return the exit status."""
     from plif_lightning.analysis.figures import FIGURES, write_figures, write_recording
 
-    given = _figures_parser().parse_args(argv)
-    if given.recording is not None:
-        write_recording(given.recording, given.out)
+    options = _figures_parser().parse_args(argv)
+    if options.recording is not None:
+        write_recording(options.recording, options.out)
         return 0
-    names = _chosen(given.only, [*FIGURES])
-    runs = runs_in(given.runs or RUNS)
+    names = _chosen(options.only, [*FIGURES])
+    runs = runs_in(options.runs or RUNS)
     for problem in problems_of([run for run in runs if run.status == "unreadable"]):
         print(f"note: left out: {problem}", file=sys.stderr)
-    return write_figures(runs, given.out, names)
+    return write_figures(runs, options.out, names)
 
 
 def report(argv: list[str]) -> int:
     """Write the page."""
     from plif_lightning.analysis.report import write_report
 
-    given = _report_parser().parse_args(argv)
-    runs = runs_in(given.runs or RUNS)
-    write_report(runs, all_tables(runs), given.out)
+    options = _report_parser().parse_args(argv)
+    runs = runs_in(options.runs or RUNS)
+    write_report(runs, all_tables(runs), options.out)
     return 0
