@@ -31,6 +31,7 @@ from plif_lightning.network.checkpoint import (
 from plif_lightning.network.fingerprint import fingerprint
 from plif_lightning.network.output import LeakyIntegrator
 from plif_lightning.network.own import description, neurons_of
+from plif_lightning.network.recurrent import RecurrentLinear
 from plif_lightning.network.stepping import STATEFUL
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import as_tuple, from_tuple
@@ -71,7 +72,8 @@ class SingleStep(nn.Module):
 def states_of(net: nn.Module) -> dict[str, float]:
     """The states of every layer of neurons before the first step, by name: `v_conv1`, its potential, and so on.
 
-    That of a readout's leaky integral is `v_` and the name of its module.
+    That of a readout's leaky integral is `v_` and the name of its module; the spikes that a recurrent layer sees are
+    `s_` and the name of its weight.
     """
     names = {module: name for name, module in neurons_of(net)}
     initial: dict[str, float] = {}
@@ -80,8 +82,9 @@ def states_of(net: nn.Module) -> dict[str, float]:
             start_values = module.equations.start(module.constants)
             for state, start in zip(module.equations.state, start_values, strict=True):
                 initial[f"{state}_{names[module].replace('.', '_')}"] = start
-        elif isinstance(module, LeakyIntegrator):
-            initial[f"v_{name.replace('.', '_')}"] = 0.0
+        elif isinstance(module, (LeakyIntegrator, RecurrentLinear)):
+            kind = "v" if isinstance(module, LeakyIntegrator) else "s"
+            initial[f"{kind}_{name.replace('.', '_')}"] = 0.0
     return initial
 
 

@@ -32,7 +32,7 @@ from plif_lightning.network.hooks import OnSpikes, record_spikes
 from plif_lightning.network.network import require_input
 from plif_lightning.network.output import LeakyIntegrator
 from plif_lightning.network.signals import Signal, run_layer, run_layers
-from plif_lightning.network.stepping import State
+from plif_lightning.network.stepping import STATEFUL, State
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import Carried, LayerState, as_tuple, carry_states
 
@@ -120,6 +120,11 @@ class Frozen:
     neurons: dict[str, Neuron]
     form: str
     on_spikes: OnSpikes | None = None
+
+    @property
+    def stateful(self) -> Mapping[str, nn.Module]:
+        """Modules whose states a step carries, by name in the network."""
+        return self.neurons
 
     def run(self, x: Signal, states: Carried | None) -> Signal:
         if states is None:
@@ -243,7 +248,13 @@ class _AsItIs(Frozen):
 
     def __init__(self, prefix: str, block: nn.Module, flat: bool) -> None:
         self._block, self._flat = block, flat
-        self.neurons = {f"{prefix}.{n}": module for n, module in block.named_modules() if isinstance(module, Neuron)}
+        modules = {f"{prefix}.{name}": module for name, module in block.named_modules()}
+        self.neurons = {name: module for name, module in modules.items() if isinstance(module, Neuron)}
+        self._stateful = {name: module for name, module in modules.items() if isinstance(module, STATEFUL)}
+
+    @property
+    def stateful(self) -> Mapping[str, nn.Module]:
+        return self._stateful
 
     def run(self, x: Signal, states: Carried | None) -> Signal:
         dense = _dense(x.values, x.steps)
@@ -401,7 +412,7 @@ def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
         if is_binary and isinstance(block, ConvBlock) and not refuses_conv(block) and block.pool_name is not None:
             frames = i == 0 and net.input_shape[0] == _POLARITIES and net.inputs.name == "direct"
             layers[name] = _Conv(neuron, block, of_spikes or frames, int8=engine == "int8" and of_spikes)
-        elif is_binary and isinstance(block, FCBlock) and of_spikes:
+        elif is_binary and isinstance(block, FCBlock) and block.recurrent is None and of_spikes:
             layers[name] = _FC(neuron, block, engine == "int8")
         else:
             layers[name] = _AsItIs(f"{stage}.{name}", block, flat=stage == "classifier")

@@ -149,6 +149,8 @@ class _Writer:
             match layer:
                 case Conv():
                     outputs = self.conv(spec, layer, outputs)
+                case FC(recurrent=True):
+                    raise UserError(f"{name} is recurrent, which to_nir does not write: export pt2 or onnx.")
                 case FC():
                     fc = self.blocks[name].fc
                     node = _nir().Affine(_array(fc.weight), _array(fc.bias)) if layer.bias else None

@@ -263,7 +263,8 @@ def _as(value: float, dtype: torch.dtype) -> float:
     return torch.tensor(value, dtype=dtype, device="cpu").item()
 
 
-def _linear_weight_events(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
+def linear_weight_of_bits(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
+    """Gradient of an FC layer's weight [O, K], in float32, from its spikes as bits [R, K / 64] and `grad` [R, O]."""
     from plif_lightning.kernels import cpu_sparse
 
     if not len(bits):
@@ -299,7 +300,7 @@ class _LinearOfSpikes(torch.autograd.Function):
             # The output's gradient has few rows: scaling it is cheaper than scaling the weight's gradient.
             scaled, inputs = (grad * _as(value, grad.dtype)).contiguous(), weight.shape[1]
             if skip.gradient:
-                grad_weight = _linear_weight_events(bits, scaled, inputs)
+                grad_weight = linear_weight_of_bits(bits, scaled, inputs)
             else:
                 grad_weight = product(scaled.t(), unpack(bits, inputs, grad.dtype))
             grad_weight = grad_weight.to(weight.dtype)

@@ -8,6 +8,7 @@ from plif_lightning.network.norm import NormStatistics
 from plif_lightning.network.over_time import OverTime, over_time
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
 from plif_lightning.network.pretrained import from_pretrained, push_to_hub, save_pretrained
+from plif_lightning.network.recurrent import Recurrent
 from plif_lightning.network.spikingjelly import from_spikingjelly
 from plif_lightning.network.stepping import step, traces
 from plif_lightning.structure import Structure
@@ -19,6 +20,7 @@ __all__ = [
     "OverTime",
     "PoolTies",
     "Pooling",
+    "Recurrent",
     "SpikeMaxPool2d",
     "SpikingNetwork",
     "Structure",

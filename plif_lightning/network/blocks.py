@@ -13,6 +13,7 @@ from plif_lightning.network.forms import Choice, Sum, refuses_sum, run_conv, run
 from plif_lightning.network.hooks import is_plain
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.pooling import Pool2d, TimeDropout, draw_seed, pooled_levels
+from plif_lightning.network.recurrent import RecurrentLinear
 from plif_lightning.network.signals import Signal, SignalModule, levels_of, output_levels, run_layer, run_layers
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import Carried
@@ -88,6 +89,7 @@ class FCBlock(SignalModule):
         dropout: dropout of the input.
         fc: the FC layer.
         neuron: the spiking neurons; None for a readout.
+        recurrent: weight from their spikes of the previous step to their input; None without.
         backend: the form that runs; None for the reference.
 
     Attributes:
@@ -95,11 +97,18 @@ class FCBlock(SignalModule):
     """
 
     def __init__(
-        self, dropout: TimeDropout, fc: nn.Linear, neuron: Neuron | None, *, backend: Backend | None = None
+        self,
+        dropout: TimeDropout,
+        fc: nn.Linear,
+        neuron: Neuron | None,
+        recurrent: RecurrentLinear | None = None,
+        *,
+        backend: Backend | None = None,
     ) -> None:
         super().__init__()
         self.dropout = dropout
         self.fc = fc
+        self.recurrent = recurrent
         self.neuron = neuron
         self.backend = backend or Backend("reference")
         self.choice: Choice | None = None

@@ -12,6 +12,7 @@ from torch.nn.modules.utils import _pair
 from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, NeuronBlock, ResidualBlock
 from plif_lightning.network.norm import NormHeld, NormStatistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import Pool2d, PoolTies, SpikeMaxPool2d, TimeDropout
+from plif_lightning.network.recurrent import RecurrentLinear
 from plif_lightning.neurons import Neuron
 from plif_lightning.structure import FC, Conv, Integrator, LayerSpec, Neurons, Pool, Residual, Votes
 from plif_lightning.structure.shapes import padding_of
@@ -78,6 +79,7 @@ class Builder:
             TimeDropout(dropout),
             nn.Linear(math.prod(spec.before), layer.features, bias=layer.bias),
             self.neuron(layer.neurons, layer.features),
+            RecurrentLinear(layer.features) if layer.recurrent else None,
         )
 
     def neuron(self, layer: Neurons | None, channels: int) -> Neuron | None:

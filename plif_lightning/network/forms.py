@@ -36,6 +36,7 @@ from plif_lightning.kernels.dense import computing_type, conv2d, linear
 from plif_lightning.kernels.layout import KERNELS, STRIDES, channels_innermost
 from plif_lightning.network.hooks import is_plain
 from plif_lightning.network.pooling import TimeDropout
+from plif_lightning.network.recurrent import recurrent_spikes
 from plif_lightning.network.signals import Signal, run_layer
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import Carried
@@ -330,6 +331,8 @@ def run_fc(block: Block, x: Signal, states: Carried | None) -> Tensor:
     else:
         block.choice = None
         y = run_dense(fc, run_layer(dropout, x, states).values)
+    if block.recurrent is not None:
+        return recurrent_spikes(block.recurrent, block.neuron, Signal(y, x.steps), states)
     spikes: Tensor = y if block.neuron is None else run_layer(block.neuron, Signal(y, x.steps), states).values
     return spikes
 

@@ -107,16 +107,19 @@ class FC:
         bias: `FC10b`.
         dropout: drop probability before it; None for `DP`, that of the network; 0 for none.
         neurons: None for a readout without spikes.
+        recurrent: `RFC10`: its neurons also see their spikes of the previous step.
     """
 
     features: int
     bias: bool = False
     dropout: float | None = 0.0
     neurons: Neurons | None = None
+    recurrent: bool = False
 
     def __str__(self) -> str:
         drop = "DP" if self.dropout is None else f"DP({self.dropout})"
-        parts = [*([] if self.dropout == 0 else [drop]), f"FC{self.features}{'b' if self.bias else ''}"]
+        fc = f"{'R' if self.recurrent else ''}FC{self.features}{'b' if self.bias else ''}"
+        parts = [*([] if self.dropout == 0 else [drop]), fc]
         return "-".join([*parts, *([] if self.neurons is None else [str(self.neurons)])])
 
 

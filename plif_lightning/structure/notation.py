@@ -8,7 +8,7 @@
              | NAME ["(" name "=" value {"," name "=" value} ")"]         neurons: PLIF, LIF(init_tau=3.0), my.Neuron
              | ("MP" | "AP") ["k" size "s" size ["p" size]]   pool; without a size over the full map
              | "DP" ["(" p ")"]                               dropout before an FC layer
-             | "FC" n ["b"]                                   FC layer; b: with a bias
+             | ["R"] "FC" n ["b"]                             FC layer; b: with a bias; R: recurrent
              | ("ADD" | "AND" | "IAND") "(" items ["|" items] ")"         residual block: branch | shortcut
              | "LI" ["(" ... ")"]                             leaky integral of a readout, last
     size     = n | n "x" n                                    height x width
@@ -45,7 +45,7 @@ from plif_lightning.structure.layers import (
 NEURONS = ("PLIF", "LIF", "IF", "CLIF", "ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
 _CONV = re.compile(r"c(\d+)k(\d+(?:x\d+)?)(?:s(\d+(?:x\d+)?))?(?:p(\d+(?:x\d+)?))?(?:d(\d+(?:x\d+)?))?(?:g(\d+))?")
 _POOL = re.compile(r"(MP|AP)(?:k(\d+(?:x\d+)?)s(\d+(?:x\d+)?)(?:p(\d+(?:x\d+)?))?)?")
-_FC = re.compile(r"FC(\d+)(b?)")
+_FC = re.compile(r"(R?)FC(\d+)(b?)")
 _WORD = re.compile(r"[A-Za-z_][\w.]*")
 _ITEM = "a convolution (c128k3s1), BN, neurons (PLIF), a pool (MPk2s2), DP, FC100, ADD(...) or {...}*2"
 
@@ -126,7 +126,8 @@ class _Reader:
         if match := self.take_match(_CONV):
             return [_ItemAt(start, self.conv(start, match))]
         if match := self.take_match(_FC):
-            return [_ItemAt(start, FC(self.positive(start, match[1], "features"), bool(match[2])))]
+            features = self.positive(start, match[2], "features")
+            return [_ItemAt(start, FC(features, bool(match[3]), recurrent=bool(match[1])))]
         if match := self.take_match(_POOL):
             return [_ItemAt(start, self.pool(start, match))]
         word = _WORD.match(self.text, self.at)
@@ -360,6 +361,9 @@ class _Group:
 
     def finish(self) -> list[NotationLayer]:
         self.require_no_drop()
+        for layer in self.layers:
+            if isinstance(layer, FC) and layer.recurrent and layer.neurons is None:
+                self.reader.refuse(len(self.reader.text), f"{layer} needs neurons, whose spikes return to it")
         if self.outermost and not self.flat:
             end = len(self.reader.text)
             self.reader.refuse(end, "a network ends with FC layers: add -FC10, or -FC100-PLIF-APk10s10")

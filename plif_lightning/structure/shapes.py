@@ -1,6 +1,7 @@
 """Names and shapes of a structure's layers for an input, and the mistakes that shapes show."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple, assert_never
 
 from plif_lightning.errors import UserError
@@ -78,7 +79,7 @@ def require_classes(structure: Structure, num_classes: int) -> None:
     if fc.features == per_class * num_classes:
         return
     layers = list(structure.layers)
-    layers[last] = FC(per_class * num_classes, fc.bias, fc.dropout, fc.neurons)
+    layers[last] = replace(fc, features=per_class * num_classes)
     of_each = f" ({per_class} for each class)" if per_class > 1 else ""
     raise UserError(
         f"the last layer, FC{fc.features}, gives {fc.features / per_class:g} classes{of_each}, but the data has "

@@ -162,8 +162,9 @@ def first_ones(shape, number):
         ("conv", (2, 64, 16, 16), (63, 64, 3, 3), False),  # few outputs
         ("conv", (1, 64, 16, 16), (64, 64, 3, 3), False),  # little work
         ("linear", (64, 512), (512, 512), True),
-        ("linear", (65, 511), (512, 511), False),
-        ("linear", (65, 512), (511, 512), False),
+        ("linear", (2048, 64), (512, 64), True),
+        ("linear", (2048, 63), (512, 63), False),
+        ("linear", (2048, 512), (63, 512), False),
         ("linear", (63, 512), (512, 512), False),
     ],
 )
@@ -171,6 +172,14 @@ def test_narrow_layers_and_small_maps_are_dense(name, shape, of_weight, expected
     monkeypatch.setattr(backend, "_has_amx", lambda: True)
     found = Backend().skips(name, first_ones(shape, 1), torch.zeros(of_weight, requires_grad=True))
     assert (found.output, found.gradient) == (expected, expected)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.04, True), (0.07, False)])
+def test_narrow_fc_layers_are_event_driven_at_low_densities(share, expected):
+    x = (torch.rand(4096, 256, generator=torch.Generator().manual_seed(0)) < share).float()
+    weight = torch.zeros(128, 256, requires_grad=True)
+    assert Backend().skips("linear", x, weight).output == expected
+    assert not Backend().skips("linear", x.bfloat16(), weight).output
 
 
 def test_only_a_weight_that_learns_has_a_gradient_to_make_faster():
@@ -229,13 +238,13 @@ def test_declared_spikes_with_other_values_run_dense(dtype, other, place):
 @pytest.mark.parametrize("skip", [Skip(a, b) for a in (False, True) for b in (False, True)])
 def test_each_product_follows_skip(skip, monkeypatch):
     taken = []
-    for name in ("conv_events", "_conv_weight_events", "_linear_events", "_linear_weight_events"):
+    for name in ("conv_events", "_conv_weight_events", "_linear_events", "linear_weight_of_bits"):
         form = getattr(sparse, name)
         monkeypatch.setattr(sparse, name, lambda *of, f=form, name=name, **by: (taken.append(name), f(*of, **by))[1])
     results(conv_of_spikes, maps(4, 20, 8, 8, share=0.1), values(4, 20, 3, 3), skip)
     results(linear_of_spikes, spikes(10, 100, share=0.1), values(4, 100), skip)
     expected = ["conv_events", "_linear_events"] * skip.output
-    expected += ["_conv_weight_events", "_linear_weight_events"] * skip.gradient
+    expected += ["_conv_weight_events", "linear_weight_of_bits"] * skip.gradient
     assert sorted(taken) == sorted(expected)
 
 

@@ -1,0 +1,143 @@
+"""Recurrent neurons over T on a CPU: event-driven recurrent products forward, one product a step backward."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plif_lightning.dynamics.derivatives import once_differentiable
+from plif_lightning.dynamics.equations import Dynamics, program
+from plif_lightning.dynamics.reference import in_real_precision
+from plif_lightning.kernels import ops
+from plif_lightning.kernels.bits import pack_spikes
+from plif_lightning.kernels.dense import product
+from plif_lightning.kernels.layout import BACKWARD, POOLS, Geometry, real_type, rows_of
+from plif_lightning.kernels.ops import outside_compile
+from plif_lightning.kernels.parallel import parallel
+from plif_lightning.kernels.sparse import linear_of_bits, linear_weight_of_bits
+
+# Up to this share of spikes a step's recurrent product gathers the rows of what spiked: from 0.3 on, a dense product of
+# 64 samples and 256 neurons is as fast (one thread, Zen 4).
+_EVENT_DRIVEN = 0.25
+
+
+class _RecurrentFunction(torch.autograd.Function):
+    """Saves inputs, spikes and states of every step for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weight: Tensor, learned: Tensor, neuron: str, steps: int) -> Tensor:
+        from plif_lightning.kernels import cpu  # deferred: imports numba
+
+        inputs, spikes = y.new_empty(steps, *y.shape[1:]), y.new_empty(steps, *y.shape[1:])
+        states = y.new_empty(steps, len(program(neuron).states), y[0].numel())
+        layer = _Layer(y, learned, neuron)
+        table = weight.detach().t().contiguous()  # [F, F'], a row for each neuron that spikes
+        rows = _rows(inputs), _rows(spikes), states.numpy()
+        for t in range(steps):
+            x = y[t if len(y) > 1 else 0]
+            torch.add(x, _recurrent_input(spikes[t - 1], table), out=inputs[t]) if t else inputs[t].copy_(x)
+            before = rows[2][t - 1] if t else layer.none
+            io = rows[0][t : t + 1], layer.none, layer.norm, layer.fire, (before, rows[2][t]), rows[1][t : t + 1]
+            parallel(cpu.forward, layer.geometry.units, layer.geometry.threads, *io, layer.sizes)
+        ctx.save_for_backward(weight, learned, inputs, spikes, states)
+        ctx.settings = neuron, len(y)
+        return spikes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
+        from plif_lightning.kernels import cpu_backward  # deferred: imports numba
+
+        weight, learned, inputs, spikes, states = ctx.saved_tensors
+        neuron, given_steps = ctx.settings
+        steps, features = len(inputs), len(weight)
+        layer = _Layer(inputs, learned, neuron, BACKWARD)
+        grads, grad_out = torch.empty_like(inputs), grad_spikes.contiguous()
+        grad_states = torch.empty_like(states[:2])
+        total = torch.empty_like(inputs[0])
+        rows = _rows(inputs), states.numpy(), _rows(grads), grad_states.numpy()
+        sums = ops.sums_for(layer.geometry, 0, learned, states.dtype)
+        for t in reversed(range(steps)):
+            grad = grad_out[t] if t + 1 == steps else torch.addmm(grad_out[t], grads[t + 1], weight, out=total)
+            before, grad_before = (rows[1][t - 1], rows[3][t % 2]) if t else (layer.none, layer.none)
+            after = rows[3][(t + 1) % 2] if t + 1 < steps else layer.none
+            gradients = grad.reshape(1, -1).numpy(), after, rows[2][t : t + 1], grad_before
+            io = rows[0][t : t + 1], layer.none, layer.norm, layer.fire, before, gradients, sums
+            geometry = layer.geometry
+            parallel(cpu_backward.backward, geometry.units, geometry.threads, *io, layer.sizes, layer.seed)
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = _gradient_of_weight(grads[1:].reshape(-1, features), spikes[:-1].reshape(-1, features))
+        grad_learned = layer.geometry.sum_parameter_slots(sums[1], learned).to(learned.dtype)
+        grad_y = grads if given_steps == steps else grads.sum(0, keepdim=True)
+        return grad_y, grad_weight, grad_learned, None, None
+
+
+class _Layer:
+    """What the compiled loops need of a layer of neurons at every step.
+
+    Args:
+        y: inputs [T, N, F].
+        learned: parameters of the neurons, see `layout.rows_of`.
+        neuron: key of their program.
+        work: cost of a value of a step, in neuron-steps.
+
+    Attributes:
+        geometry: units of work of a step.
+        none: an empty array, for absent arguments.
+        norm: rows of BN, empty.
+        fire: compiled code, parameters and first states.
+        sizes: of a step.
+        seed: of ties, which neurons without a pool have not.
+    """
+
+    def __init__(self, y: Tensor, learned: Tensor, neuron: str, work: int = 1) -> None:
+        real, recorded = real_type(y), program(neuron)
+        # Neurons with shared parameters are a long row; otherwise features are channels.
+        shape = (1, 1, 1, y[0].numel()) if learned.shape[1] == 1 else (*y.shape[1:], 1, 1)
+        self.geometry = Geometry(y[:1].reshape(1, *shape), 1, POOLS["none"], len(recorded.states), work)
+        self.none = np.empty((0, 1), np.float64 if real == torch.float64 else np.float32)
+        rows = self.geometry.tile_channels(ops.no_norm(y.reshape(len(y), *shape)), real)
+        self.norm = (rows, rows, rows)
+        codes = ops.codes_of_backward(neuron, POOLS["none"], real, learned)
+        self.fire = (*codes, self.geometry.parameters(learned, real), ops.start_of(recorded, real))
+        self.sizes, self.seed = tuple(self.geometry.sizes), np.uint32(0)
+
+
+def _rows(values: Tensor) -> Any:
+    """Values [T, N, F] as an array [T, N F] that shares their memory."""
+    return values.reshape(len(values), -1).numpy()
+
+
+def _recurrent_input(spikes: Tensor, table: Tensor) -> Tensor:
+    """Spikes [N, F] times the weight's transpose [F, F']; gathers rows of the table if few neurons spiked."""
+    if spikes.dtype == torch.float32:
+        bits = pack_spikes(spikes)
+        if bits.number <= _EVENT_DRIVEN * spikes.numel():
+            return linear_of_bits(bits.words, len(table), table)
+    return product(spikes, table)
+
+
+def _gradient_of_weight(grads: Tensor, spikes: Tensor) -> Tensor:
+    """Sum of the outer products of gradients and spikes, [R, F] each; adds rows of gradients if few neurons spiked."""
+    if spikes.dtype == torch.float32:
+        bits = pack_spikes(spikes)
+        if bits.number <= _EVENT_DRIVEN * spikes.numel():
+            return linear_weight_of_bits(bits.words, grads, spikes.shape[1])
+    return product(grads.t(), spikes)
+
+
+@outside_compile
+def run_recurrent(y: Tensor, weight: Tensor, dynamics: Dynamics, steps: int) -> Tensor:
+    """Spikes [T, N, F] of neurons whose input at step t is y_t + W s_{t-1}, from rest.
+
+    Args:
+        y: input without the recurrent part [T, N, F], or [1, N, F] held for all steps; on a CPU, float32 or float64.
+        weight: W, [F, F], in the type of y.
+        dynamics: the neurons.
+        steps: T.
+    """
+    with in_real_precision(y.device):
+        spikes: Tensor = _RecurrentFunction.apply(y, weight, rows_of(dynamics, y), dynamics.key, steps)
+        return spikes

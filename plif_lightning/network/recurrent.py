@@ -1,0 +1,94 @@
+"""Neurons that also see their spikes of the previous step, through a weight [F, F]."""
+
+import torch
+from torch import Tensor, nn
+
+from plif_lightning.kernels.recurrent import run_recurrent
+from plif_lightning.network.hooks import is_plain
+from plif_lightning.network.signals import Signal, SignalModule, levels_of, run_layer
+from plif_lightning.neurons import Neuron
+from plif_lightning.neurons.carry import Carried
+
+
+class RecurrentLinear(nn.Linear):
+    """The weight from a step's spikes to the next step's input; its state in single steps is the spikes [N, F].
+
+    Args:
+        features: F.
+        bias: add a bias to the input of every step.
+    """
+
+    def __init__(self, features: int, bias: bool = False) -> None:
+        super().__init__(features, features, bias)
+
+
+class Recurrent(SignalModule):
+    """Recurrent neurons over [T, N, F]: at step t they get x_t + W s_{t-1} (+ b), with s_{-1} = 0.
+
+    Args:
+        features: F.
+        neuron: the spiking neurons.
+        bias: add a bias b to the input of every step.
+
+    >>> from plif_lightning.neurons import PLIF
+    >>> Recurrent(3, PLIF())(torch.rand(5, 2, 3)).shape
+    torch.Size([5, 2, 3])
+    """
+
+    def __init__(self, features: int, neuron: Neuron, bias: bool = False) -> None:
+        super().__init__()
+        self.recurrent = RecurrentLinear(features, bias)
+        self.neuron = neuron
+
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        spikes = recurrent_spikes(self.recurrent, self.neuron, x, states)
+        return Signal(spikes, x.steps, self.levels(x.levels))
+
+    def levels(self, levels: int | None) -> int | None:
+        return levels_of(self.neuron)
+
+
+def recurrent_spikes(recurrent: RecurrentLinear, neuron: Neuron, x: Signal, states: Carried | None) -> Tensor:
+    """Spikes [T, N, F] of recurrent neurons.
+
+    Args:
+        recurrent: weight and bias.
+        neuron: the neurons.
+        x: the input without the recurrent part, [T, N, F] or [1, N, F].
+        states: as of `SignalModule.run`; a single step carries the spikes of the previous step, too.
+    """
+    if states is not None:
+        return states.through(recurrent, lambda before: _single_step(recurrent, neuron, x, states, before))
+    values = x.values if recurrent.bias is None else x.values + recurrent.bias.to(x.values.dtype)
+    if _is_fused(recurrent, neuron, values):
+        return run_recurrent(values, recurrent.weight, neuron.dynamics, x.steps)
+    inputs = _all_inputs(recurrent, neuron, values, x.steps)
+    if is_plain(neuron):
+        return neuron.run(inputs)[0]
+    # Neurons with hooks, or of a user-defined class, are called once, with their inputs at all steps.
+    spikes: Tensor = run_layer(neuron, Signal(inputs, x.steps), None).values
+    return spikes
+
+
+def _is_fused(recurrent: RecurrentLinear, neuron: Neuron, values: Tensor) -> bool:
+    is_cpu = values.device.type == "cpu" and values.dtype == recurrent.weight.dtype != torch.bfloat16
+    return is_cpu and is_plain(neuron, recurrent) and neuron.backend.fuses(values.device, values.dtype)
+
+
+def _single_step(
+    recurrent: RecurrentLinear, neuron: Neuron, x: Signal, states: Carried, before: tuple[Tensor, ...] | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    spikes = torch.zeros_like(x.values[0]) if before is None else before[0].to(x.values.dtype)
+    after: Tensor = run_layer(neuron, Signal(x.values + recurrent(spikes), 1), states).values
+    return after, (after[0],)
+
+
+def _all_inputs(recurrent: RecurrentLinear, neuron: Neuron, values: Tensor, steps: int) -> Tensor:
+    """The inputs of all steps [T, N, F], the recurrent part included, by a loop over steps."""
+    inputs = [values[0]]
+    state = None
+    for t in range(1, steps):
+        spikes, state = neuron.run(inputs[-1][None], state)
+        held = values[t if len(values) > 1 else 0]
+        inputs.append(held + nn.functional.linear(spikes[0], recurrent.weight).to(held.dtype))
+    return torch.stack(inputs)

@@ -1,0 +1,196 @@
+"""Recurrent layers: equal to SpikingJelly's and snnTorch's, in every form and step by step."""
+
+import pytest
+import torch
+from torch import nn
+
+import plif_lightning as pl
+from plif_lightning.deploy import deployed
+from plif_lightning.deploy.exporting import to_export
+from plif_lightning.errors import UserError
+from plif_lightning.network import recurrent
+from plif_lightning.network.hooks import record_spikes
+from plif_lightning.network.recurrent import RecurrentLinear
+from plif_lightning.neurons.published import UndecayedLIF, UndecayedPLIF
+from plif_lightning.structure import parse
+
+T, N, F = 7, 3, 5
+NEURONS = {
+    "plif": lambda: pl.PLIF(init_tau=2.0),
+    "lif, soft reset": lambda: pl.LIF(init_tau=3.0, reset="soft", v_threshold=0.6),
+    "alif": lambda: pl.ALIF(),
+    "per channel": lambda: pl.PLIF(tau_per="channel", channels=F),
+    "threshold learned": lambda: pl.PLIF(learn_threshold=True, detach_reset=False),
+}
+
+
+def a_layer(neuron, dtype=torch.float64, bias=False):
+    torch.manual_seed(0)
+    layer = pl.Recurrent(F, neuron, bias).to(dtype)
+    with torch.no_grad():
+        layer.recurrent.weight.mul_(3)
+    return layer
+
+
+def an_input(dtype=torch.float64, steps=T):
+    return (3 * torch.rand(steps, N, F, dtype=dtype, generator=torch.Generator().manual_seed(1))).requires_grad_()
+
+
+@pytest.fixture
+def fused_calls(monkeypatch):
+    """Counts calls of the fused form."""
+    calls, run = [], recurrent.run_recurrent
+    monkeypatch.setattr(recurrent, "run_recurrent", lambda *arguments: calls.append(1) or run(*arguments))
+    return calls
+
+
+def values_and_gradients(layer, x, time_steps=None):
+    layer.zero_grad()
+    x = x.detach().requires_grad_()
+    y = layer(x, time_steps)
+    weight = torch.rand(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(2))
+    (y * weight).sum().backward()
+    return [y.detach(), x.grad, *(parameter.grad for parameter in layer.parameters())]
+
+
+@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize(("bias", "held"), [(False, False), (True, False), (False, True)])
+def test_fused_form_equals_the_loop_in_float64(name, bias, held, fused_calls):
+    layer = a_layer(NEURONS[name](), bias=bias)
+    x = an_input(steps=1 if held else T)
+    steps = T if held else None
+    fused = values_and_gradients(layer, x, steps)
+    pl.use_backend(layer, "reference")
+    loop = values_and_gradients(layer, x, steps)
+    assert len(fused_calls) == 1
+    assert fused[0].shape == (T, N, F)
+    assert 0.05 < fused[0].mean() < 0.95
+    for ours, reference in zip(fused, loop, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)
+
+
+def test_fused_spikes_equal_the_loops_in_float32():
+    layer, x = a_layer(pl.PLIF(), torch.float32), an_input(torch.float32)
+    fused = layer(x)
+    assert torch.equal(fused, pl.use_backend(layer, "reference")(x))
+
+
+@pytest.mark.parametrize("decay_input", [True, False])
+def test_recurrent_layer_equals_spikingjellys_container(decay_input):
+    from spikingjelly.activation_based import functional, layer, neuron, surrogate
+
+    node = neuron.ParametricLIFNode(
+        init_tau=2.0, decay_input=decay_input, detach_reset=True, surrogate_function=surrogate.ATan(), v_reset=0.0
+    )
+    theirs = layer.LinearRecurrentContainer(node, F, F, bias=False, step_mode="m").double()
+    functional.set_step_mode(theirs, "m")
+    ours = pl.Recurrent(F, pl.PLIF() if decay_input else UndecayedPLIF()).double()
+    kernel = torch.rand(F, 2 * F, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) - 0.3
+    linear = next(module for module in theirs.modules() if isinstance(module, nn.Linear))
+    with torch.no_grad():
+        linear.weight.copy_(kernel)
+        ours.recurrent.weight.copy_(kernel[:, F:])
+    fc = nn.Linear(F, F, bias=False).double()
+    with torch.no_grad():
+        fc.weight.copy_(kernel[:, :F])
+    x, weight = an_input().detach(), torch.rand(T, N, F, dtype=torch.float64)
+    mine, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y = ours(fc(mine))
+    (y * weight).sum().backward()
+    z = theirs(other)
+    (z * weight).sum().backward()
+    assert 0.02 < y.mean() < 0.98
+    torch.testing.assert_close(y, z)
+    torch.testing.assert_close(mine.grad, other.grad)
+    gradient = torch.cat([fc.weight.grad, ours.recurrent.weight.grad], 1)
+    torch.testing.assert_close(gradient, linear.weight.grad)
+
+
+def test_recurrent_layer_equals_snntorchs_rleaky():
+    import snntorch
+    from snntorch import surrogate
+
+    torch.manual_seed(0)
+    theirs = snntorch.RLeaky(
+        beta=0.5, linear_features=F, reset_mechanism="zero", spike_grad=surrogate.atan(alpha=2.0), reset_delay=False
+    )
+    ours = pl.Recurrent(F, UndecayedLIF(init_tau=2.0, v_threshold=1.0), bias=True)
+    with torch.no_grad():
+        theirs.recurrent.weight.mul_(2)
+        ours.recurrent.weight.copy_(theirs.recurrent.weight)
+        ours.recurrent.bias.copy_(theirs.recurrent.bias)
+    x = an_input(torch.float32).detach()
+    spikes, potential = torch.zeros(2, N, F)
+    outputs = []
+    for step in x:
+        spikes, potential = theirs(step, spikes, potential)
+        outputs.append(spikes)
+    y = ours(x)
+    assert 0.05 < y.mean() < 0.95
+    torch.testing.assert_close(y, torch.stack(outputs))
+
+
+def test_single_steps_equal_the_sequence_and_hooks_see_it():
+    layer = a_layer(pl.PLIF(), torch.float32)
+    x = an_input(torch.float32).detach()
+    whole = layer(x)
+    state, outputs = None, []
+    for frame in x:
+        y, state = pl.step(layer, frame, state)
+        outputs.append(y)
+    assert state.keys() == {"recurrent", "neuron"}
+    assert torch.equal(torch.stack(outputs), whole)
+    heard = {}
+    with record_spikes({"neuron": layer.neuron}, heard.__setitem__):
+        assert torch.equal(layer(x), whole)
+    assert torch.equal(heard["neuron"], whole)
+
+
+def a_network(**settings):
+    torch.manual_seed(0)
+    net = pl.SpikingNetwork(
+        (1, 4, 4), 3, T, structure="c4k3s1-BN-PLIF-MPk2s2-RFC12-PLIF-DP-RFC6-PLIF-APk2s2", v_threshold=0.3, **settings
+    )
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, RecurrentLinear):
+                module.weight.mul_(3)
+    return net.eval()
+
+
+def test_notation_writes_and_reads_recurrent_layers():
+    text = "DP-RFC256-PLIF-RFC20b-LIF(init_tau=3.0)-APk2s2"
+    assert str(parse(text)) == text
+    with pytest.raises(UserError, match="RFC10 needs neurons"):
+        parse("RFC10")
+
+
+def test_network_of_recurrent_layers_trains_steps_and_deploys():
+    net, x = a_network(), torch.rand(T, 2, 1, 4, 4)
+    votes = net(x)
+    state, outputs = None, []
+    for frame in x:
+        y, state = pl.step(net, frame, state)
+        outputs.append(y)
+    torch.testing.assert_close(torch.stack(outputs), votes)
+    frozen = deployed(net)
+    torch.testing.assert_close(frozen(x), votes)
+    steps, state = [], None
+    for frame in x:
+        y, state = frozen.step(frame, state)
+        steps.append(y)
+    torch.testing.assert_close(torch.stack(steps), votes)
+    torch.testing.assert_close(to_export(net, static=False).module()(x), votes)
+    net.train()(x).sum().backward()
+    weights = [module.weight for module in net.modules() if isinstance(module, RecurrentLinear)]
+    assert len(weights) == 2
+    assert all(weight.grad.abs().sum() > 0 for weight in weights)
+    with pytest.raises(UserError, match="recurrent"):
+        pl.deploy.to_nir(net)
+
+
+def test_fingerprint_knows_recurrence():
+    from plif_lightning.network.fingerprint import fingerprint
+
+    with_recurrence, plain = (pl.SpikingNetwork((1, 4, 4), 3, 2, structure=f"{r}FC6-PLIF-APk2s2") for r in ("R", ""))
+    assert fingerprint(with_recurrence) != fingerprint(plain)
