@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import WITH_NEURON, ConvBlock, ResidualBlock
+from plif_lightning.network.blocks import WITH_NEURON, ResidualBlock
 from plif_lightning.network.hooks import forward_hooks, restore_modes
+from plif_lightning.network.recurrent import Recurrent, RecurrentLinear
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
 from plif_lightning.structure import FC, Conv, Integrator, Neurons, NotationLayer, Pool, Residual, Votes
@@ -44,7 +45,7 @@ class LayerCost(NamedTuple):
     """Operations and memory of a layer for a sample, over all T steps.
 
     Attributes:
-        layer: name of the layer.
+        layer: name of the layer; `fc1.recurrent` for the recurrent products of `fc1`.
         spikes: the input is binary, so operations are accumulates; otherwise they are multiply-accumulates. Always
             False for layers that take the network's input directly.
         firing: fraction of the inputs that are non-zero.
@@ -246,7 +247,7 @@ class _Counter:
                 n: b.neuron for n, b in self.layers.items() if isinstance(b, ResidualBlock) and b.neuron is not None
             }
             return
-        blocks = {name: module for name, module in net.named_modules() if isinstance(module, WITH_NEURON)}
+        blocks = {name: module for name, module in net.named_modules() if isinstance(module, (*WITH_NEURON, Recurrent))}
         in_blocks = {module for block in blocks.values() for module in block.modules()}
         counted = (*_FEATURES, Neuron)
         free = {n: p for n, p in net.named_modules() if p not in in_blocks and isinstance(p, counted)}
@@ -264,6 +265,10 @@ class _Counter:
         if features is not None:
             x = self._by_steps(x, features)
         self.layer_costs.append(_layer_cost(name, block, x, spikes, self.samples))
+        recurrent = getattr(block, "recurrent", None)
+        if isinstance(recurrent, RecurrentLinear):
+            before = torch.cat([torch.zeros_like(output[:1]), output[:-1]])
+            self.layer_costs.append(_layer_cost(f"{name}.recurrent", recurrent, before, True, self.samples))
 
     def _by_steps(self, x: Tensor, features: int) -> Tensor:
         """The input of a plain layer as [T, N, *]: it may see steps and samples as a single dimension."""
@@ -292,8 +297,10 @@ def _layer_cost(name: str, block: nn.Module, x: Tensor, spikes: bool, samples: i
         actual, once = fired.sum(dtype=torch.float64).item() * out / samples, float(x[0, 0].numel() * out)
     else:
         out, actual, once = x[0, 0].numel(), 0.0, 0.0
-    norm = set(block.norm.parameters()) if isinstance(block, ConvBlock) and block.norm is not None else set()
-    parameters = sum(p.numel() for p in block.parameters() if p not in norm)
+    # BN folds into the weights; a recurrent weight has a row of its own.
+    elsewhere = getattr(block, "norm", None), getattr(block, "recurrent", None)
+    uncounted = {p for module in elsewhere if isinstance(module, nn.Module) for p in module.parameters()}
+    parameters = sum(p.numel() for p in block.parameters() if p not in uncounted)
     neuron = block if isinstance(block, Neuron) else getattr(block, "neuron", None)
     neurons = 0 if neuron is None else out
     states = len(neuron.equations.state) if isinstance(neuron, Neuron) else 1

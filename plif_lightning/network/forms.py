@@ -36,7 +36,7 @@ from plif_lightning.kernels.dense import computing_type, conv2d, linear
 from plif_lightning.kernels.layout import KERNELS, STRIDES, channels_innermost
 from plif_lightning.network.hooks import is_plain
 from plif_lightning.network.pooling import TimeDropout
-from plif_lightning.network.recurrent import recurrent_spikes
+from plif_lightning.network.recurrent import fuses_recurrent, recurrent_spikes
 from plif_lightning.network.signals import Signal, run_layer
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import Carried
@@ -54,7 +54,7 @@ _FEW_EVENTS = 0.1
 Block = Any  # blocks.ConvBlock or FCBlock, which imports this module
 
 
-Form = Literal["part by part", "one pass", "fused", "FC"]
+Form = Literal["part by part", "one pass", "fused", "FC", "recurrent, fused", "recurrent, a loop over steps"]
 
 
 class Choice(NamedTuple):
@@ -220,7 +220,8 @@ def run_conv(block: Block, x: Signal, states: Carried | None, added: Sum | None 
         states: before a single time-step, which is updated with the states after it.
         added: addend to the output of a block without neurons, and the neurons behind it.
     """
-    choice = _note(block, choose(block, x, states, added is not None))
+    choice = choose(block, x, states, added is not None)
+    _note(block, choice)
     if choice.form == "part by part":
         return _run_by_modules(block, x, choice)
     if choice.form == "one pass":
@@ -232,11 +233,10 @@ def run_conv(block: Block, x: Signal, states: Carried | None, added: Sum | None 
     return block.pool(spikes)
 
 
-def _note(block: Block, choice: Choice) -> Choice:
+def _note(block: Block, choice: Choice | None) -> None:
     """Leave the choice where `SpikingNetwork.forms` finds it."""
     if not torch.compiler.is_compiling():
         block.choice = choice
-    return choice
 
 
 def _run_by_modules(block: Block, x: Signal, choice: Choice) -> Tensor:
@@ -322,17 +322,22 @@ def _run_convolution(block: Block, x: Signal, choice: Choice) -> Tensor:
 
 def run_fc(block: Block, x: Signal, states: Carried | None) -> Tensor:
     """Spikes [T, N, F'] of an FC block, from the inputs that are not silent where that is faster."""
-    fc, dropout = block.fc, block.dropout
+    fc, dropout, recurrent = block.fc, block.dropout, block.recurrent
     if x.levels and is_plain(fc) and isinstance(fc, nn.Linear):
         x = run_layer(dropout, x._replace(values=x.values.to(dtype_of(x.values, fc.weight))), states)
         value = dropout.scale if isinstance(dropout, TimeDropout) else 1.0
-        choice = _note(block, Choice("FC", block.backend.skips("linear", x.values, fc.weight, value)))
-        y = run_linear(fc, x.values, choice.skip, value)
+        skip = block.backend.skips("linear", x.values, fc.weight, value)
+        choice: Choice | None = Choice("FC", skip)
+        y = run_linear(fc, x.values, skip, value)
     else:
-        block.choice = None
+        choice = None
         y = run_dense(fc, run_layer(dropout, x, states).values)
-    if block.recurrent is not None:
-        return recurrent_spikes(block.recurrent, block.neuron, Signal(y, x.steps), states)
+    if recurrent is not None:
+        is_fused = states is None and fuses_recurrent(recurrent, block.neuron, y)
+        form: Form = "recurrent, fused" if is_fused else "recurrent, a loop over steps"
+        _note(block, (choice or Choice(form))._replace(form=form))
+        return recurrent_spikes(recurrent, block.neuron, Signal(y, x.steps), states)
+    _note(block, choice)
     spikes: Tensor = y if block.neuron is None else run_layer(block.neuron, Signal(y, x.steps), states).values
     return spikes
 

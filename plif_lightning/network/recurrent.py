@@ -60,7 +60,7 @@ def recurrent_spikes(recurrent: RecurrentLinear, neuron: Neuron, x: Signal, stat
     if states is not None:
         return states.through(recurrent, lambda before: _single_step(recurrent, neuron, x, states, before))
     values = x.values if recurrent.bias is None else x.values + recurrent.bias.to(x.values.dtype)
-    if _is_fused(recurrent, neuron, values):
+    if fuses_recurrent(recurrent, neuron, values):
         return run_recurrent(values, recurrent.weight, neuron.dynamics, x.steps)
     inputs = _all_inputs(recurrent, neuron, values, x.steps)
     if is_plain(neuron):
@@ -70,8 +70,11 @@ def recurrent_spikes(recurrent: RecurrentLinear, neuron: Neuron, x: Signal, stat
     return spikes
 
 
-def _is_fused(recurrent: RecurrentLinear, neuron: Neuron, values: Tensor) -> bool:
+def fuses_recurrent(recurrent: RecurrentLinear, neuron: Neuron, values: Tensor) -> bool:
+    """True if the fused form takes these inputs [T, N, F] of recurrent neurons."""
     is_cpu = values.device.type == "cpu" and values.dtype == recurrent.weight.dtype != torch.bfloat16
+    # Other shapes are the loop's: [T, N, L, F] runs there, and another F is an error of PyTorch's.
+    is_cpu = is_cpu and values.shape[2:] == recurrent.weight.shape[:1]
     return is_cpu and is_plain(neuron, recurrent) and neuron.backend.fuses(values.device, values.dtype)
 
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plif_lightning.deploy import cost, fold
 from plif_lightning.deploy.costs import picojoules_a_byte
-from plif_lightning.network import SpikingNetwork, step, use_backend
+from plif_lightning.network import Recurrent, SpikingNetwork, over_time, step, use_backend
 from plif_lightning.neurons import PLIF
 from plif_lightning.neurons.carry import as_tuple
 from tests.deploy.conftest import frames, trained
@@ -213,3 +213,24 @@ def test_a_weight_that_is_reused_is_fetched_once_a_step():
         expected = fetched * picojoules_a_byte(layer.parameters) + layer.actual * picojoules_a_byte(1) + kept + computed
         assert layer.with_memory(True) == pytest.approx(expected)
     assert any(layer.actual > 4 * layer.parameters for layer in found.layers)
+
+
+def test_recurrent_operations_have_a_row():
+    net = SpikingNetwork((1, 2, 3), 4, 5, structure="RFC8-LIF(init_tau=1.5)-FC4-PLIF")
+    with torch.no_grad():
+        net.classifier.fc1.fc.weight.fill_(0.5)
+    x = (torch.rand(5, 3, 1, 2, 3, generator=torch.Generator().manual_seed(0)) < 0.7).float()
+    recorded = []
+    with net.record_spikes(lambda name, spikes: recorded.append(spikes)):
+        net(x)
+    own = torch.nn.Sequential(torch.nn.Flatten(), net.classifier.fc1.fc, Recurrent(8, net.classifier.fc1.neuron))
+    own[2].recurrent = net.classifier.fc1.recurrent
+    for name, costs in [("fc1", cost(net, x)), ("2", cost(over_time(own), x))]:
+        rows = {layer.layer.removeprefix("net."): layer for layer in costs.layers}
+        row = rows[f"{name}.recurrent"]
+        # Spikes of the last step go nowhere.
+        assert row.spikes
+        assert row.actual > 0
+        assert row.actual == pytest.approx(recorded[0][:-1].sum().item() * 8 / 3)
+        assert (row.dense, row.parameters, row.updates) == (5 * 8 * 8, 64, 0)
+        assert rows[name].updates == 5 * 8

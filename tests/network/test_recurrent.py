@@ -194,3 +194,23 @@ def test_fingerprint_knows_recurrence():
 
     with_recurrence, plain = (pl.SpikingNetwork((1, 4, 4), 3, 2, structure=f"{r}FC6-PLIF-APk2s2") for r in ("R", ""))
     assert fingerprint(with_recurrence) != fingerprint(plain)
+
+
+def test_other_shapes_run_in_the_loop_or_are_refused():
+    layer = a_layer(pl.LIF())
+    positions = an_input().detach()[:, :, None].expand(T, N, 4, F).contiguous()
+    torch.testing.assert_close(layer(positions)[:, :, 2], layer(an_input()).detach(), check_stride=False)
+    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied|must match"):
+        layer(an_input()[..., :-1])
+
+
+def test_forms_say_which_ran():
+    net = pl.SpikingNetwork((1, 2, 3), 4, 5, structure="RFC8-LIF-RFC8-LIF-FC4-PLIF")
+    x = torch.rand(5, 3, 1, 2, 3)
+    net(x)
+    forms = net.forms()
+    assert forms["fc1"] == "recurrent, fused, dense"
+    assert forms["fc2"].startswith("recurrent, fused, dense")
+    assert not forms["fc3"].startswith("recurrent")
+    pl.use_backend(net, "reference")(x)
+    assert net.forms()["fc2"].startswith("recurrent, a loop over steps")
