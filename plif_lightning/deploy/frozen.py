@@ -318,7 +318,7 @@ class DeployedNetwork(nn.Module):
         # In a tuple and a dictionary: not registered as submodules.
         self._input_and_voting = (net.inputs, net.voting)
         self._stateful: dict[str, nn.Module] = {
-            n: module for layer in self._layers for n, module in layer.neurons.items()
+            n: module for layer in self._layers for n, module in layer.stateful.items()
         }
         self._stateful |= {"voting": net.voting} if isinstance(net.voting, LeakyIntegrator) else {}
         first = net.layer_specs[0]

@@ -22,6 +22,7 @@ from plif_lightning.deploy.folding import fold
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.output import LeakyIntegrator, Voting
+from plif_lightning.network.recurrent import RecurrentLinear
 from plif_lightning.neurons import LIF, PLIF, Neuron
 from plif_lightning.runtime.program import needed_by
 from plif_lightning.structure import FC, Conv, Integrator, LayerSpec, Neurons, Pool, Residual, Votes
@@ -59,6 +60,7 @@ def readers_of(net: SpikingNetwork) -> dict[str, str | None]:
     resets = any(neuron.firing.v_reset != 0 for neuron in neurons)
     averages = any(isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)) for module in net.modules())
     integrates = isinstance(net.voting, LeakyIntegrator)
+    recurs = any(isinstance(module, RecurrentLinear) for module in net.modules())
     of_formats: dict[str, list[tuple[bool, str]]] = {
         "SpikingJelly": [
             (taus, "refuses a tau per channel"),
@@ -70,6 +72,7 @@ def readers_of(net: SpikingNetwork) -> dict[str, str | None]:
             (thresholds, "refuses a V_th per channel"),
             (taus, "fires different spikes without a warning if tau differs per channel"),
             (integrates, "cannot read the leaky integral of a readout"),
+            (recurs, "cannot read recurrent layers"),
         ],
         "Norse": [
             (averages, "cannot read average pooling"),
@@ -149,14 +152,16 @@ class _Writer:
             match layer:
                 case Conv():
                     outputs = self.conv(spec, layer, outputs)
-                case FC(recurrent=True):
-                    raise UserError(f"{name} is recurrent, which to_nir does not write: export pt2 or onnx.")
                 case FC():
                     fc = self.blocks[name].fc
                     node = _nir().Affine(_array(fc.weight), _array(fc.bias)) if layer.bias else None
                     outputs = self.add(f"{name}_fc", node or _nir().Linear(_array(fc.weight)), outputs)
                     if layer.neurons is not None:
                         outputs = self.neurons(name, spec.after, outputs)
+                    if layer.recurrent:  # a cycle: in a simulator, spikes arrive a step later
+                        weight = _nir().Linear(_array(self.blocks[name].recurrent.weight))
+                        (recurrent,) = self.add(f"{name}_recurrent", weight, outputs)
+                        self.edges.append((recurrent, outputs[0]))
                 case Neurons():
                     outputs = self.neurons(name, spec.after, outputs)
                 case Pool():

@@ -36,7 +36,7 @@ class _RecurrentFunction(torch.autograd.Function):
         rows = _rows(inputs), _rows(spikes), states.numpy()
         for t in range(steps):
             x = y[t if len(y) > 1 else 0]
-            torch.add(x, _recurrent_input(spikes[t - 1], table), out=inputs[t]) if t else inputs[t].copy_(x)
+            _add_recurrent(x, spikes[t - 1], table, inputs[t]) if t else inputs[t].copy_(x)
             before = rows[2][t - 1] if t else layer.none
             io = rows[0][t : t + 1], layer.none, layer.norm, layer.fire, (before, rows[2][t]), rows[1][t : t + 1]
             parallel(cpu.forward, layer.geometry.units, layer.geometry.threads, *io, layer.sizes)
@@ -110,13 +110,14 @@ def _rows(values: Tensor) -> Any:
     return values.reshape(len(values), -1).numpy()
 
 
-def _recurrent_input(spikes: Tensor, table: Tensor) -> Tensor:
-    """Spikes [N, F] times the weight's transpose [F, F']; gathers rows of the table if few neurons spiked."""
+def _add_recurrent(x: Tensor, spikes: Tensor, table: Tensor, out: Tensor) -> None:
+    """out = x + spikes table, of [N, F], [N, F] and the weight's transpose [F, F']; if few spiked, by rows of it."""
     if spikes.dtype == torch.float32:
         bits = pack_spikes(spikes)
         if bits.number <= _EVENT_DRIVEN * spikes.numel():
-            return linear_of_bits(bits.words, len(table), table)
-    return product(spikes, table)
+            linear_of_bits(bits.words, len(table), table, out=out).add_(x)
+            return
+    torch.addmm(x, spikes, table, out=out)
 
 
 def _gradient_of_weight(grads: Tensor, spikes: Tensor) -> Tensor:

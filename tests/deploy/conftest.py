@@ -51,6 +51,7 @@ STRUCTURES = {
     "integral": "c8k3s2-BN-PLIF-c6k3s1-BN-PLIF-FC3-LI(init_tau=4.0)",
     "products": "c8k3s1-BN-PLIF-AND(c8k3s1-BN-PLIF)-IAND(c8k1s1-BN-PLIF)-MPk2s2-FC6-PLIF-APk2s2",
     "rectangles": "c8k3x5s1-BN-PLIF-MPk4x2s2p1x0-c6k1x3s2x1-BN-PLIF-FC3-PLIF",
+    "recurrent": "c8k3s1-BN-PLIF-MPk2s2-RFC20-PLIF(v_threshold=2.0)-FC3-PLIF",
     "one neuron a class": "c8k3s1-BN-PLIF-MP-FC3-PLIF",
 }
 

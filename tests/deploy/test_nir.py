@@ -119,7 +119,7 @@ def test_simulators_fire_every_spike_or_are_named(kind, simulator, tmp_path, cap
     if reason is None:
         run()
     else:  # it refuses the file, or gives something else
-        with pytest.raises((AssertionError, KeyError, ValueError, RuntimeError)):
+        with pytest.raises((AssertionError, AttributeError, KeyError, ValueError, RuntimeError)):
             run()
 
 

@@ -185,8 +185,6 @@ def test_network_of_recurrent_layers_trains_steps_and_deploys():
     weights = [module.weight for module in net.modules() if isinstance(module, RecurrentLinear)]
     assert len(weights) == 2
     assert all(weight.grad.abs().sum() > 0 for weight in weights)
-    with pytest.raises(UserError, match="recurrent"):
-        pl.deploy.to_nir(net)
 
 
 def test_fingerprint_knows_recurrence():
@@ -214,3 +212,26 @@ def test_forms_say_which_ran():
     assert not forms["fc3"].startswith("recurrent")
     pl.use_backend(net, "reference")(x)
     assert net.forms()["fc2"].startswith("recurrent, a loop over steps")
+
+
+class Graded(pl.LIF):
+    """A leaky integral whose output is a smooth function of it, so that finite differences exist."""
+
+    def run(self, x, v=None, time_steps=None):
+        h = torch.zeros_like(x[0]) if v is None else v
+        outputs = []
+        for current in x:
+            h = h + (current - h) / 2
+            outputs.append(torch.sigmoid(h))
+        return torch.stack(outputs), h
+
+
+def test_gradients_through_time_equal_finite_differences():
+    layer = a_layer(Graded(), bias=True)
+    names = [f"recurrent.{name}" for name, _ in layer.recurrent.named_parameters()]
+    values = [parameter.detach().clone().requires_grad_() for parameter in layer.recurrent.parameters()]
+
+    def run(x, *values):
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (an_input().detach().requires_grad_(), *values))
