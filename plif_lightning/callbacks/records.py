@@ -29,6 +29,7 @@ from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.record import begin, update
 from plif_lightning.runs.samples import RecordedSamples, write_samples
 from plif_lightning.runs.settings import Role, defaults_of, differences, role, settings
+from plif_lightning.runtime.batches import has_time
 from plif_lightning.runtime.process import surroundings
 from plif_lightning.structure import Numbers, resolve_structure
 from plif_lightning.training.task import SpikingClassifier
@@ -241,10 +242,12 @@ def record_samples(
 ) -> RecordedSamples | None:
     """Record a validation sample per class, up to `max_samples`, with the spikes of the first layer and the votes.
 
-    None if a single sample has too many spikes.
+    None if a single sample has too many spikes, or is no map, which figures show.
     """
     dataset = data.val_set
     assert dataset is not None
+    if len(data.input_shape) != 3:
+        return None
     labels = dataset.labels().tolist()
     frames, rates, votes = [], [], []
     spikes: list[Tensor] = []
@@ -258,7 +261,7 @@ def record_samples(
             if (len(spikes) + 1) * fired.numel() <= _MAX_SPIKES:
                 spikes.append(fired.bool())
             rates.append(fired.float().mean(0))
-            frames.append((x if x.dim() == 5 else x[None]).cpu())
+            frames.append((x if has_time(x) else x[None]).cpu())
     if not spikes:
         _log.info("No samples are recorded: one has more than %s neurons and steps in %s.", f"{_MAX_SPIKES:,}", first)
         return None

@@ -98,7 +98,7 @@ class SpikingDataModule(L.LightningDataModule):
 
     Class attributes that a subclass sets:
         title: display name of the data set.
-        input_shape: (C, H, W).
+        input_shape: (C, H, W), or (F,) of sequences [T, F].
         class_names: one name per class.
 
     Args:
@@ -118,7 +118,7 @@ class SpikingDataModule(L.LightningDataModule):
     """
 
     title: ClassVar[str]
-    input_shape: ClassVar[tuple[int, int, int]]
+    input_shape: ClassVar[tuple[int, ...]]
     class_names: ClassVar[tuple[str, ...]]
 
     root: str = "data"

@@ -64,7 +64,7 @@ class ImageFolder(ImageDataModule):
         return self.folders.classes() if self.folders.exist else tuple(map(str, self.arrays(True)["classes"]))
 
     @cached_property
-    def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+    def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         """(C, H, W), from the first image unless `size` and `colour` set it."""
         if not self.folders.exist:
             channels, height, width = self.arrays(True)["images"].shape[1:]
@@ -100,7 +100,7 @@ class ImageFolder(ImageDataModule):
 
     def _decode(self, files: list[tuple[str, int]], writer: ArrayWriter) -> None:
         """Append the images, their labels, the class names, and mean and deviation of each channel."""
-        shape, first = self.input_shape, files[0][0]
+        shape, first = self.image_shape, files[0][0]
         counts = np.zeros((shape[0], 256), np.int64)
 
         def decode(entry: tuple[str, int]) -> NDArray[np.uint8]:

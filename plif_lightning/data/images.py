@@ -18,7 +18,8 @@ from plif_lightning.data.augment import CutMix, augment, mixed_batch, of_batches
 from plif_lightning.data.base import SpikingDataModule, SplitInventory, as_index, split_name
 from plif_lightning.data.loading import Batch, BatchedDataset, BatchRequest
 from plif_lightning.data.mixes import mixture
-from plif_lightning.errors import DataNotFoundError, UserError
+from plif_lightning.data.sequences import ImageSequence, SequenceName
+from plif_lightning.errors import DataNotFoundError, UserError, require_one_of
 from plif_lightning.runtime.program import needed_by
 
 
@@ -32,6 +33,7 @@ class ImageDataset(BatchedDataset):
         mean: mean per channel, for intensities in [0, 1].
         std: standard deviation per channel.
         augmentation: applied in this order.
+        sequence: read images as sequences; None for images.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class ImageDataset(BatchedDataset):
         mean: Sequence[float],
         std: Sequence[float],
         augmentation: Sequence[CutMix | v2.Transform] = (),
+        sequence: ImageSequence | None = None,
     ) -> None:
         self.arrays, self.num_classes, self.sample, self.augmentation = arrays, num_classes, sample, augmentation
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.sequence = mean, std, sequence
         self.each, self.mix = of_batches(augmentation)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -59,7 +62,8 @@ class ImageDataset(BatchedDataset):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Unpickling maps cached images again, instead of sending them through a pipe.
-        return type(self), (self.arrays, self.num_classes, self.sample, self.mean, self.std, self.augmentation)
+        arguments = self.arrays, self.num_classes, self.sample, self.mean, self.std, self.augmentation, self.sequence
+        return type(self), arguments
 
     def labels(self) -> Tensor:
         return self._labels[self.sample]
@@ -78,7 +82,7 @@ class ImageDataset(BatchedDataset):
         label = self._labels.index_select(0, sample)
         if self.mix is not None:
             x, target = mixed_batch(self.mix, request.key, sample, x, label, self.num_classes)
-        return Batch(x, label, sample, target)
+        return Batch(x if self.sequence is None else self.sequence(x), label, sample, target)
 
 
 @dataclass(eq=False, repr=False)
@@ -86,6 +90,7 @@ class ImageDataModule(SpikingDataModule):
     """Base class of static image data sets. A subclass implements `read`.
 
     Class attributes that a subclass sets, in addition to `SpikingDataModule`'s:
+        image_shape: (C, H, W), in the place of `input_shape`.
         mean: mean per channel, for intensities in [0, 1].
         std: standard deviation per channel.
 
@@ -95,19 +100,37 @@ class ImageDataModule(SpikingDataModule):
             if there are more. Random numbers depend on the seed, the epoch and the sample alone; those of
             batches on the batch's first sample.
         normalize: zero mean and unit variance per channel; otherwise intensities in [0, 1].
+        sequence: read an image as a sequence [T, F] by `rows`, by `pixels`, or by pixels in a random order that all
+            images share (`permuted`), with `time_steps` the image's height, or its number of pixels.
+        permutation_seed: of the random order.
     """
 
+    image_shape: ClassVar[tuple[int, ...]]
     mean: ClassVar[tuple[float, ...]]
     std: ClassVar[tuple[float, ...]]
 
     augmentation: list[CutMix | v2.Transform] | None = None
     normalize: bool = True
+    sequence: SequenceName | None = None
+    permutation_seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         of_batches(self.augmentation or ())
+        if self.sequence is not None:
+            require_one_of("data.sequence", self.sequence, SequenceName)
         self._arrays: dict[bool, Mapping[str, NDArray[Any]]] = {}
         self._identities: dict[bool, str] = {}
+
+    @property
+    def image_sequence(self) -> ImageSequence | None:
+        """How images are read as sequences; None for images."""
+        return None if self.sequence is None else ImageSequence(self.sequence, self.permutation_seed)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """(C, H, W), or (F,) of sequences."""
+        return self.image_shape if self.image_sequence is None else self.image_sequence.shape(self.image_shape)[1:]
 
     def read(self, train: bool) -> tuple[Any, Any]:
         """Images uint8 [n, C, H, W] and labels int64 [n] of the training or test set, arrays or tensors."""
@@ -117,10 +140,10 @@ class ImageDataModule(SpikingDataModule):
         """`images` uint8 [n, C, H, W] and `label` int64 [n] of the training or test set, read once."""
         if train not in self._arrays:
             images, labels = map(np.asarray, self.read(train))
-            fits = images.dtype == np.uint8 and images.shape == (len(labels), *self.input_shape) and len(labels)
+            fits = images.dtype == np.uint8 and images.shape == (len(labels), *self.image_shape) and len(labels)
             if not fits or labels.min() < 0 or labels.max() >= self.num_classes:
                 raise UserError(
-                    f"{self.title} in {self.root} must hold images uint8 [n, {', '.join(map(str, self.input_shape))}] "
+                    f"{self.title} in {self.root} must hold images uint8 [n, {', '.join(map(str, self.image_shape))}] "
                     f"and labels below {self.num_classes}, got {images.dtype} {list(images.shape)}."
                 )
             self._arrays[train] = {"images": np.ascontiguousarray(images), "label": labels.astype(np.int64)}
@@ -138,16 +161,20 @@ class ImageDataModule(SpikingDataModule):
         return self._identities[train]
 
     def reading(self) -> str:
+        of_sequence = "" if self.image_sequence is None else f"{self.sequence}, seed {self.permutation_seed}; "
         if not self.normalize:
-            return super().reading()
+            return f"{of_sequence}{super().reading()}"
         scale = [f"{value:.4g}" for value in (*self.mean, *self.std)]
-        return f"mean and deviation {', '.join(scale)}; {super().reading()}"
+        return f"mean and deviation {', '.join(scale)}; {of_sequence}{super().reading()}"
 
     @property
     def preprocessing(self) -> dict[str, Any]:
         """Channels, size [pixels], and x = (pixel * scale - mean) / std, per channel, of pixels 0..255."""
         mean, std = (self.mean, self.std) if self.normalize else ((0.0,), (1.0,))
-        return {**super().preprocessing, "scale": 1 / 255, "mean": [*map(float, mean)], "std": [*map(float, std)]}
+        channels, *size = self.image_shape
+        of_pixels = {"scale": 1 / 255, "mean": [*map(float, mean)], "std": [*map(float, std)]}
+        sequence = {} if self.image_sequence is None else {"sequence": self.image_sequence._asdict()}
+        return {"channels": channels, "size": size, **of_pixels, **sequence}
 
     def inventory(self) -> list[SplitInventory]:
         return [
@@ -162,8 +189,11 @@ class ImageDataModule(SpikingDataModule):
     def dataset(self, train: bool, indices: Tensor | None, augment: bool) -> ImageDataset:
         arrays = self.arrays(train)
         mean, std = (self.mean, self.std) if self.normalize else ((0.0,), (1.0,))
-        chosen = as_index(indices, len(arrays["label"]))
-        return ImageDataset(arrays, self.num_classes, chosen, mean, std, (self.augmentation or ()) if augment else ())
+        chosen, sequence = as_index(indices, len(arrays["label"])), self.image_sequence
+        if sequence is not None and (steps := sequence.shape(self.image_shape)[0]) != self.time_steps:
+            raise UserError(f"{self.title} by {sequence.name} has {steps} steps: pass --data.time_steps {steps}.")
+        of_split = (self.augmentation or ()) if augment else ()
+        return ImageDataset(arrays, self.num_classes, chosen, mean, std, of_split, sequence)
 
 
 @dataclass(eq=False, repr=False)
@@ -218,7 +248,7 @@ class MNIST(TorchvisionDataModule):
     torchvision_class = datasets.MNIST
     files = _IDX
     published = 60_000, 10_000
-    input_shape = (1, 28, 28)
+    image_shape = (1, 28, 28)
     class_names = tuple("0123456789")
     mean, std = (0.1307,), (0.3081,)
 
@@ -231,7 +261,7 @@ class FashionMNIST(TorchvisionDataModule):
     torchvision_class = datasets.FashionMNIST
     files = f"Fashion{_IDX}"
     published = 60_000, 10_000
-    input_shape = (1, 28, 28)
+    image_shape = (1, 28, 28)
     class_names = (
         *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -254,7 +284,7 @@ class CIFAR10(TorchvisionDataModule):
     torchvision_class = datasets.CIFAR10
     published = 50_000, 10_000
     files = "cifar-10-batches-py/{data_batch_1..5,test_batch,batches.meta}"
-    input_shape = (3, 32, 32)
+    image_shape = (3, 32, 32)
     class_names = (
         *("airplane", "automobile", "bird", "cat", "deer"),
         *("dog", "frog", "horse", "ship", "truck"),
@@ -287,7 +317,7 @@ class CIFAR100(TorchvisionDataModule):
     torchvision_class = datasets.CIFAR100
     published = 50_000, 10_000
     files = "cifar-100-python/{train,test,meta}"
-    input_shape = (3, 32, 32)
+    image_shape = (3, 32, 32)
     class_names = tuple(_CIFAR100.split())
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
@@ -297,7 +327,7 @@ class Digits(ImageDataModule):
     """scikit-learn's 1,797 digits of 8x8 pixels; every fifth is a test image. Nothing to download."""
 
     title = "scikit-learn digits"
-    input_shape = (1, 8, 8)
+    image_shape = (1, 8, 8)
     class_names = tuple("0123456789")
     mean, std = (0.3053,), (0.3760,)
 

@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from plif_lightning.errors import UserError, require_count
+from plif_lightning.runtime.batches import has_time
 from plif_lightning.runtime.randomness import fold_in
 
 
 class Batch(NamedTuple):
     """N samples."""
 
-    x: Tensor  # [N, T, C, H, W], or static images [N, C, H, W]; counts of events in the smallest type that holds them
+    x: Tensor  # [N, T, *], or static [N, *], of maps [C, H, W] or features [F]; counts in the smallest type that fits
     label: Tensor  # int64 [N]
     sample: Tensor  # int64 [N], its place in the original data set
     target: Tensor | None = None  # float32 [N, C] of mixed samples; None where the label is all of it
@@ -32,9 +33,9 @@ def as_batch(batch: Any) -> Batch:
     """A batch of this project's loaders as it is; a pair (x, label) or a dict of any other loader as such a batch.
 
     Args:
-        batch: a `Batch`; or x [N, C, H, W] of static images or [N, T, C, H, W], and labels: int64 [N], or float [N, C],
-            the share of each class in a mixed sample (timm's Mixup). In a dict x is named `pixel_values`, and labels
-            `label` or `labels`.
+        batch: a `Batch`; or x [N, C, H, W] of static images, [N, T, C, H, W], or sequences [N, T, F], and labels: int64
+            [N], or float [N, C], the share of each class in a mixed sample (timm's Mixup). In a dict x is named
+            `pixel_values`, and labels `label` or `labels`.
 
     Raises:
         UserError: it is none of them.
@@ -52,10 +53,10 @@ def as_batch(batch: Any) -> Batch:
         )
     x, label = parts
     mixed = label.is_floating_point()
-    if x.dim() not in (4, 5) or len(label) != len(x) or label.dim() != (2 if mixed else 1):
+    if x.dim() not in (2, 3, 4, 5) or len(label) != len(x) or label.dim() != (2 if mixed else 1):
         raise UserError(
-            "a batch must hold x [N, C, H, W] or [N, T, C, H, W], and integer labels [N] or shares [N, classes], "
-            f"got {list(x.shape)} and {label.dtype} {list(label.shape)}."
+            "a batch must hold x [N, C, H, W], [N, T, C, H, W] or [N, T, F], and integer labels [N] or shares "
+            f"[N, classes], got {list(x.shape)} and {label.dtype} {list(label.shape)}."
         )
     sample = torch.arange(len(x), device=x.device)
     return Batch(x, label.argmax(1), sample, label) if mixed else Batch(x, label.long(), sample)
@@ -81,8 +82,8 @@ def merge_time_steps(x: Tensor, time_steps: int, *more_seeds: int) -> Tensor:
 
 
 def time_first(x: Tensor) -> Tensor:
-    """A batch's x as networks take it: [T, N, C, H, W]; static images [N, C, H, W] as they are."""
-    return x.transpose(0, 1) if x.dim() == 5 else x
+    """A batch's x as networks take it: [T, N, *]; static samples [N, *] as they are."""
+    return x.transpose(0, 1) if has_time(x) else x
 
 
 class BatchRequest(NamedTuple):

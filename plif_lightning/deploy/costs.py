@@ -25,6 +25,7 @@ from plif_lightning.network.hooks import forward_hooks, restore_modes
 from plif_lightning.network.recurrent import Recurrent, RecurrentLinear
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
+from plif_lightning.runtime.batches import has_time
 from plif_lightning.structure import FC, Conv, Integrator, Neurons, NotationLayer, Pool, Residual, Votes
 from plif_lightning.structure.shapes import every_layer
 
@@ -195,7 +196,7 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
         with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
             if not isinstance(net, SpikingNetwork):
                 net(x)
-    frames = len(x) if x.dim() == 5 else len(votes)
+    frames = len(x) if has_time(x) else len(votes)
     layer_costs = tuple(layer._replace(updates=layer.updates * frames) for layer in counter.layer_costs)
     if not layer_costs:
         raise UserError(f"{type(net).__name__} has no layers that are counted: pass the network, not a deployed one.")
@@ -236,7 +237,7 @@ class _Counter:
 
     def __init__(self, net: nn.Module, x: Tensor) -> None:
         self.net, self.x = net, x
-        self.samples = len(x) if x.dim() == 4 else x.shape[1]
+        self.samples = x.shape[1] if has_time(x) else len(x)
         self.layer_costs: list[LayerCost] = []
         if isinstance(net, SpikingNetwork):
             specs, layers = [*every_layer(net.layer_specs)], net.layers()

@@ -195,7 +195,7 @@ def _folded_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: 
 
 
 def _takes_images(reading: Mapping[str, Any], formats: Sequence[str], requested: Input | None) -> bool:
-    """True if inputs are static images [N, C, H, W], False for frames [T, N, C, H, W].
+    """True if inputs are static images [N, C, H, W], False for frames [T, N, C, H, W] or sequences [T, N, F].
 
     Args:
         reading: `preprocessing` of the data module.
@@ -207,7 +207,7 @@ def _takes_images(reading: Mapping[str, Any], formats: Sequence[str], requested:
     """
     if requested is None and not reading.keys() & {"scale", "slicing"} and {*formats} - {"network", "nir"}:
         raise UserError("the data module does not say what its network takes: pass --input=images or --input=frames.")
-    return "slicing" not in reading if requested is None else requested == "images"
+    return not reading.keys() & {"slicing", "sequence"} if requested is None else requested == "images"
 
 
 def export(

@@ -35,6 +35,7 @@ from plif_lightning.network.signals import Signal, run_layer, run_layers
 from plif_lightning.network.stepping import STATEFUL, State
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import Carried, LayerState, as_tuple, carry_states
+from plif_lightning.runtime.batches import has_time
 
 Engine = Literal["float32", "int8"]
 Maps = Tensor | SparseMaps
@@ -330,7 +331,7 @@ class DeployedNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W], of any numeric type."""
         require_input(x, self.time_steps, self.input_shape)
-        x = (x[None] if x.dim() == 4 else x).to("cpu", torch.float32)
+        x = (x if has_time(x) else x[None]).to("cpu", torch.float32)
         some = max(1, x.shape[1])
         if self._largest_map and self._layers[0].on_spikes is None:  # who listens hears a layer once, with all samples
             some = min(some, max(1, at_a_time(x.device) // (len(x) * self._largest_map)))
@@ -347,9 +348,9 @@ class DeployedNetwork(nn.Module):
         names = list(self._stateful)
         sizes = {len(v) for of_layer in (state or {}).values() for v in as_tuple(of_layer)}
         if frame.shape[1:] != self.input_shape or (state and list(state) != names) or sizes - {len(frame)}:
-            c, h, w = self.input_shape
+            sample = ", ".join(map(str, self.input_shape))
             raise UserError(
-                f"a step takes a frame [N, {c}, {h}, {w}] and the state of {', '.join(names)} that the step before "
+                f"a step takes a frame [N, {sample}] and the state of {', '.join(names)} that the step before "
                 f"returned for as many samples, got {list(frame.shape)} and the state of {', '.join(state or ())}."
             )
         before = {self._stateful[name]: state_of_module for name, state_of_module in (state or {}).items()}

@@ -27,6 +27,7 @@ from plif_lightning.neurons import NeuronName as NeuronName
 from plif_lightning.neurons import as_plain as as_plain
 from plif_lightning.neurons.carry import active_states
 from plif_lightning.neurons.making import NeuronKeywords, class_of, make_layer, settings_of_all
+from plif_lightning.runtime.batches import has_time
 from plif_lightning.structure import (
     FC,
     Integrator,
@@ -47,11 +48,13 @@ def require_input(x: Tensor, time_steps: int, input_shape: tuple[int, ...]) -> N
     Raises:
         UserError: it is not.
     """
-    if x.dim() not in (4, 5) or x.shape[-3:] != input_shape or (x.dim() == 5 and len(x) != time_steps):
-        c, h, w = input_shape
+    dims = len(input_shape)
+    fits = x.dim() in (dims + 1, dims + 2) and x.shape[-dims:] == input_shape
+    if not fits or (x.dim() == dims + 2 and len(x) != time_steps):
+        sample = ", ".join(map(str, input_shape))
+        static = "images" if dims > 1 else "samples"
         raise UserError(
-            f"x must be [{time_steps}, N, {c}, {h}, {w}], time first, or static images [N, {c}, {h}, {w}], "
-            f"got {list(x.shape)}."
+            f"x must be [{time_steps}, N, {sample}], time first, or static {static} [N, {sample}], got {list(x.shape)}."
         )
 
 
@@ -90,7 +93,7 @@ class SpikingNetwork(nn.Module):
     every call starts at V_reset.
 
     Args:
-        input_shape: (C, H, W), from the data.
+        input_shape: (C, H, W), or (F,) of sequences, from the data.
         num_classes: number of classes, from the data.
         time_steps: T, from the data.
         structure: the layers, in the notation of Table S1 (`plif_lightning.structure.notation`); None for the paper's
@@ -137,7 +140,7 @@ class SpikingNetwork(nn.Module):
 
     def __init__(
         self,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         num_classes: int,
         time_steps: int,
         structure: str | None = None,
@@ -202,11 +205,14 @@ class SpikingNetwork(nn.Module):
         use_backend(self, backend, sparse)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W], of any numeric type."""
+        """Votes [T, N, num_classes] for x [T, N, *] or static samples [N, *], of any numeric type.
+
+        A sample is a map [C, H, W], or features [F].
+        """
         states = active_states()
         steps = self.time_steps if states is None else 1
         require_input(x, steps, self.input_shape)
-        if x.dim() == 4:
+        if not has_time(x):
             x = x[None]
         weight = next(self.parameters(), None)  # None for a deployed network without weights
         dtype = torch.float32 if weight is None else weight.dtype

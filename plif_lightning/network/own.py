@@ -23,6 +23,7 @@ from plif_lightning.network.over_time import OverTime, has_children_to_run, with
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.making import import_class as import_class
+from plif_lightning.runtime.batches import has_time
 from plif_lightning.structure import FC
 from plif_lightning.structure import FROM_DATA as FROM_DATA
 
@@ -169,15 +170,19 @@ def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> bool:
             "This processor has no instructions for bfloat16: layers that a user-defined network calls may take 10 to "
             "100 times as long as in float32. Pass --trainer.precision 32-true."
         )
-    x = x[:, :2] if x.dim() == 5 else x[:2]
-    steps, name = len(x) if x.dim() == 5 else getattr(net, "time_steps", None), type(net).__name__
+    x = x[:, :2] if has_time(x) else x[:2]
+    steps, name = len(x) if has_time(x) else getattr(net, "time_steps", None), type(net).__name__
     of_gpu = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=of_gpu), hooks.restore_modes(net):
         trial = _ForwardProbe(net, torch.initial_seed())
         net.eval()
         output = trial(x)
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        expected = [steps or (shape[0] if isinstance(shape, list) else 1), x.shape[-4], num_classes]
+        expected = [
+            steps or (shape[0] if isinstance(shape, list) else 1),
+            x.shape[1 if has_time(x) else 0],
+            num_classes,
+        ]
         if shape != expected:
             raise UserError(
                 f"{name} must return votes or logits [T, N, classes] = {expected} for two samples, got {shape}: do "

@@ -9,6 +9,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.network.own import neurons_of
 from plif_lightning.network.stepping import plain, run_network
 from plif_lightning.neurons import Neuron
+from plif_lightning.runtime.batches import has_time
 from plif_lightning.runtime.program import needed_by
 
 with needed_by("an adapter to NeuroBench"):
@@ -57,7 +58,7 @@ class NeuroBenchNetwork(NeuroBenchModel):
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
         """Votes [N, T, classes] of samples over time [N, T, *]; four dimensions are static images [N, C, H, W]."""
-        votes: Tensor = run_network(self.net, batch if batch.dim() == 4 else batch.transpose(0, 1))
+        votes: Tensor = run_network(self.net, batch.transpose(0, 1) if has_time(batch) else batch)
         return votes.transpose(0, 1)
 
     def activation_layers(self) -> list[dict[str, Any]]:

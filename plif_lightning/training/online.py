@@ -10,6 +10,7 @@ from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import LeakyIntegrator
 from plif_lightning.network.stepping import LayerState, carry_states, detach_state, has_compiled_modules
+from plif_lightning.runtime.batches import has_time
 
 # Losses that are a mean over steps.
 SEPARABLE = ("per_step", "per_step_cross_entropy", "tet")
@@ -65,7 +66,7 @@ def step_by_step(net: nn.Module, x: Tensor, time_steps: int, loss: Callable[[Ten
     losses, votes = [], []
     for t in range(time_steps):
         with torch.enable_grad(), carry_states(states, masks) as carried:
-            y = net((x[t] if x.dim() == 5 else x)[None])
+            y = net((x[t] if has_time(x) else x)[None])
             of_step = loss(y) / time_steps
         for i, gradient in enumerate(torch.autograd.grad(of_step, parameters, allow_unused=True)):
             before = gradients[i]

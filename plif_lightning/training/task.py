@@ -26,6 +26,7 @@ from plif_lightning.network.network import Keywords, NetworkKeywords, as_plain
 from plif_lightning.network.output import mean_votes
 from plif_lightning.network.over_time import for_time_steps
 from plif_lightning.network.own import has_votes, require_protocol, user_network
+from plif_lightning.runtime.batches import has_time
 from plif_lightning.training.finite import FiniteGuard
 from plif_lightning.training.losses import AnyLoss, loss_named
 from plif_lightning.training.online import separable, step_by_step
@@ -60,7 +61,7 @@ class SpikingClassifier(L.LightningModule):
     """Trains and evaluates a `SpikingNetwork`; a subclass's `forward` and `loss` are used in both.
 
     Args:
-        input_shape: (C, H, W), from the data.
+        input_shape: (C, H, W), or (F,) of sequences, from the data.
         num_classes: number of classes, from the data.
         time_steps: T, from the data.
         network: a user-defined network, instead of a `SpikingNetwork` of the further arguments: a module from
@@ -86,7 +87,7 @@ class SpikingClassifier(L.LightningModule):
 
     def __init__(
         self,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         num_classes: int,
         time_steps: int,
         network: nn.Module | None = None,
@@ -197,13 +198,13 @@ class SpikingClassifier(L.LightningModule):
         batch = as_batch(batch)
         x, steps = self._input(batch.x), self.training_time_steps
         with for_time_steps(self.network, steps) if self.early_time_steps else nullcontext():
-            if x.dim() == 5 and self.early_time_steps:
+            if has_time(x) and self.early_time_steps:
                 x = merge_time_steps(x, steps, *self.early_time_steps)
 
             def loss_of(votes: Tensor) -> Tensor:
                 return self.loss(votes, batch.answer, self.label_smoothing)
 
-            if self._goes_step_by_step(static=x.dim() == 4):
+            if self._goes_step_by_step(static=not has_time(x)):
                 loss, votes = step_by_step(self.network, x, steps, loss_of)
             else:
                 # An overriding forward takes x as a loader gives it, time behind samples.

@@ -329,7 +329,7 @@ class Direct(SpikingDataModule):
     """Digits without `augmentation`, which only the package's own data sets have."""
 
     title = "digits"
-    input_shape = Digits.input_shape
+    input_shape = Digits.image_shape
     class_names = Digits.class_names
 
     def __post_init__(self):

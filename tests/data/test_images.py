@@ -206,7 +206,7 @@ def test_failed_download_is_refused_and_existing_files_are_kept(tmp_path, monkey
 
 
 class Mine(ImageDataModule):
-    title, input_shape, class_names, mean, std = "mine", (1, 2, 2), ("a", "b"), (0.5,), (0.5,)
+    title, image_shape, class_names, mean, std = "mine", (1, 2, 2), ("a", "b"), (0.5,), (0.5,)
 
     def read(self, train):
         return self.images, self.own_labels
