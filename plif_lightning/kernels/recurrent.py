@@ -23,10 +23,10 @@ _EVENT_DRIVEN = 0.25
 
 
 class _RecurrentFunction(torch.autograd.Function):
-    """Saves inputs, spikes and states of every step for the backward pass."""
+    """Saves inputs and states of every step for the backward pass, and spikes as bits where few neurons spiked."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weight: Tensor, learned: Tensor, neuron: str, steps: int) -> Tensor:
+    def forward(ctx: Any, y: Tensor, weight: Tensor, learned: Tensor, neuron: str, steps: int, trains: bool) -> Tensor:
         from plif_lightning.kernels import cpu  # deferred: imports numba
 
         inputs, spikes = y.new_empty(steps, *y.shape[1:]), y.new_empty(steps, *y.shape[1:])
@@ -40,8 +40,9 @@ class _RecurrentFunction(torch.autograd.Function):
             before = rows[2][t - 1] if t else layer.none
             io = rows[0][t : t + 1], layer.none, layer.norm, layer.fire, (before, rows[2][t]), rows[1][t : t + 1]
             parallel(cpu.forward, layer.geometry.units, layer.geometry.threads, *io, layer.sizes)
-        ctx.save_for_backward(weight, learned, inputs, spikes, states)
-        ctx.settings = neuron, len(y)
+        bits = _few_spikes(spikes) if trains else None
+        ctx.save_for_backward(weight, learned, inputs, states, spikes if bits is None else bits)
+        ctx.settings = neuron, len(y), bits is not None
         return spikes
 
     @staticmethod
@@ -49,8 +50,8 @@ class _RecurrentFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
         from plif_lightning.kernels import cpu_backward  # deferred: imports numba
 
-        weight, learned, inputs, spikes, states = ctx.saved_tensors
-        neuron, given_steps = ctx.settings
+        weight, learned, inputs, states, spikes = ctx.saved_tensors
+        neuron, given_steps, are_bits = ctx.settings
         steps, features = len(inputs), len(weight)
         layer = _Layer(inputs, learned, neuron, BACKWARD)
         grads, grad_out = torch.empty_like(inputs), grad_spikes.contiguous()
@@ -68,10 +69,11 @@ class _RecurrentFunction(torch.autograd.Function):
             parallel(cpu_backward.backward, geometry.units, geometry.threads, *io, layer.sizes, layer.seed)
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = _gradient_of_weight(grads[1:].reshape(-1, features), spikes[:-1].reshape(-1, features))
+            after, before = grads[1:].reshape(-1, features), spikes[:-1].flatten(0, 1)
+            grad_weight = linear_weight_of_bits(before, after, features) if are_bits else product(after.t(), before)
         grad_learned = layer.geometry.sum_parameter_slots(sums[1], learned).to(learned.dtype)
         grad_y = grads if given_steps == steps else grads.sum(0, keepdim=True)
-        return grad_y, grad_weight, grad_learned, None, None
+        return grad_y, grad_weight, grad_learned, None, None, None
 
 
 class _Layer:
@@ -110,23 +112,21 @@ def _rows(values: Tensor) -> Any:
     return values.reshape(len(values), -1).numpy()
 
 
+def _few_spikes(spikes: Tensor) -> Tensor | None:
+    """Spikes [*, F] as bits [*, F / 64], if they are few; None otherwise."""
+    if spikes.dtype != torch.float32:
+        return None
+    bits = pack_spikes(spikes.flatten(0, -2))
+    return bits.words.unflatten(0, spikes.shape[:-1]) if bits.number <= _EVENT_DRIVEN * spikes.numel() else None
+
+
 def _add_recurrent(x: Tensor, spikes: Tensor, table: Tensor, out: Tensor) -> None:
     """out = x + spikes table, of [N, F], [N, F] and the weight's transpose [F, F']; if few spiked, by rows of it."""
-    if spikes.dtype == torch.float32:
-        bits = pack_spikes(spikes)
-        if bits.number <= _EVENT_DRIVEN * spikes.numel():
-            linear_of_bits(bits.words, len(table), table, out=out).add_(x)
-            return
-    torch.addmm(x, spikes, table, out=out)
-
-
-def _gradient_of_weight(grads: Tensor, spikes: Tensor) -> Tensor:
-    """Sum of the outer products of gradients and spikes, [R, F] each; adds rows of gradients if few neurons spiked."""
-    if spikes.dtype == torch.float32:
-        bits = pack_spikes(spikes)
-        if bits.number <= _EVENT_DRIVEN * spikes.numel():
-            return linear_weight_of_bits(bits.words, grads, spikes.shape[1])
-    return product(grads.t(), spikes)
+    bits = _few_spikes(spikes)
+    if bits is None:
+        torch.addmm(x, spikes, table, out=out)
+    else:
+        linear_of_bits(bits, len(table), table, out=out).add_(x)
 
 
 @outside_compile
@@ -140,5 +140,6 @@ def run_recurrent(y: Tensor, weight: Tensor, dynamics: Dynamics, steps: int) -> 
         steps: T.
     """
     with in_real_precision(y.device):
-        spikes: Tensor = _RecurrentFunction.apply(y, weight, rows_of(dynamics, y), dynamics.key, steps)
+        arguments = rows_of(dynamics, y), dynamics.key, steps, torch.is_grad_enabled()
+        spikes: Tensor = _RecurrentFunction.apply(y, weight, *arguments)
         return spikes
