@@ -122,6 +122,11 @@ class _Placing:
 
     def specs_of(self, layers: Sequence[NotationLayer], shape: Shape, spikes: bool) -> Iterator[LayerSpec]:
         for layer in layers:
+            if isinstance(layer, (Conv, Pool)) and len(shape) != 3:
+                raise UserError(
+                    f"{layer} takes maps [C, H, W], and the data has features {list(shape)}: begin with an FC layer, "
+                    "such as RFC256-PLIF, or give maps."
+                )
             match layer:
                 case Conv():
                     specs = self.conv(layer, shape)
@@ -143,11 +148,6 @@ class _Placing:
 
     def conv(self, layer: Conv, before: Shape) -> LayerSpec:
         name = self.name("conv")
-        if len(before) != 3:
-            raise UserError(
-                f"{name} ({layer.convolution}) takes maps [C, H, W], and the data has features {list(before)}: "
-                "begin with an FC layer, such as RFC256-PLIF, or give maps."
-            )
         for side, number in (("output", layer.channels), ("input", before[0])):
             if number % layer.groups:
                 raise UserError(

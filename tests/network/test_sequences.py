@@ -74,5 +74,6 @@ def test_shapes_of_maps_and_sequences_are_told_apart():
         net(torch.rand(T, 2, 1, 2, 3))
     with pytest.raises(UserError, match=rf"x must be \[{T}, N, 1, 2, 3\].*got \[{T}, 2, {F}\]"):
         pl.SpikingNetwork((1, 2, 3), 2, T, structure="FC4-PLIF-FC2")(torch.rand(T, 2, F))
-    with pytest.raises(UserError, match=rf"conv1 \(c8k3s1\) takes maps \[C, H, W\], and the data has features \[{F}\]"):
-        a_network("c8k3s1-BN-PLIF-FC2")
+    for text in ("c8k3s1-BN-PLIF", "MPk2s2"):
+        with pytest.raises(UserError, match=rf"{text} takes maps \[C, H, W\], and the data has features \[{F}\]"):
+            a_network(f"{text}-FC2")
