@@ -1,5 +1,6 @@
 """Images read as sequences: a row or a pixel at each time-step."""
 
+import functools
 from typing import Literal, NamedTuple
 
 import torch
@@ -34,5 +35,10 @@ class ImageSequence(NamedTuple):
         pixels = images.flatten(2).transpose(1, 2)
         if self.name == "pixels":
             return pixels
-        order = torch.randperm(pixels.shape[1], generator=torch.Generator().manual_seed(self.seed))
-        return pixels[:, order]
+        return pixels[:, _order(pixels.shape[1], self.seed)]
+
+
+@functools.cache
+def _order(pixels: int, seed: int) -> Tensor:
+    """A random order of pixels, drawn once for all batches."""
+    return torch.randperm(pixels, generator=torch.Generator().manual_seed(seed))

@@ -36,7 +36,7 @@ from plif_lightning.kernels.dense import computing_type, conv2d, linear
 from plif_lightning.kernels.layout import KERNELS, STRIDES, channels_innermost
 from plif_lightning.network.hooks import is_plain
 from plif_lightning.network.pooling import TimeDropout
-from plif_lightning.network.recurrent import fuses_recurrent, recurrent_spikes
+from plif_lightning.network.recurrent import recurrent_spikes
 from plif_lightning.network.signals import Signal, run_layer
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import Carried
@@ -333,13 +333,12 @@ def run_fc(block: Block, x: Signal, states: Carried | None) -> Tensor:
         choice = None
         y = run_dense(fc, run_layer(dropout, x, states).values)
     if recurrent is not None:
-        is_fused = states is None and fuses_recurrent(recurrent, block.neuron, y)
+        spikes, is_fused = recurrent_spikes(recurrent, block.neuron, Signal(y, x.steps), states)
         form: Form = "recurrent, fused" if is_fused else "recurrent, a loop over steps"
         _note(block, (choice or Choice(form))._replace(form=form))
-        return recurrent_spikes(recurrent, block.neuron, Signal(y, x.steps), states)
+        return spikes
     _note(block, choice)
-    spikes: Tensor = y if block.neuron is None else run_layer(block.neuron, Signal(y, x.steps), states).values
-    return spikes
+    return y if block.neuron is None else run_layer(block.neuron, Signal(y, x.steps), states).values
 
 
 def run_linear(fc: nn.Linear, x: Tensor, skip: Skip, value: float = 1.0) -> Tensor:

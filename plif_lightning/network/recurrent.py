@@ -41,15 +41,17 @@ class Recurrent(SignalModule):
         self.neuron = neuron
 
     def run(self, x: Signal, states: Carried | None) -> Signal:
-        spikes = recurrent_spikes(self.recurrent, self.neuron, x, states)
+        spikes, _ = recurrent_spikes(self.recurrent, self.neuron, x, states)
         return Signal(spikes, x.steps, self.levels(x.levels))
 
     def levels(self, levels: int | None) -> int | None:
         return levels_of(self.neuron)
 
 
-def recurrent_spikes(recurrent: RecurrentLinear, neuron: Neuron, x: Signal, states: Carried | None) -> Tensor:
-    """Spikes [T, N, F] of recurrent neurons.
+def recurrent_spikes(
+    recurrent: RecurrentLinear, neuron: Neuron, x: Signal, states: Carried | None
+) -> tuple[Tensor, bool]:
+    """Spikes [T, N, F] of recurrent neurons, and True if the fused form ran, not the loop.
 
     Args:
         recurrent: weight and bias.
@@ -58,19 +60,18 @@ def recurrent_spikes(recurrent: RecurrentLinear, neuron: Neuron, x: Signal, stat
         states: as of `SignalModule.run`; a single step carries the spikes of the previous step, too.
     """
     if states is not None:
-        return states.through(recurrent, lambda before: _single_step(recurrent, neuron, x, states, before))
+        return states.through(recurrent, lambda before: _single_step(recurrent, neuron, x, states, before)), False
     values = x.values if recurrent.bias is None else x.values + recurrent.bias.to(x.values.dtype)
-    if fuses_recurrent(recurrent, neuron, values):
-        return run_recurrent(values, recurrent.weight, neuron.dynamics, x.steps)
+    if _is_fused(recurrent, neuron, values):
+        return run_recurrent(values, recurrent.weight, neuron.dynamics, x.steps), True
     inputs = _all_inputs(recurrent, neuron, values, x.steps)
     if is_plain(neuron):
-        return neuron.run(inputs)[0]
+        return neuron.run(inputs)[0], False
     # Neurons with hooks, or of a user-defined class, are called once, with their inputs at all steps.
-    spikes: Tensor = run_layer(neuron, Signal(inputs, x.steps), None).values
-    return spikes
+    return run_layer(neuron, Signal(inputs, x.steps), None).values, False
 
 
-def fuses_recurrent(recurrent: RecurrentLinear, neuron: Neuron, values: Tensor) -> bool:
+def _is_fused(recurrent: RecurrentLinear, neuron: Neuron, values: Tensor) -> bool:
     """True if the fused form takes these inputs [T, N, F] of recurrent neurons."""
     is_cpu = values.device.type == "cpu" and values.dtype == recurrent.weight.dtype != torch.bfloat16
     # Other shapes are the loop's: [T, N, L, F] runs there, and another F is an error of PyTorch's.
