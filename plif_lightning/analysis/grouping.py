@@ -171,11 +171,9 @@ def by_key(runs: Iterable[Run]) -> list[list[Run]]:
 
 def latest_of_each_seed(runs: Sequence[Run]) -> list[Run]:
     """The run of each seed that was begun last; runs without a seed all count."""
-    latest: dict[tuple[str, float], Run] = {}
+    latest: dict[tuple[str, int], Run] = {}
     for i, run in enumerate(sorted(runs, key=lambda run: run.started)):
-        seed = run.setting("seed_everything")
-        number = math.nan if isinstance(seed, bool) else real(seed)
-        latest[("run", i) if math.isnan(number) else ("seed", number)] = run
+        latest[("run", i) if run.seed is None else ("seed", run.seed)] = run
     chosen = set(map(id, latest.values()))
     return [run for run in runs if id(run) in chosen]
 

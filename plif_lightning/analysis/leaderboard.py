@@ -240,8 +240,8 @@ def _in_words(name: str, run: Run, base: Run) -> str:
 
 def _gain(cell: Group, base: Group) -> tuple[float, float, float]:
     """Mean and 95 % interval of the differences of accuracy [points] over the seeds that both have."""
-    of_seed = {_seed(run): run.accuracy for run in base.runs}
-    pairs = [(run.accuracy, None if _seed(run) is None else of_seed.get(_seed(run))) for run in cell.runs]
+    of_seed = {run.seed: run.accuracy for run in base.runs}
+    pairs = [(run.accuracy, None if run.seed is None else of_seed.get(run.seed)) for run in cell.runs]
     differences = [
         100 * (share - base_share) for share, base_share in pairs if share is not None and base_share is not None
     ]
@@ -250,12 +250,6 @@ def _gain(cell: Group, base: Group) -> tuple[float, float, float]:
     # Equal differences of accuracies in float32 differ in their last digits, and would have an interval.
     ends = interval(differences, None) if max(differences) - min(differences) > 1e-4 else (math.nan, math.nan)
     return (statistics.fmean(differences), *ends)
-
-
-def _seed(run: Run) -> int | None:
-    """A run's seed; None if no other run can share it."""
-    seed = run.setting("seed_everything")
-    return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
 
 _COLUMNS = (
@@ -282,7 +276,7 @@ def leaderboard_table(runs: Sequence[Run], baseline: Baseline | None = None) -> 
         "choice of test samples; better or worse where it leaves out 0, which one in twenty settings without any "
         "effect does by chance. Spikes and firing: for a sample, of all layers, in the best epoch. Energy: a sample, "
         "8 bits, memory included, weights reused (see `cost`). Training: milliseconds for a sample, median of the "
-        "epochs, while the machine did what it did."
+        "epochs: wall time, machine not idle."
     )
     cells = [standing.cell for board in boards for standing in board]
     notes = [note, *notes_on_groups(cells)]

@@ -105,12 +105,12 @@ def add_published(path: Path, runs: Sequence[Run], order: Sequence[str] = ()) ->
     finished = [run for run in runs if run.status == "finished" and run.accuracy is not None]
     new = [publish(run) for run in sorted(finished, key=lambda run: run.started)]
     old = read_published(path) if path.exists() else []
-    unique = {(run.key, _seed(run)): run for run in (*old, *new)}.values()
+    unique = {(run.key, _seed_or_name(run)): run for run in (*old, *new)}.values()
 
     def sort_key(run: Run) -> tuple[Any, ...]:
         title = str(run.section("data").get("title"))
         rank = order.index(title) if title in order else len(order)
-        return rank, title, run.protocol, run.arguments, run.epochs, _seed(run)
+        return rank, title, run.protocol, run.arguments, run.epochs, _seed_or_name(run)
 
     with atomic_write(path) as file:
         file.writelines(f"{json.dumps(_line(run), default=str)}\n" for run in sorted(unique, key=sort_key))
@@ -121,6 +121,5 @@ def _line(run: Run) -> dict[str, Any]:
     return {"run": run.name, "config": run.config, "record": run.record, "metrics": run.metrics}
 
 
-def _seed(run: Run) -> str:
-    seed = run.setting("seed_everything")
-    return run.name if isinstance(seed, bool) or not isinstance(seed, int) else str(seed)
+def _seed_or_name(run: Run) -> str:
+    return run.name if run.seed is None else str(run.seed)

@@ -113,6 +113,12 @@ class Run:
         return positive(self.record.get("started")) or 0.0
 
     @property
+    def seed(self) -> int | None:
+        """The run's seed; None if no other run can share it."""
+        seed = self.setting("seed_everything")
+        return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
+
+    @property
     def data_set(self) -> str:
         """Class name of the data module; the full path if it is not part of plif_lightning."""
         path = str(self.setting("data.class_path", "?"))

@@ -147,8 +147,8 @@ def settings(config: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
 
 def _counted_of_trainer() -> list[str]:
     """The Trainer's settings that are part of a run's identity."""
-    names = (name.removeprefix("trainer.") for name, of in ROLES.items() if not of & (Role.PLACE | Role.HOW))
-    return [name for name in names if f"trainer.{name}" in ROLES and "." not in name]
+    of_trainer = {name.removeprefix("trainer."): of for name, of in ROLES.items() if name.startswith("trainer.")}
+    return [name for name, of in of_trainer.items() if "." not in name and not of & (Role.PLACE | Role.HOW)]
 
 
 def key(named: Mapping[str, Any], content: str = "") -> str:
