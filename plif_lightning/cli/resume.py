@@ -370,7 +370,7 @@ def compare(expanded: Expanded, parsed: dict[str, Any]) -> list[str]:
         if expanded.command == "fit" and not parsed.get("accept_edited_code"):
             raise CheckpointError(
                 f"the code of the run was edited since:\n{edited}\nUndo it, start a new run in another --run_folder, "
-                "or, where network and equations are as before, go on with --accept_edited_code true: the record says "
+                "or, where network and equations are as before, resume with --accept_edited_code true: the record says "
                 "so, and the run is averaged with no other."
             )
         if expanded.command != "fit":

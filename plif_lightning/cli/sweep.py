@@ -75,8 +75,10 @@ class Runner:
                 )
             job.state = "finished"
             if edited := edited_modules(run):
-                before = f"{job.name} is finished, with {', '.join(edited)} as before the last edit"
-                _print(f"{before}: pass another --runs to run it anew.")
+                _print(
+                    f"{job.name} is finished, with {', '.join(edited)} as before the last edit: pass another --runs to "
+                    "run the edited code."
+                )
             return
         if _is_taken(job):
             return

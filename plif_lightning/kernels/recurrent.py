@@ -77,7 +77,7 @@ class _RecurrentFunction(torch.autograd.Function):
 
 
 class _Layer:
-    """What the compiled loops need of a layer of neurons at every step.
+    """Arguments of the compiled loops that are the same at every step.
 
     Args:
         y: inputs [T, N, F].

@@ -139,7 +139,7 @@ def test_subset_of_the_data_is_not_compared_with_the_paper(tmp_path):
 
 
 def only_command(run):
-    """What stands after `fit` in the one command that repeats a run."""
+    """Arguments after `fit` of the single command that repeats a run."""
     ((command, *words),) = commands(run)
     assert command == "fit"
     return words
