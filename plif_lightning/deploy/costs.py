@@ -26,7 +26,7 @@ from plif_lightning.network.recurrent import Recurrent, RecurrentLinear
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.batches import has_time
-from plif_lightning.structure import FC, Conv, Integrator, Neurons, NotationLayer, Pool, Residual, Votes
+from plif_lightning.structure import FC, Conv, Neurons, NotationLayer, Pool, Readout, Residual, Votes
 from plif_lightning.structure.shapes import every_layer
 
 # pJ. float32: multiplication and addition; addition. Below: 8-bit integers with 32-bit sums.
@@ -196,7 +196,7 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
         with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
             if not isinstance(net, SpikingNetwork):
                 net(x)
-    frames = len(x) if has_time(x) else len(votes)
+    frames = net.time_steps if isinstance(net, SpikingNetwork) else len(x) if has_time(x) else len(votes)
     layer_costs = tuple(layer._replace(updates=layer.updates * frames) for layer in counter.layer_costs)
     if not layer_costs:
         raise UserError(f"{type(net).__name__} has no layers that are counted: pass the network, not a deployed one.")
@@ -221,7 +221,7 @@ def _is_counted(layer: NotationLayer) -> bool:
             return True
         case Residual():
             return layer.neurons is not None
-        case Pool() | Votes() | Integrator():
+        case Pool() | Votes() | Readout():
             return False
     assert_never(layer)
 

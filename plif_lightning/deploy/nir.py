@@ -25,7 +25,7 @@ from plif_lightning.network.output import LeakyIntegrator, Voting
 from plif_lightning.network.recurrent import RecurrentLinear
 from plif_lightning.neurons import LIF, PLIF, Neuron
 from plif_lightning.runtime.program import needed_by
-from plif_lightning.structure import FC, Conv, Integrator, LayerSpec, Neurons, Pool, Residual, Votes
+from plif_lightning.structure import FC, Conv, LayerSpec, Neurons, Pool, Readout, Residual, Votes
 from plif_lightning.structure.layers import pair
 from plif_lightning.structure.shapes import padding_of, window_count
 
@@ -168,7 +168,7 @@ class _Writer:
                     outputs = self.pool(name, layer, spec.before, spec.after, outputs, spec.spikes_in)
                 case Residual():
                     outputs = self.residual(spec, layer, outputs)
-                case Votes() | Integrator():
+                case Votes() | Readout():
                     raise AssertionError(layer)  # no placed layer
                 case _:
                     assert_never(layer)

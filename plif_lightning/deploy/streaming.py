@@ -21,6 +21,7 @@ from plif_lightning.events.integration import (
 )
 from plif_lightning.events.recording import Packed, Recording, Sensor, pack_events, recording_of
 from plif_lightning.network import step
+from plif_lightning.network.output import LastStep
 from plif_lightning.neurons.carry import LayerState
 
 
@@ -38,7 +39,8 @@ class StreamingNetwork:
         engine: float32 or int8, see `deployed`; int8 on a CPU only.
         sensor: height and width of the camera [pixels], if larger than the network's frames (`size` of a data module).
         background_us: drop noise, as in the event data modules.
-        last: average the votes of the last `last` time-steps, to follow scene changes sooner; None for all.
+        last: average the votes of the last `last` time-steps, to follow scene changes sooner; None for all, or for the
+            last alone of a structure that ends in LAST.
 
     Raises:
         UserError: an argument lies outside its range, the input encoder is random, or the network is user-defined.
@@ -81,7 +83,7 @@ class StreamingNetwork:
             raise UserError(f"engine={engine!r} runs on a CPU in float32, not on {self.device} in {self.dtype}.")
         self.events_per_step, self.us_per_step = events_per_step, us_per_step
         self.frame = Sensor(*net.input_shape[1:])
-        self.background_us, self.last = background_us, last
+        self.background_us, self.last = background_us, 1 if isinstance(net.voting, LastStep) else last
         self.sensor = self.frame if sensor is None else Sensor.of(sensor)
         self._resized = None if self.sensor == self.frame else resize(self.sensor, self.frame)
         self.reset()

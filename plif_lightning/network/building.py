@@ -14,7 +14,7 @@ from plif_lightning.network.norm import NormHeld, NormStatistics, TimeBatchNorm2
 from plif_lightning.network.pooling import Pool2d, PoolTies, SpikeMaxPool2d, TimeDropout
 from plif_lightning.network.recurrent import RecurrentLinear
 from plif_lightning.neurons import Neuron
-from plif_lightning.structure import FC, Conv, Integrator, LayerSpec, Neurons, Pool, Residual, Votes
+from plif_lightning.structure import FC, Conv, LayerSpec, Neurons, Pool, Readout, Residual, Votes
 from plif_lightning.structure.shapes import padding_of
 
 MakeNeuron = Callable[[Neurons, int], Neuron]
@@ -56,7 +56,7 @@ class Builder:
             case Residual(how, neurons=neurons):
                 parts = self.blocks(spec.branch), self.blocks(spec.shortcut)
                 return ResidualBlock(how, *parts, self.neuron(neurons, spec.after[0]))
-            case Votes() | Integrator():
+            case Votes() | Readout():
                 raise AssertionError(spec.layer)  # no placed layer
         assert_never(spec.layer)
 

@@ -18,7 +18,7 @@ from plif_lightning.network.building import Builder
 from plif_lightning.network.hooks import OnSpikes, record_spikes
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.norm import NormHeld, NormStatistics
-from plif_lightning.network.output import LeakyIntegrator, Output, Voting
+from plif_lightning.network.output import LastStep, LeakyIntegrator, Output, Voting
 from plif_lightning.network.over_time import OverTime, for_time_steps
 from plif_lightning.network.pooling import Pooling, PoolTies
 from plif_lightning.network.signals import Signal, SignalModule, run_layers
@@ -30,10 +30,10 @@ from plif_lightning.neurons.making import NeuronKeywords, class_of, make_layer, 
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.structure import (
     FC,
-    Integrator,
     Neurons,
     Numbers,
     Pool,
+    Readout,
     Structure,
     Votes,
     layer_specs,
@@ -79,18 +79,18 @@ def _output(structure: Structure) -> SignalModule:
     match structure.layers[-1]:
         case Votes(per_class):
             return Voting(per_class)
-        case Integrator(arguments):
-            require_known_arguments("LI", dict(arguments), ["init_tau"])
-            return LeakyIntegrator(**dict(arguments))  # type: ignore[arg-type]
+        case Readout(name, arguments):
+            require_known_arguments(name, dict(arguments), ["init_tau"] if name == "LI" else [])
+            return LeakyIntegrator(**dict(arguments)) if name == "LI" else LastStep()  # type: ignore[arg-type]
     return Output()
 
 
 class SpikingNetwork(nn.Module):
     """A network from its structure: encoder, classifier, votes; by default the paper's.
 
-    Votes [T, N, num_classes] in [0, 1], or the output of a readout, from inputs [T, N, C, H, W], or from static images
-    [N, C, H, W], held for `time_steps`, for which the first convolution and BN run once. There is no hidden state:
-    every call starts at V_reset.
+    Votes [T, N, num_classes] in [0, 1], or the output of a readout, [1, N, num_classes] of its `LAST` step, from inputs
+    [T, N, C, H, W], or from static images [N, C, H, W], held for `time_steps`, for which the first convolution and BN
+    run once. There is no hidden state: every call starts at V_reset.
 
     Args:
         input_shape: (C, H, W), or (F,) of sequences, from the data.

@@ -1,4 +1,4 @@
-"""Output of a network from its last layer: votes, or a readout's value or leaky integral."""
+"""Output of a network from its last layer: votes, or a readout's value, last value or leaky integral."""
 
 import math
 from functools import partial
@@ -44,6 +44,16 @@ class Voting(SignalModule):
 
     def run(self, x: Signal, states: Carried | None) -> Signal:
         return Signal(_real(x.values).unflatten(-1, (-1, self.votes_per_class)).mean(-1), x.steps)
+
+    def levels(self, levels: int | None) -> int | None:
+        return None
+
+
+class LastStep(SignalModule):
+    """The last time-step of a readout, in float32 at least: [T, N, C] to [1, N, C]; in single steps, each of them."""
+
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        return Signal(_real(x.values[-1:]), 1)
 
     def levels(self, levels: int | None) -> int | None:
         return None

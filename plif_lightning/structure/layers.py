@@ -158,16 +158,17 @@ class Votes:
 
 
 @dataclass(frozen=True)
-class Integrator:
-    """A leaky integral of the readout: `LI`, `LI(init_tau=4.0)`."""
+class Readout:
+    """What a network gives of its readout: the leaky integral `LI`, `LI(init_tau=4.0)`, or the `LAST` step."""
 
+    name: str
     arguments: tuple[tuple[str, ArgumentValue], ...] = ()
 
     def __str__(self) -> str:
-        return str(Neurons("LI", self.arguments))
+        return str(Neurons(self.name, self.arguments))
 
 
-NotationLayer = Conv | FC | Residual | Pool | Neurons | Votes | Integrator
+NotationLayer = Conv | FC | Residual | Pool | Neurons | Votes | Readout
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def substitute(
             case Conv() | FC() if layer.neurons is not None:
                 layer = replace(layer, neurons=neurons(layer.neurons))
                 yield replace(layer, pool=pool(layer.pool)) if isinstance(layer, Conv) and layer.pool else layer
-            case Conv() | FC() | Votes() | Integrator():
+            case Conv() | FC() | Votes() | Readout():
                 yield layer
             case _:
                 assert_never(layer)
@@ -232,7 +233,7 @@ def _gives_spikes(spikes: bool, layer: NotationLayer) -> bool:
             return how != "ADD" and gives_spikes(branch, spikes) and gives_spikes(shortcut, spikes)
         case Conv() | FC() | Neurons() | Residual():
             return True
-        case Votes() | Integrator():
+        case Votes() | Readout():
             return False
     assert_never(layer)
 
@@ -253,7 +254,7 @@ def written(layers: Iterable[NotationLayer]) -> str:
             texts += [layer.notation_without_pool] if isinstance(layer, Conv) else []
             stages.append("-".join([*_merge_repeats(texts), str(pool)]))
             texts = []
-        elif i == last or isinstance(layer, (Pool, Votes, Integrator)):
+        elif i == last or isinstance(layer, (Pool, Votes, Readout)):
             done += [*_merge_repeats(stages), *_merge_repeats(texts), str(layer)]
             stages, texts = [], []
         else:

@@ -10,7 +10,7 @@
              | "DP" ["(" p ")"]                               dropout before an FC layer
              | ["R"] "FC" n ["b"]                             FC layer; b: with a bias; R: recurrent
              | ("ADD" | "AND" | "IAND") "(" items ["|" items] ")"         residual block: branch | shortcut
-             | "LI" ["(" ... ")"]                             leaky integral of a readout, last
+             | "LI" ["(" ... ")"] | "LAST"                    leaky integral or last step of a readout, at the end
     size     = n | n "x" n                                    height x width
 
 After the last FC layer, `APkMsM` averages the M output neurons of each class.
@@ -28,10 +28,10 @@ from plif_lightning.structure.layers import (
     ArgumentValue,
     Combine,
     Conv,
-    Integrator,
     Neurons,
     NotationLayer,
     Pool,
+    Readout,
     Residual,
     Size,
     Structure,
@@ -43,6 +43,7 @@ from plif_lightning.structure.layers import (
 
 # Neurons that have a name: their classes in `neurons.published`; on the command line in lower case.
 NEURONS = ("PLIF", "LIF", "IF", "CLIF", "ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
+_READOUTS = ("LI", "LAST")
 _CONV = re.compile(r"c(\d+)k(\d+(?:x\d+)?)(?:s(\d+(?:x\d+)?))?(?:p(\d+(?:x\d+)?))?(?:d(\d+(?:x\d+)?))?(?:g(\d+))?")
 _POOL = re.compile(r"(MP|AP)(?:k(\d+(?:x\d+)?)s(\d+(?:x\d+)?)(?:p(\d+(?:x\d+)?))?)?")
 _FC = re.compile(r"(R?)FC(\d+)(b?)")
@@ -192,20 +193,21 @@ class _Reader:
         return Pool(kind, kernel, stride, padding)
 
     def named(self, at: int, word: str) -> Any:
-        """An item that begins with a word: BN, DP, LI, a residual block or neurons."""
+        """An item that begins with a word: BN, DP, LI, LAST, a residual block or neurons."""
         if word == "BN":
             return _Norm()
         if word == "DP":
             return _Drop(self.probability() if self.take("(") else None)
         if word in get_args(Combine):
             return self.residual(at, word)
-        if word != "LI" and word not in NEURONS and "." not in word:
-            near = difflib.get_close_matches(word, (*NEURONS, "BN", "DP", "LI", "ADD", "AND", "IAND"), n=1, cutoff=0.5)
+        if word not in (*_READOUTS, *NEURONS) and "." not in word:
+            names = (*NEURONS, "BN", "DP", *_READOUTS, "ADD", "AND", "IAND")
+            near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
             near = near or [name for name in NEURONS if name.lower() == word.lower()]
             hint = f"did you mean {near[0]}" if near else f"expected {_ITEM}"
             self.refuse(at, f"{word} is no layer: {hint}")
         arguments = tuple(self.arguments()) if self.take("(") else ()
-        return Integrator(arguments) if word == "LI" else Neurons(word, arguments)
+        return Readout(word, arguments) if word in _READOUTS else Neurons(word, arguments)
 
     def probability(self) -> float:
         start = self.at
@@ -294,7 +296,7 @@ class _Group:
 
     def add(self, at: int, item: Any) -> None:
         if self.ended:
-            self.reader.refuse(at, "nothing may follow the votes, or the leaky integral, of a network")
+            self.reader.refuse(at, "nothing may follow the votes, LI or LAST of a network")
         if not isinstance(item, FC):
             self.require_no_drop()
         match item:
@@ -312,9 +314,9 @@ class _Group:
                 self.neurons(at, item)
             case Pool():
                 self.pool(at, item)
-            case Integrator():
+            case Readout():
                 if not isinstance(self.last, FC) or self.last.neurons is not None:
-                    self.reader.refuse(at, "LI integrates a readout: it must follow an FC layer without neurons")
+                    self.reader.refuse(at, f"{item.name} belongs to a readout: it must follow an FC layer without neurons")
                 self.layers.append(item)
                 self.ended = True
             case _:

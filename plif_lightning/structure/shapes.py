@@ -8,10 +8,10 @@ from plif_lightning.errors import UserError
 from plif_lightning.structure.layers import (
     FC,
     Conv,
-    Integrator,
     Neurons,
     NotationLayer,
     Pool,
+    Readout,
     Residual,
     Size,
     Structure,
@@ -139,7 +139,7 @@ class _Placing:
                     specs = LayerSpec(self.name("neuron"), layer, shape, shape)
                 case FC():
                     specs = LayerSpec(self.name("fc"), layer, shape, (layer.features,))
-                case Votes() | Integrator():
+                case Votes() | Readout():
                     continue  # they belong to the output
                 case _:
                     assert_never(layer)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.norm import TimeBatchNorm2d
-from plif_lightning.network.output import LeakyIntegrator
+from plif_lightning.network.output import LastStep, LeakyIntegrator
 from plif_lightning.network.stepping import LayerState, carry_states, detach_state, has_compiled_modules
 from plif_lightning.runtime.batches import has_time
 
@@ -20,8 +20,9 @@ def separable(net: nn.Module, loss: str, static: bool = True) -> bool:
     """True if the gradients of a network's steps are independent, so that `step_by_step` gives them.
 
     The neurons pass no gradient to the step before (`through_time=False`), the loss is a mean over steps, and no layer
-    takes all steps together, as the leaky integral of a readout does, and BN with statistics that see a static image
-    once. Hooks of parameters would see the gradients twice. Compiled code cannot be passed the state of a step.
+    takes all steps together, as the leaky integral or the last step of a readout does, and BN with statistics that see
+    a static image once. Hooks of parameters would see the gradients twice. Compiled code cannot be passed the state of
+    a step.
     """
     if not isinstance(net, SpikingNetwork) or loss not in SEPARABLE or net.inputs.name != "direct":
         return False
@@ -31,7 +32,7 @@ def separable(net: nn.Module, loss: str, static: bool = True) -> bool:
         return False
     norms = [module for module in net.modules() if isinstance(module, TimeBatchNorm2d)]
     alone = all(norm.statistics == "per_step" and not (static and norm.held == "once") for norm in norms)
-    alone = alone and not isinstance(net.voting, LeakyIntegrator)
+    alone = alone and not isinstance(net.voting, (LastStep, LeakyIntegrator))
     return alone and not any(parameter._backward_hooks for parameter in net.parameters())
 
 

@@ -210,7 +210,7 @@ class SpikingClassifier(L.LightningModule):
                 # An overriding forward takes x as a loader gives it, time behind samples.
                 votes = self.forward(time_first(x)) if self._overrides_forward else self.network(x)
                 loss = loss_of(votes)
-        if self.early_time_steps and len(votes) != steps:
+        if self.early_time_steps and self.hparams.get("network") is not None and len(votes) != steps:
             raise UserError(
                 f"early_time_steps: {type(self.network).__name__} ran {len(votes)} time-steps for {steps}: hold images "
                 "for self.time_steps in its forward."

@@ -115,6 +115,20 @@ def test_the_cost_of_every_layer_is_counted(kind):
         assert layers["conv4"].spikes
 
 
+def test_a_readout_may_be_read_at_its_last_step():
+    text = "c8k3s2-BN-PLIF-RFC12-PLIF-FC3"
+    all_steps, last = trained(structure=text), trained(structure=f"{text}-LAST")
+    last.load_state_dict(all_steps.state_dict())
+    x = frames(last)
+    assert torch.equal(last(x), all_steps(x)[-1:])
+    torch.testing.assert_close(deployed(last)(x), all_steps(x)[-1:])
+    stream = StreamingNetwork(last)
+    for frame in x:
+        decision = stream.step(frame)
+    torch.testing.assert_close(decision, all_steps(x)[-1].double())
+    assert cost(last, x[0]).time_steps == last.time_steps
+
+
 def test_a_readout_gives_logits_or_their_leaky_integral():
     net = trained(structure=STRUCTURES["integral"])
     x = frames(net)

@@ -10,10 +10,10 @@ from plif_lightning.errors import UserError
 from plif_lightning.structure import (
     FC,
     Conv,
-    Integrator,
     Neurons,
     Numbers,
     Pool,
+    Readout,
     Residual,
     Structure,
     Votes,
@@ -102,7 +102,7 @@ def structures(draw):
     if per_class is None:
         last = [FC(draw(st.integers(1, 99)), draw(st.booleans()), draw(drops), draw(st.none() | neurons))]
         if last[0].neurons is None and draw(st.booleans()):
-            last.append(Integrator(draw(arguments)))
+            last.append(draw(st.just(Readout("LAST")) | st.builds(Readout, st.just("LI"), arguments)))
     else:
         fc = FC(per_class * draw(st.integers(1, 9)), draw(st.booleans()), draw(drops), draw(neurons))
         last = [fc, Votes(per_class)]
@@ -158,7 +158,7 @@ def test_any_text_is_read_or_refused(text):
         ("c4k3s1-MPk2s2p2-FC1", 8, "at most half of its window"),
         ("c4k0s1-FC1", 1, "the kernel must be from 1 to 10000, got 0"),
         ("FC10-LI-FC3", 9, "nothing may follow"),
-        ("FC10-PLIF-LI", 11, "LI integrates a readout"),
+        ("FC10-PLIF-LI", 11, "LI belongs to a readout"),
         ("c4k3s1 -FC3", 7, "expected - or the end, got ' '"),
     ],
 )
