@@ -7,6 +7,7 @@ from .analysis.frame import read_runs as read_runs
 from .dynamics import Equations as Equations
 from .dynamics import Firing as Firing
 from .dynamics import Surrogate as Surrogate
+from .dynamics import surrogate as surrogate
 from .network import Recurrent as Recurrent
 from .network import SpikingNetwork as SpikingNetwork
 from .network import from_pretrained as from_pretrained

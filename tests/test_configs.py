@@ -35,8 +35,9 @@ PARAMETERS = {
 # Table 3
 TIME_STEPS = {"mnist": 8, "fashionmnist": 8, "nmnist": 10, "cifar10": 8, "cifar10dvs": 20, "dvsgesture": 20}
 TIME_STEPS["cifar100"] = 8  # not in the paper
-COMPLETE = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "base")
-VARIANTS = sorted(p.stem for p in (CONFIGS / "variants").glob("*.yaml"))
+SEQUENCES = ["binary_adding"]  # with a literature's own settings, and a recurrent variant
+COMPLETE = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem not in ("base", *SEQUENCES))
+VARIANTS = sorted(p.stem for p in (CONFIGS / "variants").glob("*.yaml") if not p.stem.endswith("_recurrent"))
 RECIPES = sorted(p.stem for p in (CONFIGS / "recipes").glob("*.yaml"))
 OF_EVENTS = ["fast_nmnist"]
 
@@ -90,6 +91,19 @@ def test_a_complete_config_parses_with_the_papers_settings(name):
         assert model["dropout"] == 0.5
         assert config["data"]["init_args"]["time_steps"] == TIME_STEPS[name]
         assert config["data"]["init_args"]["validation"] == ("holdout" if name == "cifar100" else "test")
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_a_config_of_sequences_has_a_network_for_them_and_a_recurrent_variant(name):
+    config = parsed("--config", name)
+    varied = parsed("--config", name, "--config", f"{name}_recurrent")
+    module = getattr(data, config["data"]["class_path"].rpartition(".")[2])(**config["data"]["init_args"])
+    for structure, is_recurrent in ((config["model"]["structure"], False), (varied["model"]["structure"], True)):
+        net = SpikingNetwork(module.input_shape, module.num_classes, module.time_steps, structure=structure)
+        assert net(torch.zeros(module.time_steps, 1, *module.input_shape)).shape[1:] == (1, module.num_classes)
+        assert structure.startswith("RFC") == is_recurrent
+    for text in (configs.resolve(name), configs.resolve(f"{name}_recurrent")):
+        assert text.read_text().startswith("# ")
 
 
 # these change how images become inputs

@@ -13,6 +13,7 @@ from plif_lightning.data.event_augment import (
 )
 from plif_lightning.data.event_folder import EventFolder
 from plif_lightning.data.events import EventDataModule
+from plif_lightning.data.generated import BinaryAdding
 from plif_lightning.data.image_folder import ImageFolder
 from plif_lightning.data.images import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, ImageDataModule
 from plif_lightning.data.published import CIFAR10DVS, NMNIST, DVSGesture
@@ -24,6 +25,7 @@ __all__ = [
     "CIFAR100",
     "MNIST",
     "NMNIST",
+    "BinaryAdding",
     "CutMix",
     "DVSGesture",
     "Digits",

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from plif_lightning.dynamics.surrogate import Surrogate, SurrogateName
+from plif_lightning.dynamics.surrogate import AnySurrogate, Surrogate
 from plif_lightning.errors import UserError, require_one_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class Firing:
         detach_reset: block the gradient through the spike in the reset (S-Sec. 6).
         through_time: False drops the gradient from a step to the previous step (SLTT, Meng et al. 2023): each step is
             trained on its spikes and votes alone.
-        surrogate: derivative of the step function in the backward pass, see `Surrogate`; the paper uses atan.
+        surrogate: derivative of the step function in the backward pass, see `Surrogate`; the paper uses atan. Or the
+            import path of a function that is declared a `surrogate`.
         surrogate_width: its width, see `Surrogate`.
 
     Raises:
@@ -43,7 +44,7 @@ class Firing:
     v_reset: float = 0.0
     reset: Reset = "hard"
     detach_reset: bool = True
-    surrogate: SurrogateName = "atan"
+    surrogate: AnySurrogate = "atan"
     surrogate_width: float = 1.0
     through_time: bool = True
 
@@ -59,7 +60,7 @@ class Firing:
         for name in ("detach_reset", "through_time"):  # any text, `no` in a structure too, would count as true
             require_one_of(name, getattr(self, name), Literal[True, False])
         require_one_of("reset", self.reset, Reset)
-        Surrogate(self.surrogate, self.surrogate_width)
+        object.__setattr__(self, "surrogate", self.gradient.name)  # of a function, its name
 
     @property
     def gradient(self) -> Surrogate:
@@ -89,6 +90,6 @@ class FiringKeywords(TypedDict, total=False):
     v_reset: float
     reset: Reset
     detach_reset: bool
-    surrogate: SurrogateName
+    surrogate: AnySurrogate
     surrogate_width: float
     through_time: bool

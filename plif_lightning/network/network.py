@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.firing import Keywords as Keywords
+from plif_lightning.dynamics.surrogate import surrogate_name as surrogate_name
 from plif_lightning.errors import UserError, require_count, require_known_arguments, require_one_of
 from plif_lightning.kernels import Backend, BackendName, Sparse
 from plif_lightning.network.blocks import WITH_NEURON, Blocks, ConvBlock, FCBlock, layers_of
@@ -162,14 +163,17 @@ class SpikingNetwork(nn.Module):
         folded: bool = False,
         **neuron_settings: Keywords[NeuronKeywords],
     ) -> None:
-        all_arguments = {name: value for name, value in locals().items() if name in _PARAMETERS} | neuron_settings
+        all_arguments: dict[str, Any] = {name: value for name, value in locals().items() if name in _PARAMETERS}
+        all_arguments |= neuron_settings
         super().__init__()
         require_known_arguments("SpikingNetwork", neuron_settings, ARGUMENTS)
         for name, value in all_arguments.items():
             literal = _PARAMETERS[name].annotation
             if get_origin(literal) is Literal:
                 require_one_of(name, value, literal)
-        self.arguments: dict[str, Any] = all_arguments
+        if "surrogate" in all_arguments:  # a function by its name, as checkpoints hold it
+            all_arguments["surrogate"] = surrogate_name(all_arguments["surrogate"])
+        self.arguments = all_arguments
         self.backend = Backend(backend, sparse)
         for name, value in (("time_steps", time_steps), ("num_classes", num_classes)):
             require_count(name, value)

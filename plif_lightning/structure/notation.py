@@ -316,7 +316,7 @@ class _Group:
                 self.pool(at, item)
             case Readout():
                 if not isinstance(self.last, FC) or self.last.neurons is not None:
-                    self.reader.refuse(at, f"{item.name} belongs to a readout: it must follow an FC layer without neurons")
+                    self.reader.refuse(at, f"{item.name} reads an FC layer without neurons: it must follow one")
                 self.layers.append(item)
                 self.ended = True
             case _:

@@ -22,7 +22,7 @@ from plif_lightning.data.loading import as_batch, merge_time_steps, time_first
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.fingerprint import fingerprint, require_same
-from plif_lightning.network.network import Keywords, NetworkKeywords, as_plain
+from plif_lightning.network.network import Keywords, NetworkKeywords, as_plain, surrogate_name
 from plif_lightning.network.output import mean_votes
 from plif_lightning.network.over_time import for_time_steps
 from plif_lightning.network.own import has_votes, require_protocol, user_network
@@ -114,8 +114,9 @@ class SpikingClassifier(L.LightningModule):
         self.hparams["loss"] = _path_of(loss)
         if network is not None:
             self.hparams["network"] = _path_of(network)
-        if "neuron" in self.hparams:
-            self.hparams["neuron"] = as_plain(self.hparams["neuron"])
+        for name, plain_value in (("neuron", as_plain), ("surrogate", surrogate_name)):
+            if name in self.hparams:
+                self.hparams[name] = plain_value(self.hparams[name])
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}.")
         for steps, epochs in (early_time_steps or {}).items():

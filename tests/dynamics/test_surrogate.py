@@ -3,9 +3,12 @@ from typing import get_args
 import pytest
 import torch
 
-from plif_lightning.dynamics import Surrogate, SurrogateName
+import plif_lightning as pl
+from plif_lightning.dynamics import Surrogate, SurrogateName, surrogate
+from plif_lightning.dynamics.surrogate import surrogate_name
+from plif_lightning.errors import UserError
 
-NAMES = get_args(SurrogateName)
+NAMES = [name for name in get_args(SurrogateName) if name != "boxcar"]  # whose area is not 1
 # Antiderivatives for width 1, as in the table of `Surrogate`.
 SIGMA = {
     "atan": lambda z: torch.arctan(torch.pi * z) / torch.pi + 0.5,
@@ -36,6 +39,56 @@ def test_antiderivative_rises_from_0_to_1(name):
     torch.testing.assert_close(ends, torch.tensor([0, 0.5, 1], dtype=torch.float64), atol=1e-6, rtol=0)
 
 
+def test_a_boxcar_is_a_rectangle_of_height_1():
+    u = torch.linspace(-1, 1, 51)
+    torch.testing.assert_close(Surrogate("boxcar", 0.4).derivative(u), 0.4 * Surrogate("rectangle", 0.4).derivative(u))
+
+
+@surrogate
+def superspike(u, width):
+    """Of Zenke and Ganguli 2018, whose height is 1 at any width."""
+    return 1 / (1 + u.abs() / width).square()
+
+
+def not_declared(u, width):
+    return u
+
+
+def test_a_function_of_ones_own_is_compiled_and_stored_by_its_name(tmp_path):
+    x = 2 * torch.rand(6, 4, 32)
+    gradients = []
+    for backend in ("auto", "reference"):
+        neuron = pl.use_backend(pl.PLIF(surrogate=superspike, surrogate_width=0.5), backend)
+        given = x.clone().requires_grad_()
+        spikes = neuron(given)
+        spikes.sum().backward()
+        gradients.append([given.grad, neuron.a.grad])
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(Surrogate(superspike, 0.5).derivative(x), 1 / (1 + x / 0.5).square())
+
+    net = pl.SpikingNetwork((1, 4, 4), 3, 2, structure="FC6-PLIF-FC3", surrogate=superspike)
+    pl.save_pretrained(net, tmp_path)
+    assert pl.from_pretrained(tmp_path).classifier[0].neuron.constants.surrogate == f"{__name__}.superspike"
+    task = pl.SpikingClassifier((1, 4, 4), 3, 2, structure="FC6-PLIF-FC3", surrogate=superspike)
+    assert task.hparams["surrogate"] == f"{__name__}.superspike"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ("boxar", "surrogate must be one of atan"),
+        ("nowhere.superspike", "surrogate nowhere.superspike cannot be imported"),
+        ("os.system", "surrogate os.system is not declared one: write @plif_lightning.surrogate"),
+        (f"{__name__}.not_declared", "is not declared one"),
+        (not_declared, "is not declared one"),
+        (surrogate(lambda u, width: u), "cannot be imported"),
+    ],
+)
+def test_other_surrogates_are_refused(wrong, expected):
+    with pytest.raises(UserError, match=expected):
+        surrogate_name(wrong)
+
+
 def test_atan_of_width_1_is_the_papers():
     u = torch.linspace(-2, 2, 9)
     torch.testing.assert_close(Surrogate().derivative(u), 1 / (1 + (torch.pi * u) ** 2))
@@ -43,9 +96,9 @@ def test_atan_of_width_1_is_the_papers():
 
 @pytest.mark.parametrize(("name", "peer"), [("fast_sigmoid", "SoftSign"), ("sigmoid", "Sigmoid")])
 def test_derivatives_are_spikingjellys(name, peer):
-    surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate", reason="test extra `bench`")
+    surrogates = pytest.importorskip("spikingjelly.activation_based.surrogate", reason="test extra `bench`")
     u = torch.linspace(-3, 3, 101, requires_grad=True)
-    getattr(surrogate, peer)(alpha=2.5)(u).sum().backward()
+    getattr(surrogates, peer)(alpha=2.5)(u).sum().backward()
     torch.testing.assert_close(Surrogate(name, 1 / 2.5).derivative(u.detach()), u.grad)
 
 

@@ -108,7 +108,7 @@ both((5, 2, 3, 4, 4), "max_first", detach=False, reset="soft", learned_threshold
 both((4, 2, 70, 3, 4), "none", start=True, last=True, learned_threshold=True)
 both((4, 2, 1, 4, 4), "avg", learned_threshold=True)
 both((4, 2, 3, 3, 4), "none", held=True, per_step=False, start=True, last=True, reset="soft")
-for kind in ("sigmoid", "triangle", "rectangle", "fast_sigmoid"):
+for kind in ("sigmoid", "triangle", "rectangle", "fast_sigmoid", "boxcar"):
     both((4, 1, 3, 4, 4), "none", kind=kind)
 both((4, 2, 6, 4, 4), "max_random", bf16=True)
 for kind in (neurons.NAMED,):
@@ -253,7 +253,7 @@ def test_every_kernel_compiles_and_spills_no_register(capability, every, tmp_pat
         registers = max(map(int, re.findall(r"Used (\d+) registers", text)))
         assert 2 * registers * 128 <= 65_536, (name, dtype, constants, text)  # two blocks on an SM
         seen += 1
-    assert seen == 60 // every
+    assert seen == -(-61 // every)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])

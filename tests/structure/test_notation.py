@@ -158,7 +158,7 @@ def test_any_text_is_read_or_refused(text):
         ("c4k3s1-MPk2s2p2-FC1", 8, "at most half of its window"),
         ("c4k0s1-FC1", 1, "the kernel must be from 1 to 10000, got 0"),
         ("FC10-LI-FC3", 9, "nothing may follow"),
-        ("FC10-PLIF-LI", 11, "LI belongs to a readout"),
+        ("FC10-PLIF-LI", 11, "LI reads an FC layer without neurons"),
         ("c4k3s1 -FC3", 7, "expected - or the end, got ' '"),
     ],
 )
