@@ -304,6 +304,29 @@ def write_cifar10dvs(root: Path, numbers: tuple[int, ...] = (0, 1, 900), source:
                 write_file(root / f"CIFAR10DVS/{name}/cifar10_{name}_{number}.aedat4", aedat4_bytes(recording))
 
 
+def write_cochlea(path: Path, number: int, seed: int, speakers: bool = True) -> Path:
+    """Spoken words in the HDF5 format of SHD and SSC: two words that differ in the order of their sounds alone.
+
+    Each is 60 spikes of low channels and 60 of high ones, in 0.4 s and then 0.4 s; word 1 begins with the high ones.
+    """
+    random = np.random.default_rng(seed)
+    label = np.arange(number) % 2
+    low, high = (random.integers(first, first + 20, (number, 60)) for first in (0, 20))
+    first, second = (np.sort(random.uniform(start, start + 0.4, (number, 60)), 1) for start in (0.0, 0.4))
+    units = np.where(label[:, None] == 0, np.hstack([low, high]), np.hstack([high, low]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, values, kind in (("times", np.hstack([first, second]), "f4"), ("units", units, "u2")):
+            file.create_dataset(f"spikes/{name}", (number,), h5py.vlen_dtype(np.dtype(kind)))
+            for i, of_recording in enumerate(values):
+                file[f"spikes/{name}"][i] = of_recording.astype(kind)
+        file["labels"] = label.astype("u2")
+        file["extra/keys"] = np.array([b"null", b"eins"])
+        if speakers:
+            file["extra/speaker"] = (np.arange(number) // 2 % 5).astype("u2")
+    return path
+
+
 # of user01_natural; each recording has 12 trials, "arm roll" (8) sometimes twice
 GESTURE_TRIALS = [
     (label, 1_000_000 * i, 1_000_000 * i + 900_000) for i, label in enumerate([*range(1, 9), 8, 9, 10, 11])

@@ -43,6 +43,7 @@ def _stream_parser() -> PlainParser:
         metavar=("HEIGHT", "WIDTH"),
         help="of the camera, where the network was trained on recordings of several and the file does not name its own",
     )
+    parser.add_argument("--number", type=int, help="of the recording, from 0, in a file of many (SHD, SSC)")
     parser.add_argument("--last", type=int, help="average the votes of the last LAST time-steps (default: all)")
     parser.add_argument("--engine", choices=["float32", "int8"], default="float32", help="weights (default: float32)")
     return parser
@@ -63,13 +64,18 @@ def _take_step_length(options: argparse.Namespace, trained: Trained) -> None:
             options.events_per_step = max(1, settings["window_events"] // steps)
         elif settings.get("window_ms"):
             options.ms_per_step = settings["window_ms"] / steps
+        elif settings.get("step_ms"):
+            options.ms_per_step = settings["step_ms"]
 
 
 def _network(options: argparse.Namespace, trained: Trained) -> "StreamingNetwork":
     """Build the streaming network that the options of `stream` describe."""
     from plif_lightning.deploy.streaming import StreamingNetwork
 
-    if trained.net.input_shape[0] != 2:
+    settings = trained.data.get("init_args", {})
+    is_line = len(trained.net.input_shape) == 1
+    polarities = settings.get("polarities", 1 if is_line else 2)
+    if not is_line and trained.net.input_shape[0] != polarities:
         raise UserError(
             f"the network takes {' x '.join(map(str, trained.net.input_shape))} images, and a stream gives frames of "
             "events, 2 x H x W."
@@ -81,21 +87,24 @@ def _network(options: argparse.Namespace, trained: Trained) -> "StreamingNetwork
         engine=options.engine,
         sensor=trained.sensor,
         last=options.last,
-        background_us=trained.data.get("init_args", {}).get("background_us"),
+        background_us=settings.get("background_us"),
+        polarities=polarities,
     )
 
 
 def _live(options: argparse.Namespace, network: "StreamingNetwork", trained: Trained) -> "LiveText":
     """Open a live source, and compile before its events arrive."""
+    import torch
+
     from plif_lightning.events.live import LiveText
 
     settings = trained.data.get("init_args", {})
-    if not _is_of_package(trained):
+    if not _takes_any_file(trained):
         raise UserError(
             f"--every_ms reads text, and the network was trained on what {trained.data['class_path']}.read gives: call "
             "plif_lightning.deploy.StreamingNetwork with its events (docs/howto/deploy.md)."
         )
-    network.step([[[0] * network.frame.width] * network.frame.height] * 2)
+    network.step(torch.zeros(network.net.input_shape))
     network.reset()
     return LiveText(options.file, settings.get("columns"), settings.get("time_unit"))
 
@@ -147,7 +156,7 @@ def _steps(options: argparse.Namespace, network: "StreamingNetwork", trained: Tr
             f"{options.file} is of a sensor of {sensor} pixels (height x width), and the network was trained on "
             f"{network.sensor}."
         )
-    recording = _recording(options.file, trained, options.sensor)
+    recording = _recording(options.file, trained, options.sensor, options.number)
     if _has_step_length(options):
         return network.pushed(recording, name=str(options.file))
     if not len(recording.t):
@@ -174,16 +183,23 @@ def _rescale(trained: Trained, name: str, sensor: Any, recording: Any) -> Any:
     return rescale(recording, Sensor.of(sensor), Sensor.of(settings["size"]))
 
 
-def _is_of_package(trained: Trained) -> bool:
-    """True if this package reads the recordings, not a user-defined data set."""
+def _takes_any_file(trained: Trained) -> bool:
+    """True if any file of this package's formats will do, not only what the data set reads."""
     path = str(trained.data.get("class_path", ""))
-    return not path or path.startswith("plif_lightning.")
+    return not path or (path.startswith("plif_lightning.") and path.rpartition(".")[2] not in ("SHD", "SSC"))
 
 
-def _recording(file: Path, trained: Trained, sensor: Any) -> Any:
-    """Events of a file, read as in training: by the user-defined data set, if the network was trained on it."""
+def _recording(file: Path, trained: Trained, sensor: Any, number: int | None) -> Any:
+    """Events of a file, read as in training: by the user-defined data set, if the network was trained on it.
+
+    Args:
+        file: the file.
+        trained: the network and its data set.
+        sensor: of a file that does not name it, if the recordings are rescaled.
+        number: of the recording in a file of many.
+    """
     settings = trained.data.get("init_args", {})
-    if _is_of_package(trained):
+    if _takes_any_file(trained):
         from plif_lightning.events.readers import read_any, sensor_of
 
         recording = read_any(file, settings.get("columns"), settings.get("time_unit"))
@@ -192,10 +208,9 @@ def _recording(file: Path, trained: Trained, sensor: Any) -> Any:
 
     data: Any = data_in(for_evaluation(trained.data))
     recordings = [recording for _, recording in data.read(file, 0)]
-    if len(recordings) != 1:
-        read = f"{trained.data['class_path']}.read"
-        raise UserError(f"{read} gives {len(recordings)} recordings of {file}, and a stream takes one.")
-    return recordings[0]
+    if not 0 <= (number or 0) < len(recordings) or (number is None and len(recordings) > 1):
+        raise UserError(f"{file} holds {len(recordings)} recordings, and a stream takes one: pass --number, from 0.")
+    return recordings[number or 0]
 
 
 def _print_decision(network: "StreamingNetwork", class_names: Sequence[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from plif_lightning.data.augment import CutMix
 from plif_lightning.data.base import SpikingDataModule, Validation
+from plif_lightning.data.cochlea import SHD, SSC
 from plif_lightning.data.event_augment import (
     EventDrop,
     EventFlip,
@@ -25,6 +26,8 @@ __all__ = [
     "CIFAR100",
     "MNIST",
     "NMNIST",
+    "SHD",
+    "SSC",
     "BinaryAdding",
     "CutMix",
     "DVSGesture",

@@ -90,6 +90,30 @@ def holdout_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 
+def holdout_groups(groups: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Indices of the training and the validation samples, each ascending: no group has samples in both.
+
+    The last groups are held out, as few as hold a `fraction` of all samples, and at least one.
+
+    Args:
+        groups: the group of each sample, such as its speaker, int64 [n].
+        fraction: share of the samples that is held out, in (0, 1).
+
+    Raises:
+        UserError: the fraction lies outside (0, 1), or leaves no group for training.
+
+    >>> holdout_groups(torch.tensor([0, 7, 7, 3, 0, 3]), 0.3)
+    (tensor([0, 3, 4, 5]), tensor([1, 2]))
+    """
+    require_fraction("holdout_fraction", fraction)
+    numbers, counts = groups.unique(return_counts=True)
+    held = int((counts.flip(0).cumsum(0) < round(fraction * len(groups))).sum()) + 1
+    if held >= len(numbers):
+        raise UserError(f"data.holdout_fraction {fraction} leaves none of {len(numbers)} groups: pass a smaller one.")
+    held_out = torch.isin(groups, numbers[len(numbers) - held :])
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
 @dataclass(eq=False, repr=False)
 class SpikingDataModule(L.LightningDataModule):
     """Base class of all data modules. A subclass implements `labels`, `dataset`, `inventory` and `identity`.

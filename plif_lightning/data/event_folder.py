@@ -40,10 +40,12 @@ class EventFolder(EventDataModule):
 
     Args:
         root: folder of the recordings.
-        sensor: height and width of the camera [pixels]; default: from the first file.
+        sensor: height and width of the camera [pixels], [1, W] of a line of sensors; default: from the first file.
+        polarities: 1 to count events of both polarities together, or if they have none.
         size: downsample frames to size x size pixels; or their height and width, to which each recording is rescaled
             from the sensor that its file names, or else `sensor`.
-        columns: column names of a table without a header, such as [t, x, y, p].
+        columns: column names of a table without a header, such as [t, x, y, p]; [t, x] of a line of sensors without
+            polarity.
         time_unit: unit of times in tables (text, NumPy, HDF5); us by default.
         window_events: events per sample; recordings are cut.
         window_ms: milliseconds per sample; recordings are cut.
@@ -55,6 +57,7 @@ class EventFolder(EventDataModule):
     """
 
     sensor: tuple[int, int] | None = None  # type: ignore[assignment,misc]
+    polarities: Literal[1, 2] = 2  # type: ignore[misc]
     size: int | tuple[int, int] | None = None  # type: ignore[assignment]
     columns: list[str] | None = None
     time_unit: TimeUnit | None = None
@@ -70,6 +73,9 @@ class EventFolder(EventDataModule):
     def __post_init__(self) -> None:
         self.windows = windows_of(self.window_events, self.window_ms, self.stride_events, self.stride_ms)
         require_one_of("data.split", self.split, Split)
+        require_one_of("data.polarities", self.polarities, Literal[1, 2])
+        if self.windows is not None and self.step_ms is not None:
+            raise UserError("data.step_ms is the duration of a step of entire recordings: leave it out with windows.")
         if self.test_fraction is not None:
             require_fraction("data.test_fraction", self.test_fraction)
         self.root = os.fspath(Path(self.root).expanduser())

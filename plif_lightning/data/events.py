@@ -38,10 +38,11 @@ from plif_lightning.events.recording import (
     RecordingError,
     Sensor,
     address_type,
+    in_channels,
     pack_events,
     recording_of,
 )
-from plif_lightning.events.windows import Samples, recordings_of
+from plif_lightning.events.windows import Samples, lasting, recordings_of
 from plif_lightning.runtime.process import cores
 from plif_lightning.runtime.randomness import fold_in, hashed_uniform
 
@@ -87,6 +88,9 @@ class EventDataset(BatchedDataset):
         augmentation: callables on structured arrays of events, such as `tonic.transforms`, are applied first, then
             the `EventAugmentation`s; each group in the given order.
         samples: recordings or windows of them; None for all recordings.
+        polarities: channels of the frames; 1 for events without polarity.
+
+    Batches are frames [N, T, polarities, H, W], or sequences [N, T, polarities W] of a line of sensors.
     """
 
     def __init__(
@@ -100,7 +104,9 @@ class EventDataset(BatchedDataset):
         frame: Sensor | None = None,
         augmentation: Sequence[EventAugmentation | Transform] = (),
         samples: Samples | None = None,
+        polarities: int = 2,
     ) -> None:
+        self.polarities = polarities
         self.samples = recordings_of(arrays["offset"]) if samples is None else samples
         self.arrays, self.sensor, self.indices, self.num_classes = arrays, sensor, indices, num_classes
         self.time_steps, self.slicing = time_steps, slicing
@@ -135,7 +141,8 @@ class EventDataset(BatchedDataset):
         span = self.samples.start[samples] - events.zero, self.samples.duration[samples]
         bounds = slice_bounds(self.slicing, events.time, events.begin, events.end, self.time_steps, *span)
         counts = count_events(events.address, bounds, 2 * self.frame.pixels, n, maps, passes)
-        frames = torch.from_numpy(counts).view(self.time_steps, n, 2, *self.frame)
+        frames = torch.from_numpy(counts).view(self.time_steps, n, 2, *self.frame)[:, :, : self.polarities]
+        frames = frames.flatten(2) if self.frame.is_line else frames
         # Batches are sample-first, networks time-first; both are views.
         return Batch(frames.transpose(0, 1), self._labels.index_select(0, sample), sample, target)
 
@@ -236,13 +243,16 @@ class EventDataModule(SpikingDataModule):
     """Base class of event data sets. A subclass implements `files` and, unless `read_any` works, `read`.
 
     Class attributes that a subclass sets, in addition to `SpikingDataModule`'s:
-        sensor: size of the camera.
+        sensor: size of the camera; (1, W) of a line of W sensors, whose samples are sequences [T, W].
+        polarities: 2 for OFF and ON events in a channel each; 1 for events without polarity.
 
     Args:
         time_steps: T, the frames of a recording.
         slicing: `by_count` cuts a recording into T slices of equally many events (the paper), `by_time` into
             slices of equal duration.
-        size: downsample frames to size x size pixels.
+        step_ms: duration of a time-step from the first event on [ms], with `slicing=by_time`: shorter recordings are
+            padded with silence, of longer ones T steps are taken. By default a T-th of each recording.
+        size: downsample frames to size x size pixels; a line of sensors to `size`.
         augmentation: augmentation of the training recordings; none in the paper. `tonic.transforms` on events are
             applied first, then this package's; each group in the given order.
         background_us: drop events with no earlier event in the 8 pixels around within this time [us] (Delbruck 2008);
@@ -251,10 +261,12 @@ class EventDataModule(SpikingDataModule):
     """
 
     sensor: ClassVar[Sensor]
+    polarities: ClassVar[int] = 2
 
     time_steps: int = 20
     eval_batch_size: int = 16
     slicing: Slicing = "by_count"
+    step_ms: float | None = None
     size: int | None = None
     augmentation: list[EventAugmentation | Callable[[Any], Any]] | None = None
     background_us: int | None = None
@@ -265,8 +277,11 @@ class EventDataModule(SpikingDataModule):
         require_one_of("data.slicing", self.slicing, Slicing)
         if self.background_us is not None:
             require_count("data.background_us", self.background_us)
-        if isinstance(self.size, int) and not 1 <= self.size <= min(self.sensor):
-            raise UserError(f"data.size must lie in 1..{min(self.sensor)}, got {self.size}.")
+        if self.step_ms is not None and (self.slicing != "by_time" or self.step_us < 1):
+            raise UserError(f"data.step_ms={self.step_ms} must be at least 0.001, with --data.slicing by_time.")
+        longest = self.sensor.width if self.sensor.is_line else min(self.sensor)
+        if isinstance(self.size, int) and not 1 <= self.size <= longest:
+            raise UserError(f"data.size must lie in 1..{longest}, got {self.size}.")
         augmentation = self.augmentation or ()
         require_single_mix(augmentation)
         twice = sum(isinstance(a, TimeDrop) for a in augmentation) > 1
@@ -312,13 +327,20 @@ class EventDataModule(SpikingDataModule):
         raise DataNotFoundError(f"{self.title} is not in {self.home}: put its recordings there.")
 
     @property
-    def frame(self) -> Sensor:
-        """Height and width of the frames."""
-        return Sensor(self.size, self.size) if isinstance(self.size, int) else self.sensor
+    def step_us(self) -> int:
+        """Duration of a time-step [us]; 0 if it is a T-th of each recording."""
+        return round(1000 * (self.step_ms or 0))
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-        return (2, *self.frame)
+    def frame(self) -> Sensor:
+        """Height and width of the frames."""
+        if not isinstance(self.size, int):
+            return self.sensor
+        return Sensor(1 if self.sensor.is_line else self.size, self.size)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.polarities * self.frame.width,) if self.frame.is_line else (self.polarities, *self.frame)
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -331,8 +353,9 @@ class EventDataModule(SpikingDataModule):
             "size": [*self.frame],
             "pixel": "floor(x * size / sensor), of height and width",
             "slicing": self.slicing,
+            "step_us": self.step_us or None,
             "time_steps": self.time_steps,
-            "polarities": ["off", "on"],
+            "polarities": ["off", "on"] if self.polarities == 2 else ["all"],
             "background_us": self.background_us,
         }
 
@@ -399,7 +422,7 @@ class EventDataModule(SpikingDataModule):
 
     def options(self) -> tuple[Any, ...]:
         """Values that the cached events depend on, besides the files and `cache_folder`; a part of the key."""
-        return (*self.sensor, self.class_names)
+        return (*self.sensor, self.class_names, *([] if self.polarities == 2 else [self.polarities]))
 
     def _build(self, files: Sequence[tuple[Path, int]], writer: ArrayWriter) -> None:
         """Read all files, a few at a time, and append their recordings."""
@@ -441,7 +464,8 @@ class EventDataModule(SpikingDataModule):
             raise RecordingError(f"{path} cannot be read: {error}.") from error
         name = str(path)
         packed_recordings = [
-            (target, pack_events(recording_of(recording, name=name), self.sensor, name)) for target, recording in read
+            (target, pack_events(in_channels(recording_of(recording, name=name), self.polarities), self.sensor, name))
+            for target, recording in read
         ]
         if self.background_us is None:
             return packed_recordings
@@ -460,7 +484,14 @@ class EventDataModule(SpikingDataModule):
         """Samples of the training or test set."""
         if train not in self._samples:
             arrays = self.recordings(train)
-            self._samples[train] = windows = self.samples_of(arrays, train)
+            windows = self.samples_of(arrays, train)
+            if self.step_us:
+                windows, cut = lasting(windows, arrays["time"], self.time_steps * self.step_us)
+                if cut:
+                    message = "%s: of %d of %d %s recordings, events after %d steps of %g ms are left out."
+                    numbers = cut, len(windows.begin), split_name(train), self.time_steps, self.step_ms
+                    _log.warning(message, self.title, *numbers)
+            self._samples[train] = windows
             blank = arrays["name"][windows.recording[windows.begin == windows.end]]
             if len(blank):
                 _log.warning("%s: %d recordings hold no event: %s.", self.title, len(blank), first_few(blank.tolist()))
@@ -481,6 +512,7 @@ class EventDataModule(SpikingDataModule):
             self.frame,
             (self.augmentation or ()) if augment else (),
             samples,
+            self.polarities,
         )
 
     def provenance(self, train: bool) -> dict[str, NDArray[Any]]:

@@ -19,7 +19,7 @@ from plif_lightning.events.integration import (
     resize,
     without_background,
 )
-from plif_lightning.events.recording import Packed, Recording, Sensor, pack_events, recording_of
+from plif_lightning.events.recording import Packed, Recording, Sensor, in_channels, pack_events, recording_of
 from plif_lightning.network import step
 from plif_lightning.network.output import LastStep
 from plif_lightning.neurons.carry import LayerState
@@ -41,6 +41,7 @@ class StreamingNetwork:
         background_us: drop noise, as in the event data modules.
         last: average the votes of the last `last` time-steps, to follow scene changes sooner; None for all, or for the
             last alone of a structure that ends in LAST.
+        polarities: channels of a line of sensors, whose features are polarities times sensors; 1 by default.
 
     Raises:
         UserError: an argument lies outside its range, the input encoder is random, or the network is user-defined.
@@ -61,6 +62,7 @@ class StreamingNetwork:
         sensor: tuple[int, int] | None = None,
         background_us: int | None = None,
         last: int | None = None,
+        polarities: int | None = None,
     ) -> None:
         for name, value in (("events_per_step", events_per_step), ("us_per_step", us_per_step), ("last", last)):
             if value is not None:
@@ -82,7 +84,10 @@ class StreamingNetwork:
         else:
             raise UserError(f"engine={engine!r} runs on a CPU in float32, not on {self.device} in {self.dtype}.")
         self.events_per_step, self.us_per_step = events_per_step, us_per_step
-        self.frame = Sensor(*net.input_shape[1:])
+        is_line = len(net.input_shape) == 1
+        self.polarities = polarities or (1 if is_line else net.input_shape[0])
+        height, width = (1, net.input_shape[0] // self.polarities) if is_line else net.input_shape[1:]
+        self.frame = Sensor(height, width)
         self.background_us, self.last = background_us, 1 if isinstance(net.voting, LastStep) else last
         self.sensor = self.frame if sensor is None else Sensor.of(sensor)
         self._resized = None if self.sensor == self.frame else resize(self.sensor, self.frame)
@@ -120,20 +125,21 @@ class StreamingNetwork:
         """Process a frame and return the running votes, [num_classes] or [N, num_classes].
 
         Args:
-            frame: [C, H, W], or [N, C, H, W] for N streams at once; of any numeric type.
+            frame: [C, H, W] or [F], or [N, C, H, W] or [N, F] for N streams at once; of any numeric type.
 
         Raises:
             UserError: the frame has another shape; the state is unchanged.
         """
         frame = torch.as_tensor(np.asarray(frame) if not isinstance(frame, Tensor) else frame)
-        expected, streams = [*self.net.input_shape], list(frame.shape[:-3])
+        expected = [*self.net.input_shape]
+        streams = list(frame.shape[: -len(expected)])
         before = streams if self.total is None else list(self.total.shape[:-1])
-        if frame.dim() not in (3, 4) or list(frame.shape[-3:]) != expected or streams != before:
+        if len(streams) > 1 or [*streams, *expected] != list(frame.shape) or streams != before:
             raise UserError(
                 f"frame must be {[*before, *expected]}{'' if self.total is None else ', as before'}, or "
                 f"[N, {', '.join(map(str, expected))}] in a new stream, got {list(frame.shape)}."
             )
-        single = frame.dim() == 3
+        single = not streams
         batch = frame[None] if single else frame
         votes, self.potentials = self._step(batch.to(self.device, self.dtype), self.potentials)
         votes = votes[0] if single else votes
@@ -151,9 +157,9 @@ class StreamingNetwork:
 
         Args:
             x: column of each event [pixel], or a `Recording`, or a structured array with x, y, t and p.
-            y: row [pixel].
+            y: row [pixel]; of a line of sensors it may be left out.
             t: time [us], ascending, not before events pushed earlier.
-            p: polarity.
+            p: polarity; of a line of sensors it may be left out.
             name: source of the events, for messages.
 
         Raises:
@@ -166,8 +172,10 @@ class StreamingNetwork:
         """Like `push`, but yield the votes after each time-step; events not yet processed stay pending."""
         if self.events_per_step is None and self.us_per_step is None:
             raise UserError("push needs to know where a time-step ends: pass events_per_step or us_per_step.")
+        if self.sensor.is_line and t is not None:
+            y, p = (np.zeros(len(t), np.uint8) if column is None else column for column in (y, p))
         recording = x if isinstance(x, Recording) else recording_of(x, y, t, p, name)
-        packed = pack_events(recording, self.sensor, name)
+        packed = pack_events(in_channels(recording, self.polarities), self.sensor, name)
         time = packed.time.astype(np.int64) + packed.start
         if len(time):
             if self.latest is not None and time[0] < self.latest:
@@ -233,11 +241,15 @@ class StreamingNetwork:
         Raises:
             UserError: an event lies outside the sensor or goes back in time. The state is unchanged.
         """
-        packed = pack_events(recording, self.sensor, name)
+        packed = pack_events(in_channels(recording, self.polarities), self.sensor, name)
         if self.background_us is not None:
             packed = without_background(packed, self.sensor, self.background_us)
         packed = packed._replace(address=self._addresses(packed))
-        return map(self.step, integrate(packed, self.frame, self.net.time_steps, slicing))
+        return map(self.step, map(self._input, integrate(packed, self.frame, self.net.time_steps, slicing)))
+
+    def _input(self, counts: Any) -> Any:
+        """Counts [2, H, W] as the network takes them: [C, H, W] or [F]."""
+        return counts[: self.polarities].reshape(self.net.input_shape)
 
     def _frames(self) -> Iterator[Any]:
         """Yield a frame [C, H, W] for each complete step; the remaining events stay pending."""
@@ -257,4 +269,5 @@ class StreamingNetwork:
                 self.step_end += self.us_per_step
             address = waiting[0, :end].astype(np.uint32)
             self._waiting = waiting[:, end:]
-            yield count_events(address, np.array([[0, end]]), 2 * self.frame.pixels).reshape(2, *self.frame)
+            counts = count_events(address, np.array([[0, end]]), 2 * self.frame.pixels)
+            yield self._input(counts.reshape(2, *self.frame))

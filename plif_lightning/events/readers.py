@@ -67,8 +67,8 @@ _READERS: dict[str, Callable[[Path], Recording]] = {
 }
 _TABLES: dict[str, Callable[[Path, Sequence[str] | None, TimeUnit | None], Recording]] = {
     ".csv": read_text,
-    ".h5": lambda path, _, unit: read_hdf5(path, unit),
-    ".hdf5": lambda path, _, unit: read_hdf5(path, unit),
+    ".h5": read_hdf5,
+    ".hdf5": read_hdf5,
     ".npy": read_numpy,
     ".npz": read_numpy,
     ".txt": read_text,
@@ -84,7 +84,8 @@ def read_any(path: str | Path, columns: Sequence[str] | None = None, time_unit: 
 
     Args:
         path: the file.
-        columns: names of the columns of a text without a header, or of an array [N, 4], such as `t, x, y, p`.
+        columns: names of the columns of a text without a header, or of an array [N, 4], such as `t, x, y, p`; `t, x`
+            of a line of sensors, whose y and p are 0.
         time_unit: unit of times in a table (text, NumPy, HDF5); us by default.
 
     Raises:

@@ -45,6 +45,11 @@ class Sensor(NamedTuple):
     def pixels(self) -> int:
         return self.height * self.width
 
+    @property
+    def is_line(self) -> bool:
+        """True for a row of sensors, such as a cochlea's: its frames are features."""
+        return self.height == 1
+
 
 class Recording(NamedTuple):
     """N events.
@@ -71,6 +76,11 @@ def rescale(recording: Recording, sensor: Sensor, size: Sensor) -> Recording:
     y = np.asarray(recording.y, np.int64) * size.height // sensor.height
     x = np.asarray(recording.x, np.int64) * size.width // sensor.width
     return recording._replace(x=x, y=y)
+
+
+def in_channels(recording: Recording, polarities: int) -> Recording:
+    """A recording as it is, or, for 1 channel, with the same polarity 0 for all events."""
+    return recording if polarities == 2 else recording._replace(p=np.zeros(len(recording.t), np.uint8))
 
 
 class Packed(NamedTuple):

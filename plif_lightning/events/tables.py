@@ -45,25 +45,36 @@ def in_us(t: NDArray[Any], unit: TimeUnit | None, name: str) -> NDArray[Any]:
     return (t + 500) // 1000 if unit == "ns" else t * _US[unit]
 
 
-def _recording(columns: dict[str, Any], unit: TimeUnit | None, name: str) -> Recording:
-    """Recording of named columns."""
-    if missing := [column for column in _COLUMNS if column not in columns]:
+def _required(columns: Sequence[str] | None) -> list[str]:
+    """Those of t, x, y and p that a table must hold: of a line of sensors, its `columns` may leave out y and p."""
+    named = _named(columns) if columns else _COLUMNS
+    return [column for column in _COLUMNS if column in ("t", "x") or column in named]
+
+
+def _recording(
+    columns: dict[str, Any], unit: TimeUnit | None, name: str, required: Sequence[str] = _COLUMNS
+) -> Recording:
+    """Recording of named columns; y and p are 0 where they are not required."""
+    if missing := [column for column in required if column not in columns]:
         raise RecordingError(
             f"{name} lacks {', '.join(missing)}: it must hold columns named t, x, y and p; --data.columns=[t,x,y,p] "
-            "names those of a table without names."
+            "names those of a table without names, and [t,x] those of a line of sensors."
         )
     t = in_us(np.asarray(columns["t"]), unit, name)
-    return recording_of(columns["x"], columns["y"], t, columns["p"], name=name)
+    y, p = (columns[column] if column in required else np.zeros(len(t), np.uint8) for column in "yp")
+    return recording_of(columns["x"], y, t, p, name=name)
 
 
 def _from_array(array: Any, columns: Sequence[str] | None, unit: TimeUnit | None, name: str) -> Recording:
     """Recording of a structured array, or of numbers [N, columns]."""
     if array.dtype.names is not None:
-        return _recording({column: array[field] for column, field in _named(array.dtype.names).items()}, unit, name)
+        named_fields = {column: array[field] for column, field in _named(array.dtype.names).items()}
+        return _recording(named_fields, unit, name, _required(columns))
     named = _named(columns or ())
     if array.ndim != 2 or (columns and array.shape[1] != len(columns)):
         raise RecordingError(f"{name} must hold {len(columns or _COLUMNS)} columns, got an array {list(array.shape)}.")
-    return _recording({c: array[:, list(columns or ()).index(field)] for c, field in named.items()}, unit, name)
+    by_column = {c: array[:, list(columns or ()).index(field)] for c, field in named.items()}
+    return _recording(by_column, unit, name, _required(columns))
 
 
 def read_numpy(path: Path, columns: Sequence[str] | None = None, unit: TimeUnit | None = None) -> Recording:
@@ -81,7 +92,8 @@ def read_numpy(path: Path, columns: Sequence[str] | None = None, unit: TimeUnit 
         names = list(loaded)
         if len(names) == 1:  # np.savez(file, events)
             return _from_array(loaded[names[0]], columns, unit, str(path))
-        return _recording({column: loaded[name] for column, name in _named(names).items()}, unit, str(path))
+        by_column = {column: loaded[name] for column, name in _named(names).items()}
+        return _recording(by_column, unit, str(path), _required(columns))
 
 
 class TextLayout(NamedTuple):
@@ -89,12 +101,12 @@ class TextLayout(NamedTuple):
 
     Attributes:
         separator: between the numbers of a line; None for spaces.
-        columns: index of t, x, y and p in a line.
+        columns: index of t, x and, unless it is a line of sensors, y and p in a line.
         has_header: True if the first line names the columns.
     """
 
     separator: str | None
-    columns: list[int]
+    columns: dict[str, int]
     has_header: bool
 
     @classmethod
@@ -109,20 +121,20 @@ class TextLayout(NamedTuple):
         has_header = not all(re.fullmatch(r"[-+.\deE]+", field) for field in fields)
         names = columns or (fields if has_header else ())
         named = _named(names)
-        if len(named) < len(_COLUMNS):
+        required = _required(columns)
+        if {*required} - {*named}:
             header = "has no header that names its columns" if not names else f"has the columns {', '.join(names)}"
             raise RecordingError(f"{name} {header}: name t, x, y and p, such as with --data.columns=[t,x,y,p].")
-        return cls(separator, [list(names).index(named[column]) for column in _COLUMNS], has_header)
+        return cls(separator, {column: list(names).index(named[column]) for column in required}, has_header)
 
     def read(self, lines: Any, unit: TimeUnit | None, name: str, **settings: Any) -> Recording:
         """Events of a path or of lines, read by `numpy.loadtxt` with further settings."""
-        settings = {"delimiter": self.separator, "usecols": self.columns, "ndmin": 2, **settings}
+        settings = {"delimiter": self.separator, "usecols": [*self.columns.values()], "ndmin": 2, **settings}
         try:
             table = np.loadtxt(lines, np.int64, **settings)
         except ValueError:
             table = np.loadtxt(lines, np.float64, **settings)
-        t, x, y, p = table.T
-        return _recording({"t": t, "x": x, "y": y, "p": p}, unit, name)
+        return _recording(dict(zip(self.columns, table.T, strict=True)), unit, name, [*self.columns])
 
 
 def read_text(path: Path, columns: Sequence[str] | None = None, unit: TimeUnit | None = None) -> Recording:
@@ -145,7 +157,7 @@ def read_text(path: Path, columns: Sequence[str] | None = None, unit: TimeUnit |
     return layout.read(path, unit, str(path), comments="%" if is_percent else "#", skiprows=first + layout.has_header)
 
 
-def read_hdf5(path: Path, unit: TimeUnit | None = None) -> Recording:
+def read_hdf5(path: Path, columns: Sequence[str] | None = None, unit: TimeUnit | None = None) -> Recording:
     """Events of an HDF5 file, read by h5py.
 
     It holds a group with the data sets x, y, t and p under their common names (DSEC: `events`, with `t_offset` beside
@@ -159,25 +171,26 @@ def read_hdf5(path: Path, unit: TimeUnit | None = None) -> Recording:
 
     with h5py.File(path) as file:
         candidates: list[Any] = []
+        required = _required(columns)
 
         def look(_: str, item: Any) -> None:
             names = item if isinstance(item, h5py.Group) else item.dtype.names or ()
-            if len(_named(names)) == len(_COLUMNS):
+            if not {*required} - {*_named(names)}:
                 candidates.append(item)
 
         look("", file)
         file.visititems(look)
         if len(candidates) != 1:
             which = ", ".join(item.name for item in candidates) or "none"
-            raise RecordingError(f"{path} must hold one set of events with t, x, y and p; it holds {which}.")
+            raise RecordingError(f"{path} must hold one set of events with {', '.join(required)}; it holds {which}.")
         events = candidates[0]
         name = f"{path} ({events.name})"
         if isinstance(events, h5py.Dataset):
-            return _from_array(_contiguous(events, path), None, unit, name)
-        columns = {column: _contiguous(events[field], path) for column, field in _named(events).items()}
+            return _from_array(_contiguous(events, path), columns, unit, name)
+        by_column = {column: _contiguous(events[field], path) for column, field in _named(events).items()}
         if "t_offset" in file:
-            columns["t"] = columns["t"].astype(np.int64) + int(file["t_offset"][()])
-        return _recording(columns, unit, name)
+            by_column["t"] = by_column["t"].astype(np.int64) + int(file["t_offset"][()])
+        return _recording(by_column, unit, name, required)
 
 
 def _contiguous(data: Any, path: Path) -> NDArray[Any]:

@@ -127,6 +127,21 @@ def left_out(samples: Samples, windows: Samples) -> Array:
     return 1 - np.bincount(windows.recording, overlap, n) / np.maximum(all_events, 1) - (all_events == 0)
 
 
+def lasting(samples: Samples, time: Array, us: int) -> tuple[Samples, int]:
+    """The first `us` of each sample, longer where it ends before; and how many samples lose events.
+
+    >>> sample = Samples(*(np.array([value]) for value in (0, 3, 0, 0, 0, -1)))
+    >>> lasting(sample, np.array([0, 10, 20]), 15)[0][:2]
+    (array([0]), array([2]))
+    """
+    spans = [*zip(samples.begin.tolist(), samples.end.tolist(), strict=True)]
+    start = np.array([int(time[begin]) if begin < end else 0 for begin, end in spans], np.int64)
+    kept = [np.searchsorted(time[begin:end], at + us) for (begin, end), at in zip(spans, start, strict=True)]
+    last = samples.begin + np.array(kept, np.int64)
+    cut = samples._replace(end=last, start=start, duration=np.full(len(last), us, np.int64))
+    return cut, int((last < samples.end).sum())
+
+
 def cut_windows(samples: Samples, time: Array, windows: Windows) -> Samples:
     """All complete windows of each sample that hold an event. Windows of different samples never overlap.
 

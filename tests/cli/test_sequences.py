@@ -3,11 +3,13 @@
 import json
 
 import onnxruntime
+import pytest
 import torch
 
 from plif_lightning.cli import main
 from plif_lightning.data import Digits
 from plif_lightning.network import load_network
+from tests import writers
 from tests.cli.calls import FEW, fit
 
 
@@ -28,3 +30,25 @@ def test_images_by_rows_are_trained_tested_exported_and_counted(tmp_path, monkey
     torch.testing.assert_close(torch.from_numpy(onnx), votes)
     main(["cost", *checkpoint, "--samples", "4"])
     assert "fc1.recurrent" in capsys.readouterr().out
+
+
+def test_words_of_ones_own_are_trained_compared_and_streamed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    writers.write_cochlea(tmp_path / "SHD/shd_train.h5", 100, 0)
+    writers.write_cochlea(tmp_path / "SHD/shd_test.h5", 20, 1)
+    words = ("--data.root", ".", "--data.channels", "40", "--data.time_steps", "16", "--data.step_ms", "50")
+    structure = ("--model.structure", "RFC32b-PLIF-FC2b", "--trainer.max_epochs", "15", "--data.batch_size", "20")
+    # Mean counts over time are the same for both words: only their order tells.
+    main(["fit", "--config", "shd", *words, *structure, "--model.optimizer.lr", "0.01", "--run_folder", "R"])
+    main(["test", "--ckpt_path", "R/checkpoints/best.ckpt"])
+    accuracy = json.loads((tmp_path / "R/run.json").read_text())["test"]
+    assert accuracy > 0.9
+    stream = ["stream", "--ckpt_path", "R/checkpoints/best.ckpt", "--file", "SHD/shd_test.h5"]
+    with pytest.raises(SystemExit):
+        main(stream)
+    assert "SHD/shd_test.h5 holds 20 recordings, and a stream takes one: pass --number" in capsys.readouterr().err
+    decisions = []
+    for number in range(4):
+        main([*stream, "--number", str(number)])
+        decisions.append(capsys.readouterr().out.splitlines()[-1].split()[1])
+    assert decisions == ["null", "eins", "null", "eins"]

@@ -140,7 +140,7 @@ def test_dsec_adds_its_offset(compression, tmp_path):
 @pytest.mark.parametrize(
     ("layout", "expected"),
     [
-        ({}, "must hold one set of events with t, x, y and p; it holds none"),
+        ({}, "must hold one set of events with t, x, y, p; it holds none"),
         ({"left/x": [1], "left/y": [1], "left/t": [1]}, "it holds none"),
         ({f"{side}/{name}": [1] for side in ("left", "right") for name in "xytp"}, "it holds /left, /right"),
         ({"events": np.zeros((2, 4))}, "it holds none"),
