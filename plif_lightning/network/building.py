@@ -9,6 +9,7 @@ from typing import Any, assert_never
 from torch import nn
 from torch.nn.modules.utils import _pair
 
+from plif_lightning.errors import UserError
 from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, NeuronBlock, ResidualBlock
 from plif_lightning.network.norm import NormHeld, NormStatistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import Pool2d, PoolTies, SpikeMaxPool2d, TimeDropout
@@ -50,12 +51,12 @@ class Builder:
             case Pool():
                 return Pool2d(self.pool(spec.layer, of_spikes=spec.spikes_in))
             case Neurons():
-                neuron = self.neuron(spec.layer, spec.after[0])
+                neuron = self.neuron(spec.layer, spec.after[0], of_maps=len(spec.after) == 3)
                 assert neuron is not None
                 return NeuronBlock(neuron)
             case Residual(how, neurons=neurons):
                 parts = self.blocks(spec.branch), self.blocks(spec.shortcut)
-                return ResidualBlock(how, *parts, self.neuron(neurons, spec.after[0]))
+                return ResidualBlock(how, *parts, self.neuron(neurons, spec.after[0], of_maps=True))
             case Votes() | Readout():
                 raise AssertionError(spec.layer)  # no placed layer
         assert_never(spec.layer)
@@ -69,7 +70,7 @@ class Builder:
         return ConvBlock(
             conv,
             TimeBatchNorm2d(layer.channels, self.norm_statistics, self.norm_held) if norm else None,
-            self.neuron(layer.neurons, layer.channels),
+            self.neuron(layer.neurons, layer.channels, of_maps=True),
             None if layer.pool is None else Pool2d(self.pool(layer.pool, of_spikes=True)),
         )
 
@@ -82,8 +83,16 @@ class Builder:
             RecurrentLinear(layer.features) if layer.recurrent else None,
         )
 
-    def neuron(self, layer: Neurons | None, channels: int) -> Neuron | None:
-        return None if layer is None else self.make_neuron(layer, channels)
+    def neuron(self, layer: Neurons | None, channels: int, of_maps: bool = False) -> Neuron | None:
+        """The neurons of a layer; None if it has none.
+
+        Raises:
+            UserError: maps with parameters of each neuron.
+        """
+        neuron = None if layer is None else self.make_neuron(layer, channels)
+        if of_maps and neuron is not None and neuron.tau_per == "neuron":
+            raise UserError(f"{layer}: tau_per=neuron is for layers of features; neurons of maps have tau_per=channel.")
+        return neuron
 
     def pool(self, layer: Pool, of_spikes: bool) -> nn.Module:
         if layer.kernel is None:

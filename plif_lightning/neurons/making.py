@@ -12,6 +12,7 @@ from plif_lightning.dynamics.firing import Firing, FiringKeywords, Keywords
 from plif_lightning.errors import UserError
 from plif_lightning.neurons import published
 from plif_lightning.neurons.modules import IF, Neuron, TauPer
+from plif_lightning.neurons.parameters import Initial
 from plif_lightning.structure import NEURONS
 
 _T = TypeVar("_T")
@@ -26,7 +27,7 @@ else:
 class NeuronKeywords(FiringKeywords, total=False):
     """Arguments of `make_neuron` for type checkers, where a constructor passes them on."""
 
-    init_tau: float
+    init_tau: Initial
     tau_per: TauPer
     learn_threshold: bool
 
@@ -34,7 +35,7 @@ class NeuronKeywords(FiringKeywords, total=False):
 def make_neuron(
     neuron: NeuronName | Neuron | type[Neuron] | Mapping[str, Any],
     channels: int,
-    init_tau: float = 2.0,
+    init_tau: Initial = 2.0,
     tau_per: TauPer = "layer",
     learn_threshold: bool = False,
     **firing: Keywords[FiringKeywords],
@@ -45,8 +46,9 @@ def make_neuron(
         neuron: a name; a subclass of `Neuron` or its import path; a layer, or {class_path, init_args}, with arguments
             that other than the defaults win.
         channels: channels of the input.
-        init_tau: tau_0 > 1 of plif, tau of any other with a name and k = 1/tau, in time-steps.
-        tau_per: a time constant (and threshold, if learned) per layer (the paper) or per channel.
+        init_tau: tau_0 > 1 of plif, tau of any other with a name and k = 1/tau, in time-steps; of plif and lif also
+            {distribution: arguments}, see `parameters.drawn`.
+        tau_per: a time constant (and threshold, if learned) per layer (the paper), channel or neuron (of features).
         learn_threshold: learn V_th too, initialised with v_threshold; it stays positive.
         firing: see `Firing`.
 
@@ -57,7 +59,7 @@ def make_neuron(
 
 
 def settings_of_all(
-    init_tau: float = 2.0,
+    init_tau: Initial = 2.0,
     tau_per: TauPer = "layer",
     learn_threshold: bool = False,
     **firing: Keywords[FiringKeywords],
@@ -66,7 +68,9 @@ def settings_of_all(
 
     Args:
         init_tau: tau_0 > 1 of plif, where learning begins; tau of any other with a name and k = 1/tau; in time-steps.
-        tau_per: a learned value for each layer (the paper), or for each channel.
+            Of plif and lif also drawn values, such as {gamma: [3, 5]}: a distribution of `numpy.random.Generator` and
+            its arguments.
+        tau_per: a value for each layer (the paper), for each channel, or for each neuron (of layers of features).
         learn_threshold: learn V_th, too.
         firing: constants of `Firing`.
     """
@@ -108,11 +112,11 @@ def _warn_reset_ignored(reset: str, kind: str) -> None:
     _log.warning("reset=%s has no effect on %s, whose equations have a reset of their own.", reset, kind)
 
 
-def _with_tau(kind: type[Neuron], init_tau: float, is_shared: bool) -> dict[str, Any]:
+def _with_tau(kind: type[Neuron], init_tau: Any, is_shared: bool) -> dict[str, Any]:
     """The arguments of a kind that give its time constant; empty for IF if the value is the setting of all neurons."""
     if "init_tau" in inspect.signature(kind.__init__).parameters:
         return {"init_tau": init_tau}
-    if kind in _CLASSES.values() and "k" in kind.declared and init_tau > 1:
+    if kind in _CLASSES.values() and "k" in kind.declared and not isinstance(init_tau, Mapping) and init_tau > 1:
         return {"k": 1 / init_tau}
     if kind is IF and is_shared:
         return {}

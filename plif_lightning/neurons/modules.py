@@ -19,9 +19,9 @@ from plif_lightning.dynamics.reference import Trace, trace
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.kernels import Backend
 from plif_lightning.neurons.carry import LayerState, active_states, as_tuple, from_tuple
-from plif_lightning.neurons.parameters import Parameter, fixed, learned
+from plif_lightning.neurons.parameters import Initial, Parameter, drawn, fixed, learned
 
-TauPer = Literal["layer", "channel"]
+TauPer = Literal["layer", "channel", "neuron"]
 _EQUATIONS = ("charge", "after", "threshold")
 # Names that a parameter cannot have: arguments and attributes of every neuron, and other values of equations.
 RESERVED = {
@@ -51,8 +51,9 @@ class Neuron(nn.Module):
     [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
 
     Args:
-        tau_per: share parameters per `layer` (the paper) or have them per `channel` (dimension 2 of the input).
-        channels: number of channels, for `tau_per="channel"`.
+        tau_per: share parameters per `layer` (the paper), or have them per `channel` (dimension 2 of the input), or per
+            `neuron`, which is the same for features and does not take maps.
+        channels: number of channels, for `tau_per="channel"` or `"neuron"`.
         learn_threshold: learn V_th too, initialised with v_threshold.
         learn: names of the parameters that are learned; None for parameters declared `learned`.
         settings: values of declared parameters, and constants of firing and reset, by name: see `Firing`.
@@ -120,11 +121,11 @@ class Neuron(nn.Module):
         ]
         of_all = ("tau_per", "channels", "learn_threshold", *Firing.__dataclass_fields__)
         require_known_arguments(kind, settings, [*dict.fromkeys([*argument_names, *self.declared, *of_all])])
-        if tau_per not in get_args(TauPer) or (tau_per == "channel" and channels is None):
-            raise UserError(f"tau_per must be layer, or channel beside channels=C, got {tau_per!r}.")
+        if tau_per not in get_args(TauPer) or (tau_per != "layer" and channels is None):
+            raise UserError(f"tau_per must be layer, or channel or neuron beside channels=C, got {tau_per!r}.")
+        self.tau_per = tau_per
         require_known_arguments(f"learn: {kind}", learn or (), self.declared)
-        # A value per layer is a vector too: FSDP refuses scalar parameters.
-        self._shape = [channels] if tau_per == "channel" and channels is not None else [1]
+        self._shape = _shape(tau_per, channels)
         parameters = {name: settings.pop(name) for name in self.declared if name in settings}
         self.constants = Firing(**settings)
         self._lowest = max(self.constants.v_reset, 0.0)
@@ -136,11 +137,11 @@ class Neuron(nn.Module):
                 f"v_threshold must be above zero and v_reset to be learned, got {self.constants.v_threshold}."
             )
         for name, parameter in self.declared.items():
-            parameter = parameter.at(parameters.get(name, parameter.initial))
+            parameter = parameter.at(parameters.get(name, parameter.initial), self._shape)
             if parameter.is_learned if learn is None else name in learn:
                 self.register_parameter(parameter.stored_as, nn.Parameter(parameter.raw(self._shape)))
             elif parameter.stored_as == f"{name}_raw":
-                self.register_buffer(f"{name}_value", torch.full(self._shape, parameter.initial))
+                self.register_buffer(f"{name}_value", parameter.values(self._shape))
             else:
                 self.register_buffer(parameter.stored_as, parameter.raw(self._shape))
         self.backend = Backend("auto")
@@ -242,6 +243,11 @@ class Neuron(nn.Module):
         self._keyed = self.constants, program_of(self.equations, self.firing).key  # perhaps in another process
 
 
+def _shape(tau_per: TauPer, channels: int | None) -> list[int]:
+    """Shape of a parameter: a value per layer is a vector too, because FSDP refuses scalar parameters."""
+    return [1] if tau_per == "layer" or channels is None else [channels]
+
+
 def _require_equations(cls: type) -> None:
     """Refuse functions in the body of a class of neurons that would never be called.
 
@@ -284,7 +290,7 @@ def _constructor(declared: Mapping[str, Parameter]) -> Callable[..., None]:
 
     kind = inspect.Parameter.KEYWORD_ONLY
     arguments = [
-        inspect.Parameter(n, kind, default=parameter.initial, annotation=float) for n, parameter in declared.items()
+        inspect.Parameter(n, kind, default=parameter.initial, annotation=Initial) for n, parameter in declared.items()
     ]
     learn = inspect.Parameter("learn", kind, default=None, annotation=list[str] | None)
     self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -297,10 +303,10 @@ class LIF(Neuron):
     """Leaky integrate-and-fire neurons with a fixed time constant; spikes [T, N, *] from inputs [T, N, *].
 
     Args:
-        init_tau: tau > 1, in time-steps.
+        init_tau: tau > 1, in time-steps; or {distribution: arguments}, from which values are `drawn`.
         k: 1 / tau, which may be given instead.
-        tau_per: a tau per `layer` or per `channel` (dimension 2 of the input); they differ only if learned.
-        channels: number of channels, for `tau_per="channel"`.
+        tau_per: a tau per `layer`, `channel` or `neuron`, see `Neuron`; they differ only if drawn.
+        channels: number of channels, for `tau_per="channel"` or `"neuron"`.
         learn_threshold: learn V_th, positive by construction, see `Neuron`.
         firing: constants of firing and reset, by name: see `Firing`.
 
@@ -314,15 +320,16 @@ class LIF(Neuron):
 
     def __init__(
         self,
-        init_tau: float = 2.0,
+        init_tau: Initial = 2.0,
         tau_per: TauPer = "layer",
         channels: int | None = None,
         learn_threshold: bool = False,
         **firing: Keywords[FiringKeywords],
     ) -> None:
-        if not 1 < init_tau < math.inf:
+        tau = drawn(init_tau, _shape(tau_per, channels), 1.0, math.inf, "init_tau")
+        if not isinstance(tau, Tensor) and not 1 < tau < math.inf:
             raise UserError(f"init_tau must be > 1 (1/tau = sigmoid(a) lies in (0, 1)), got {init_tau}.")
-        settings: dict[str, Any] = {"k": 1 / init_tau, **firing}
+        settings: dict[str, Any] = {"k": 1 / tau, **firing}
         super().__init__(tau_per, channels, learn_threshold, **settings)
 
     @property
@@ -340,10 +347,10 @@ class PLIF(LIF):
     Spikes [T, N, *] from inputs [T, N, *]. `a` is the parameter and `tau` a property.
 
     Args:
-        init_tau: tau_0 > 1, in time-steps; a_0 = -log(tau_0 - 1).
+        init_tau: tau_0 > 1, in time-steps; a_0 = -log(tau_0 - 1). Or {distribution: arguments}, see `LIF`.
         k: 1 / tau_0 = sigmoid(a_0), which may be given instead.
-        tau_per: an `a` per `layer` (the paper) or per `channel` (dimension 2 of the input).
-        channels: number of channels, for `tau_per="channel"`.
+        tau_per: an `a` per `layer` (the paper), `channel` or `neuron`, see `Neuron`.
+        channels: number of channels, for `tau_per="channel"` or `"neuron"`.
         learn_threshold: learn V_th too, positive by construction, see `Neuron`.
         firing: constants of firing and reset, by name: see `Firing`.
 

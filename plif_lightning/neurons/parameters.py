@@ -1,15 +1,56 @@
 """Parameters of a neuron: declared in its class, within their range by construction."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from plif_lightning.errors import UserError
 
 Within = Literal["real", "positive", "unit"]
+Distribution = Literal["uniform", "normal", "lognormal", "gamma", "exponential", "beta"]
+# A number, or values that are drawn: {"gamma": [3, 5]}.
+Initial = float | dict[Distribution, list[float]]
+# Draws of values within a range, of which a distribution should give one at least.
+_ATTEMPTS = 1000
+
+
+def drawn(initial: Any, shape: Sequence[int], low: float, high: float, name: str) -> Any:
+    """A number as it is; values that are drawn from a distribution, float32 of a shape, each above `low`, below `high`.
+
+    Values outside are drawn again. The seed is PyTorch's.
+
+    Args:
+        initial: a number; or the name of a distribution of `numpy.random.Generator` and its arguments, such as
+            {"gamma": [3, 5]} of shape 3 and scale 5.
+        shape: of the values.
+        low: lower end of their range.
+        high: upper end.
+        name: of the parameter, for messages.
+
+    Raises:
+        UserError: the distribution is unknown, its arguments are wrong, or it has no values in the range.
+    """
+    if not isinstance(initial, Mapping):
+        return initial
+    (kind, arguments), *others = initial.items() or [("", ())]
+    random = np.random.default_rng(int(torch.randint(2**62, (), device="cpu")))
+    if others or kind not in get_args(Distribution):
+        raise UserError(f"{name} must be a number or one of {', '.join(get_args(Distribution))}, got {initial!r}.")
+    values = np.full(shape, np.nan)
+    for _ in range(_ATTEMPTS):
+        outside = ~((low < values) & (values < high))
+        if not outside.any():
+            return torch.empty(*shape).copy_(torch.from_numpy(values))
+        try:
+            values[outside] = getattr(random, kind)(*arguments, size=int(outside.sum()))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name}={initial!r}: NumPy's {kind} takes other arguments ({error}).") from error
+    raise UserError(f"{name}={initial!r} gives hardly a value between {low} and {high}.")
 
 
 @dataclass(frozen=True)
@@ -19,7 +60,7 @@ class Parameter:
     As an attribute of a neuron it is its current value, a scalar or [channels].
     """
 
-    initial: float
+    initial: Any  # a number, or a value per channel [channels]
     within: Within = "real"
     is_learned: bool = True
     stored_as: str = ""
@@ -29,8 +70,8 @@ class Parameter:
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "stored_as", self.stored_as or f"{name}_raw")
 
-    def at(self, value: Any) -> "Parameter":
-        """The same with another initial value.
+    def at(self, value: Any, shape: Sequence[int]) -> "Parameter":
+        """The same with another initial value: a number, drawn values (see `drawn`), or a tensor of this shape.
 
         Raises:
             UserError: the value lies outside the range.
@@ -40,6 +81,9 @@ class Parameter:
             "positive": (0.0, math.inf, "a positive number"),
             "unit": (0.0, 1.0, "between 0 and 1"),
         }[self.within]
+        value = drawn(value, shape, low, high, self.name)
+        if isinstance(value, Tensor):
+            return replace(self, initial=value)
         if isinstance(value, bool) or not low < value < high:
             raise UserError(f"{self.name} must be {expected}, got {value!r}.")
         return replace(self, initial=float(value))
@@ -47,9 +91,17 @@ class Parameter:
     def raw(self, shape: list[int]) -> Tensor:
         """The tensor that is stored: any number in it is a value within the range."""
         start = self.initial
+        if isinstance(start, Tensor):
+            real = start.double()
+            given = {"real": real, "positive": real.log(), "unit": -(1 / real - 1).log()}[self.within]
+            return given.to(torch.get_default_dtype())
         if self.within != "real":
             start = math.log(start) if self.within == "positive" else -math.log(1 / start - 1)
         return torch.full(shape, start)
+
+    def values(self, shape: list[int]) -> Tensor:
+        """The initial value of each channel."""
+        return self.initial.clone() if isinstance(self.initial, Tensor) else torch.full(shape, self.initial)
 
     def value(self, raw: Tensor) -> Tensor:
         """The parameter, from the tensor that is stored."""

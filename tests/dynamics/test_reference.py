@@ -206,7 +206,7 @@ def test_if_neuron_is_the_limit_of_large_tau():
         (lambda: PLIF(init_tau=1.0), "init_tau must be > 1"),
         (lambda: LIF(init_tau=float("nan")), "init_tau must be > 1"),
         (lambda: PLIF(tau_per="channel"), "channels"),
-        (lambda: PLIF(tau_per="neuron"), "tau_per must be layer, or channel beside channels=C"),
+        (lambda: PLIF(tau_per="neuron"), "tau_per must be layer, or channel or neuron beside channels=C"),
         (lambda: PLIF(v_reset=1.0), "v_reset must be below v_threshold"),
         (lambda: PLIF(surrogate="arctan"), "surrogate must be one of"),
         (lambda: PLIF(v_threshold=-0.5, v_reset=-1.0, learn_threshold=True), "v_threshold must be above zero"),
