@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plif_lightning.data.loading import (
+    Batch,
     BatchedDataset,
     BatchPlan,
     BatchRequest,
@@ -21,9 +22,11 @@ from plif_lightning.data.loading import (
     time_first,
 )
 from plif_lightning.errors import UserError, require_count, require_one_of
-from plif_lightning.runtime.randomness import run_seed
+from plif_lightning.runtime.batches import has_time
+from plif_lightning.runtime.randomness import fold_in, hashed_uniform, run_seed
 
 Validation = Literal["test", "holdout"]
+TimeProbe = Literal["shuffled", "counts"]
 
 
 class SplitInventory(NamedTuple):
@@ -114,6 +117,42 @@ def holdout_groups(groups: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 
+class ProbedDataset(BatchedDataset):
+    """A data set without its time, to see what a network loses: x [N, T, *] in another order, or without one.
+
+    Args:
+        dataset: of samples with time-steps.
+        probe: `shuffled`, the steps of each sample in a random order of its own, another one in each epoch; `counts`,
+            the mean of all steps at every step, in float32.
+    """
+
+    def __init__(self, dataset: BatchedDataset, probe: TimeProbe) -> None:
+        self.dataset, self.probe = dataset, probe
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def labels(self) -> Tensor:
+        return self.dataset.labels()
+
+    def batch(self, request: BatchRequest) -> Batch:
+        """A batch of the data set.
+
+        Raises:
+            UserError: its samples have no time.
+        """
+        batch = self.dataset.batch(request)
+        if not has_time(batch.x):
+            raise UserError(f"data.probe={self.probe} takes time away, and static images have none.")
+        if self.probe == "counts":
+            x = batch.x.float().mean(1, keepdim=True).expand(batch.x.shape)
+        else:
+            steps = batch.x.shape[1]
+            order = hashed_uniform(fold_in(request.key, "probe"), batch.sample, steps).argsort(1)
+            x = batch.x[torch.arange(len(order))[:, None], order]
+        return batch._replace(x=x)
+
+
 @dataclass(eq=False, repr=False)
 class SpikingDataModule(L.LightningDataModule):
     """Base class of all data modules. A subclass implements `labels`, `dataset`, `inventory` and `identity`.
@@ -136,6 +175,8 @@ class SpikingDataModule(L.LightningDataModule):
         drop_last: drop an incomplete last training batch.
         num_workers: loader processes; batches do not depend on their number.
         download: download the data set if it is missing.
+        probe: take the time away, to see what a network needs it for: the steps of each sample `shuffled`, or `counts`,
+            their mean at every step. In training and evaluation.
 
     Raises:
         UserError: an argument is out of range.
@@ -154,6 +195,7 @@ class SpikingDataModule(L.LightningDataModule):
     drop_last: bool = False
     num_workers: int = 0
     download: bool = True
+    probe: TimeProbe | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -162,6 +204,8 @@ class SpikingDataModule(L.LightningDataModule):
             require_count(f"data.{name}", getattr(self, name))
         require_one_of("data.validation", self.validation, Validation)
         require_fraction("data.holdout_fraction", self.holdout_fraction)
+        if self.probe is not None:
+            require_one_of("data.probe", self.probe, TimeProbe)
         self.train_set: BatchedDataset | None = None
         self.val_set: BatchedDataset | None = None
         self.test_set: BatchedDataset | None = None
@@ -199,10 +243,13 @@ class SpikingDataModule(L.LightningDataModule):
         """Create the data sets of a stage (fit, validate, test or predict; None: all)."""
         if stage in ("fit", "validate", None) and self.train_set is None:
             train, val = self.held_out() if self.validation == "holdout" else (None, None)
-            self.train_set = self.dataset(train=True, indices=train, augment=True)
-            self.val_set = self.dataset(train=self.validation == "holdout", indices=val, augment=False)
+            self.train_set = self._probed(self.dataset(train=True, indices=train, augment=True))
+            self.val_set = self._probed(self.dataset(self.validation == "holdout", indices=val, augment=False))
         if stage in ("test", "predict", None) and self.test_set is None:
-            self.test_set = self.dataset(train=False, indices=None, augment=False)
+            self.test_set = self._probed(self.dataset(train=False, indices=None, augment=False))
+
+    def _probed(self, dataset: BatchedDataset) -> BatchedDataset:
+        return dataset if self.probe is None else ProbedDataset(dataset, self.probe)
 
     def _loader(self, dataset: BatchedDataset | None, train: bool) -> ResumableLoader:
         if dataset is None:
@@ -241,7 +288,7 @@ class SpikingDataModule(L.LightningDataModule):
         self.prepare_data()
         n = len(self.labels(train=False))
         chosen = torch.linspace(0, n - 1, min(number, n), dtype=torch.float64).round().long()
-        subset = self.dataset(train=False, indices=chosen, augment=False)
+        subset = self._probed(self.dataset(train=False, indices=chosen, augment=False))
         batches = [subset.batch(BatchRequest(0, at)) for at in torch.arange(len(chosen)).split(self.eval_batch_size)]
         return time_first(torch.cat([b.x for b in batches])).float(), torch.cat([b.label for b in batches])
 
@@ -290,7 +337,8 @@ class SpikingDataModule(L.LightningDataModule):
 
     def describe(self) -> str:
         """Title, origin and sizes of the data sets that `setup` created."""
-        note = f" ({self.origin_note})" if self.origin_note else ""
+        notes = [note for note in (self.origin_note, f"time-steps: {self.probe}" if self.probe else "") if note]
+        note = f" ({'; '.join(notes)})" if notes else ""
         return f"{self.title}{note}: " + ", ".join(f"{size:,} {name}" for name, size in self.sizes().items())
 
 

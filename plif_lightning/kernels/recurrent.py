@@ -26,7 +26,9 @@ class _RecurrentFunction(torch.autograd.Function):
     """Saves inputs and states of every step for the backward pass, and spikes as bits where few neurons spiked."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weight: Tensor, learned: Tensor, neuron: str, steps: int, trains: bool) -> Tensor:
+    def forward(
+        ctx: Any, y: Tensor, weight: Tensor, learned: Tensor, neuron: str, steps: int, through_time: bool, trains: bool
+    ) -> Tensor:
         from plif_lightning.kernels import cpu  # deferred: imports numba
 
         inputs, spikes = y.new_empty(steps, *y.shape[1:]), y.new_empty(steps, *y.shape[1:])
@@ -42,7 +44,7 @@ class _RecurrentFunction(torch.autograd.Function):
             parallel(cpu.forward, layer.geometry.units, layer.geometry.threads, *io, layer.sizes)
         bits = _few_spikes(spikes) if trains else None
         ctx.save_for_backward(weight, learned, inputs, states, spikes if bits is None else bits)
-        ctx.settings = neuron, len(y), bits is not None
+        ctx.settings = neuron, len(y), bits is not None, through_time
         return spikes
 
     @staticmethod
@@ -51,7 +53,7 @@ class _RecurrentFunction(torch.autograd.Function):
         from plif_lightning.kernels import cpu_backward  # deferred: imports numba
 
         weight, learned, inputs, states, spikes = ctx.saved_tensors
-        neuron, given_steps, are_bits = ctx.settings
+        neuron, given_steps, are_bits, through_time = ctx.settings
         steps, features = len(inputs), len(weight)
         layer = _Layer(inputs, learned, neuron, BACKWARD)
         grads, grad_out = torch.empty_like(inputs), grad_spikes.contiguous()
@@ -60,7 +62,8 @@ class _RecurrentFunction(torch.autograd.Function):
         rows = _rows(inputs), states.numpy(), _rows(grads), grad_states.numpy()
         sums = ops.sums_for(layer.geometry, 0, learned, states.dtype)
         for t in reversed(range(steps)):
-            grad = grad_out[t] if t + 1 == steps else torch.addmm(grad_out[t], grads[t + 1], weight, out=total)
+            ends = t + 1 == steps or not through_time
+            grad = grad_out[t] if ends else torch.addmm(grad_out[t], grads[t + 1], weight, out=total)
             before, grad_before = (rows[1][t - 1], rows[3][t % 2]) if t else (layer.none, layer.none)
             after = rows[3][(t + 1) % 2] if t + 1 < steps else layer.none
             gradients = grad.reshape(1, -1).numpy(), after, rows[2][t : t + 1], grad_before
@@ -73,7 +76,7 @@ class _RecurrentFunction(torch.autograd.Function):
             grad_weight = linear_weight_of_bits(before, after, features) if are_bits else product(after.t(), before)
         grad_learned = layer.geometry.sum_parameter_slots(sums[1], learned).to(learned.dtype)
         grad_y = grads if given_steps == steps else grads.sum(0, keepdim=True)
-        return grad_y, grad_weight, grad_learned, None, None, None
+        return grad_y, grad_weight, grad_learned, None, None, None, None
 
 
 class _Layer:
@@ -140,6 +143,6 @@ def run_recurrent(y: Tensor, weight: Tensor, dynamics: Dynamics, steps: int) -> 
         steps: T.
     """
     with in_real_precision(y.device):
-        arguments = rows_of(dynamics, y), dynamics.key, steps, torch.is_grad_enabled()
-        spikes: Tensor = _RecurrentFunction.apply(y, weight, *arguments)
+        arguments = rows_of(dynamics, y), dynamics.key, steps, dynamics.firing.through_time
+        spikes: Tensor = _RecurrentFunction.apply(y, weight, *arguments, torch.is_grad_enabled())
         return spikes

@@ -25,6 +25,8 @@ class RecurrentLinear(nn.Linear):
 class Recurrent(SignalModule):
     """Recurrent neurons over [T, N, F]: at step t they get x_t + W s_{t-1} (+ b), with s_{-1} = 0.
 
+    Of neurons without gradient through time (`Firing.through_time`) s_{t-1} has none either; W learns all the same.
+
     Args:
         features: F.
         neuron: the spiking neurons.
@@ -94,5 +96,6 @@ def _all_inputs(recurrent: RecurrentLinear, neuron: Neuron, values: Tensor, step
     for t in range(1, steps):
         spikes, state = neuron.run(inputs[-1][None], state)
         held = values[t if len(values) > 1 else 0]
-        inputs.append(held + nn.functional.linear(spikes[0], recurrent.weight).to(held.dtype))
+        before = spikes[0] if neuron.constants.through_time else spikes[0].detach()
+        inputs.append(held + nn.functional.linear(before, recurrent.weight).to(held.dtype))
     return torch.stack(inputs)

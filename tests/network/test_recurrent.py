@@ -21,6 +21,7 @@ NEURONS = {
     "alif": lambda: pl.ALIF(),
     "per channel": lambda: pl.PLIF(tau_per="channel", channels=F),
     "threshold learned": lambda: pl.PLIF(learn_threshold=True, detach_reset=False),
+    "no gradient through time": lambda: pl.PLIF(through_time=False),
 }
 
 
@@ -192,6 +193,18 @@ def test_fingerprint_knows_recurrence():
 
     with_recurrence, plain = (pl.SpikingNetwork((1, 4, 4), 3, 2, structure=f"{r}FC6-PLIF-APk2s2") for r in ("R", ""))
     assert fingerprint(with_recurrence) != fingerprint(plain)
+
+
+def test_without_gradient_through_time_a_step_is_trained_on_its_own_spikes():
+    for backend in ("auto", "reference"):
+        layer, x = pl.use_backend(a_layer(pl.PLIF(through_time=False)), backend), an_input()
+        spikes = layer(x)
+        spikes[-1].sum().backward()
+        assert x.grad[-1].any()
+        assert not x.grad[:-1].any()
+        # The weight learns from the spikes before, as from any input.
+        expected = x.grad[-1].t() @ spikes[-2].detach()
+        torch.testing.assert_close(layer.recurrent.weight.grad, expected)
 
 
 def test_other_shapes_run_in_the_loop_or_are_refused():

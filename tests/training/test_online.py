@@ -42,6 +42,17 @@ def test_bn_of_a_sum_is_updated_once_a_step():
         torch.testing.assert_close(ours, theirs)
 
 
+def test_online_gradients_of_recurrent_layers_equal_the_sequences():
+    whole = lively(structure="RFC20-PLIF-FC3-PLIF", channels=None, fc_features=None)
+    parts, x, label = copy.deepcopy(whole), torch.rand(5, 4, 2, 8, 8).lt(0.4).double(), torch.tensor([0, 1, 2, 0])
+    per_step_mse(whole(x), label).backward()
+    loss, votes = step_by_step(parts, x, 5, lambda votes: per_step_mse(votes, label))
+    loss.backward()
+    assert votes.any()
+    for (name, ours), theirs in zip(parts.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("neuron", ["plif", "clif"])
 @pytest.mark.parametrize("threshold", [False, True])
