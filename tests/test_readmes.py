@@ -85,6 +85,9 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
         words = shlex.split(command)[1:]
     if "my_neurons" in command:
         shutil.copy(REPOSITORY / "tests/examples/own_neuron.py", tmp_path / "my_neurons.py")
+    if "my_functions" in command:
+        page = (REPOSITORY / "docs/tutorials/neuron.md").read_text()
+        (tmp_path / "my_functions.py").write_text(re.search(r"# my_functions.py\n(.*?)```", page, re.S)[1])
     if "my_transformer" in command:
         (tmp_path / "my_transformer.py").write_text(source("transformer"))
     if "my_" in command:

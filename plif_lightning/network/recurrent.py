@@ -1,5 +1,8 @@
 """Neurons that also see their spikes of the previous step, through a weight [F, F]."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -50,46 +53,87 @@ class Recurrent(SignalModule):
         return levels_of(self.neuron)
 
 
+class RecurrentContainer(SignalModule):
+    """SpikingJelly's `LinearRecurrentContainer`: one weight [F_in, F_in + F] of the inputs and the previous spikes.
+
+    Args:
+        rc: its linear layer.
+        linear: a layer [F, F_in] between `rc` and the neurons, or None.
+        neuron: the neurons.
+    """
+
+    step_mode = "m"
+    bias = None
+
+    def __init__(self, rc: nn.Linear, linear: nn.Linear | None, neuron: Neuron) -> None:
+        super().__init__()
+        self.rc, self.linear, self.neuron = rc, linear, neuron
+
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        weight: Tensor = self.rc.weight
+        bias: Tensor | None = self.rc.bias
+        if self.linear is not None:
+            # Not called: its input is no input of the network.
+            outer, outer_bias = self.linear.weight, self.linear.bias
+            weight, bias = outer @ weight, outer_bias if bias is None else nn.functional.linear(bias, outer, outer_bias)
+        size = x.values.shape[-1]
+        inputs = nn.functional.linear(x.values, weight[:, :size], bias)
+        spikes, _ = recurrent_spikes(self, self.neuron, Signal(inputs, x.steps), states, weight[:, size:].contiguous())
+        return Signal(spikes, x.steps, self.levels(x.levels))
+
+    def levels(self, levels: int | None) -> int | None:
+        return levels_of(self.neuron)
+
+
 def recurrent_spikes(
-    recurrent: RecurrentLinear, neuron: Neuron, x: Signal, states: Carried | None
+    recurrent: "RecurrentLinear | RecurrentContainer",
+    neuron: Neuron,
+    x: Signal,
+    states: Carried | None,
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, bool]:
     """Spikes [T, N, F] of recurrent neurons, and True if the fused form ran, not the loop.
 
     Args:
-        recurrent: weight and bias.
+        recurrent: weight and bias, and what carries the spikes between single steps.
         neuron: the neurons.
         x: the input without the recurrent part, [T, N, F] or [1, N, F].
         states: as of `SignalModule.run`; a single step carries the spikes of the previous step, too.
+        weight: [F, F] of a container, which has none of its own.
     """
     if states is not None:
-        return states.through(recurrent, lambda before: _single_step(recurrent, neuron, x, states, before)), False
+        product = recurrent if weight is None else partial(nn.functional.linear, weight=weight)
+        return states.through(recurrent, partial(_single_step, product, neuron, x, states)), False
+    if isinstance(recurrent, RecurrentLinear):
+        weight = recurrent.weight
+    assert weight is not None
     values = x.values if recurrent.bias is None else x.values + recurrent.bias.to(x.values.dtype)
-    if _is_fused(recurrent, neuron, values):
-        return run_recurrent(values, recurrent.weight, neuron.dynamics, x.steps), True
-    inputs = _all_inputs(recurrent, neuron, values, x.steps)
+    if is_plain(recurrent) and _is_fused(weight, neuron, values):
+        return run_recurrent(values, weight, neuron.dynamics, x.steps), True
+    inputs = _all_inputs(weight, neuron, values, x.steps)
     if is_plain(neuron):
         return neuron.run(inputs)[0], False
     # Neurons with hooks, or of a user-defined class, are called once, with their inputs at all steps.
     return run_layer(neuron, Signal(inputs, x.steps), None).values, False
 
 
-def _is_fused(recurrent: RecurrentLinear, neuron: Neuron, values: Tensor) -> bool:
+def _is_fused(weight: Tensor, neuron: Neuron, values: Tensor) -> bool:
     """True if the fused form takes these inputs [T, N, F] of recurrent neurons."""
-    is_cpu = values.device.type == "cpu" and values.dtype == recurrent.weight.dtype != torch.bfloat16
+    is_cpu = values.device.type == "cpu" and values.dtype == weight.dtype != torch.bfloat16
     # Other shapes are the loop's: [T, N, L, F] runs there, and another F is an error of PyTorch's.
-    is_cpu = is_cpu and values.shape[2:] == recurrent.weight.shape[:1]
-    return is_cpu and is_plain(neuron, recurrent) and neuron.backend.fuses(values.device, values.dtype)
+    is_cpu = is_cpu and values.shape[2:] == weight.shape[:1]
+    return is_cpu and is_plain(neuron) and neuron.backend.fuses(values.device, values.dtype)
 
 
 def _single_step(
-    recurrent: RecurrentLinear, neuron: Neuron, x: Signal, states: Carried, before: tuple[Tensor, ...] | None
+    product: Callable[[Tensor], Tensor], neuron: Neuron, x: Signal, states: Carried, before: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     spikes = torch.zeros_like(x.values[0]) if before is None else before[0].to(x.values.dtype)
-    after: Tensor = run_layer(neuron, Signal(x.values + recurrent(spikes), 1), states).values
+    after: Tensor = run_layer(neuron, Signal(x.values + product(spikes), 1), states).values
     return after, (after[0],)
 
 
-def _all_inputs(recurrent: RecurrentLinear, neuron: Neuron, values: Tensor, steps: int) -> Tensor:
+def _all_inputs(weight: Tensor, neuron: Neuron, values: Tensor, steps: int) -> Tensor:
     """The inputs of all steps [T, N, F], the recurrent part included, by a loop over steps."""
     inputs = [values[0]]
     state = None
@@ -97,5 +141,5 @@ def _all_inputs(recurrent: RecurrentLinear, neuron: Neuron, values: Tensor, step
         spikes, state = neuron.run(inputs[-1][None], state)
         held = values[t if len(values) > 1 else 0]
         before = spikes[0] if neuron.constants.through_time else spikes[0].detach()
-        inputs.append(held + nn.functional.linear(before, recurrent.weight).to(held.dtype))
+        inputs.append(held + nn.functional.linear(before, weight).to(held.dtype))
     return torch.stack(inputs)

@@ -23,6 +23,7 @@ from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import Voting
 from plif_lightning.network.over_time import OverTime, over_time
 from plif_lightning.network.pooling import Pool2d, SpikeMaxPool2d, TimeDropout
+from plif_lightning.network.recurrent import RecurrentContainer
 from plif_lightning.network.signals import output_levels
 from plif_lightning.neurons import CLIF, EIF, IF, KLIF, LIF, PLIF, QIF, Neuron
 from plif_lightning.neurons.published import UndecayedKLIF, UndecayedLIF, UndecayedPLIF
@@ -218,11 +219,14 @@ class _Builder:
         """Replace nodes by neurons; returns the tensor of each name in SpikingJelly, and its shape there."""
         stored = {name: (t, t.shape) for name, t in converted.net.state_dict(keep_vars=True).items()}
         unconverted = converted.conversion.unconverted
+        recurrent = {parts[-1] for _, parts in self._recurrent_parts(converted)}
         for name, node in list(converted.net.named_modules()):
             is_mapped = type(node) in self.nodes
             if not (self.is_node(node) or isinstance(node, self.stateful)) or isinstance(node, self.layer.Dropout):
                 continue
-            if why := self._reason_to_keep(node, name in twice):
+            if type(node) is self.layer.LinearRecurrentContainer and any(part in recurrent for part in node.modules()):
+                continue
+            if why := self._reason_to_keep(node, name in twice, single_step=node in recurrent):
                 unconverted[name or "the node"] = why
                 continue
             replacement = self.nodes[type(node)](node) if is_mapped else self._neuron(node)
@@ -239,6 +243,7 @@ class _Builder:
                 if isinstance(module, Neuron):  # its constants are no weights: SpikingJelly stores none
                     module._non_persistent_buffers_set.update(module._buffers)
             _put(replacement.train(node.training), _holders_of(converted, node))
+        self._replace_recurrent(converted)
         if not any(isinstance(module, Neuron) for module in converted.modules()):
             reasons = [f"{name}: {why}" for name, why in unconverted.items()] or _unconverted_leaves(converted.net)
             raise UserError(
@@ -247,8 +252,28 @@ class _Builder:
             )
         return stored
 
-    def _reason_to_keep(self, node: Any, twice: bool) -> str:
-        """Why a node stays as it is; empty if it can be replaced."""
+    def _recurrent_parts(self, converted: Converted) -> Iterator[tuple[Any, list[Any]]]:
+        """Containers of recurrent nodes over [T, N, F], each with its parts: perhaps a linear layer, and the node."""
+        for container in list(converted.net.modules()):
+            if type(container) is self.layer.LinearRecurrentContainer and container.step_mode == "m":
+                within: Any = container.sub_module
+                parts: list[Any] = [*within] if type(within) is nn.Sequential else [within]
+                linear = all(self._plain_class(part, (nn.Linear,)) for part in parts[:-1])
+                ends = self.is_node(parts[-1]) or isinstance(parts[-1], Neuron)
+                if len(parts) <= 2 and linear and ends and not any(map(has_hooks, container.modules())):
+                    yield container, parts
+
+    def _replace_recurrent(self, converted: Converted) -> None:
+        """Replace containers whose nodes are neurons of this package."""
+        for container, (*linear, neuron) in self._recurrent_parts(converted):
+            if isinstance(neuron, Neuron):
+                recurrent = RecurrentContainer(container.rc, next(iter(linear), None), neuron)
+                name = next(name for name, module in converted.net.named_modules() if module is container)
+                converted.conversion.blocks.append(name)
+                _put(Replacement(recurrent, name, converted.calls), _holders_of(converted, container))
+
+    def _reason_to_keep(self, node: Any, twice: bool, single_step: bool = False) -> str:
+        """Why a node stays as it is; empty if it can be replaced, or, in a `single_step`, its container can."""
         if not self.is_node(node):
             return f"{type(node).__name__}{_origin_of(type(node))}"
         if has_hooks(node):
@@ -257,7 +282,7 @@ class _Builder:
             return "it is called in several places, and goes on from its state"
         if type(node) in self.nodes:
             return ""
-        if node.step_mode == "s":
+        if node.step_mode == "s" and not single_step:
             return "single steps within a container"
         surrogate = node.surrogate_function
         if type(surrogate).__name__ not in _SURROGATES or not surrogate.spiking:

@@ -16,7 +16,7 @@ from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import LeakyIntegrator
 from plif_lightning.network.over_time import has_children_to_run, run_over_time
 from plif_lightning.network.pooling import TimeDropout
-from plif_lightning.network.recurrent import RecurrentLinear
+from plif_lightning.network.recurrent import RecurrentContainer, RecurrentLinear
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import LayerState as LayerState
 from plif_lightning.neurons.carry import carry_states as carry_states
@@ -24,7 +24,7 @@ from plif_lightning.neurons.carry import detach_state as detach_state
 
 State = dict[str, LayerState]
 # Modules with a state that a step takes and returns.
-STATEFUL = (Neuron, RecurrentLinear, LeakyIntegrator)
+STATEFUL = (Neuron, RecurrentLinear, RecurrentContainer, LeakyIntegrator)
 
 
 def plain(net: nn.Module) -> nn.Module:

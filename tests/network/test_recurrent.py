@@ -107,6 +107,30 @@ def test_recurrent_layer_equals_spikingjellys_container(decay_input):
     torch.testing.assert_close(gradient, linear.weight.grad)
 
 
+@pytest.mark.parametrize("kind", ["node", "linear and node"])
+def test_spikingjellys_container_is_converted(kind, fused_calls):
+    from spikingjelly.activation_based import functional, layer, neuron
+
+    torch.manual_seed(0)
+    node = neuron.ParametricLIFNode(v_threshold=0.3, detach_reset=True)
+    within = node if kind == "node" else nn.Sequential(nn.Linear(F, F + 2), node)
+    size = F if kind == "node" else F + 2
+    container = layer.LinearRecurrentContainer(within, F, size, step_mode="m")
+    theirs = nn.Sequential(
+        container, layer.Linear(size, 3, step_mode="m"), neuron.LIFNode(v_threshold=0.2, step_mode="m")
+    )
+    theirs.double()
+    ours = pl.from_spikingjelly(theirs, an_input().detach())
+    assert str(ours.conversion).startswith("2 nodes in blocks, 0 alone, 0 kept; equal on the example")
+    assert fused_calls
+    functional.reset_net(theirs)
+    x = an_input().detach()
+    y, z = ours(x), theirs(x)
+    assert torch.equal(y, z)
+    assert ours.net[0](x).any()
+    theirs.load_state_dict(pl.to_spikingjelly_state_dict(ours))
+
+
 def test_recurrent_layer_equals_snntorchs_rleaky():
     import snntorch
     from snntorch import surrogate
