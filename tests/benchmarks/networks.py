@@ -139,7 +139,12 @@ def fire_as_trained(net: SpikingNetwork, x: Tensor, training: bool) -> dict[str,
 
 
 def contenders(
-    name: str, batch: int, time_steps: int | None = None, trained: bool = False, training: bool = True
+    name: str,
+    batch: int,
+    time_steps: int | None = None,
+    trained: bool = False,
+    training: bool = True,
+    with_compiled: bool = False,
 ) -> tuple[Contenders, Tensor, Tensor]:
     torch.manual_seed(0)
     net = network_of(name, time_steps, norm_statistics="all_steps", pool_ties="first")
@@ -147,18 +152,21 @@ def contenders(
     if trained:
         shares = fire_as_trained(net, x, training)
         print(f"  spikes: {in_words(shares)}")
-    return with_peers(net), x, torch.randint(0, 10, (batch,))
+    return with_peers(net, with_compiled), x, torch.randint(0, 10, (batch,))
 
 
 def in_words(shares: dict[str, float], digits: int = 0) -> str:
     return ", ".join(f"{layer} {100 * share:.{digits}f} %" for layer, share in shares.items())
 
 
-def with_peers(net: SpikingNetwork) -> Contenders:
+def with_peers(net: SpikingNetwork, with_compiled: bool = False) -> Contenders:
     found: Contenders = {"ours": (net, net)}
     for title, mode in (("SpikingJelly, multi-step", "m"), ("SpikingJelly, as the authors", "s")):
         other = peer(net, mode).train(net.training)
         found[title] = (other, lambda x, n=other, m=mode: run_peer(n, x, net.time_steps, m))
+    if with_compiled:
+        other, forward = found["SpikingJelly, multi-step"]
+        found["SpikingJelly, compiled"] = (other, torch.compile(forward))
     return found
 
 
@@ -333,6 +341,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--fast", action="store_true", help="without the authors' form")
+    parser.add_argument("--compiled", action="store_true", help="training with SpikingJelly under torch.compile, too")
     parser.add_argument("--memory", nargs=3, help="measure memory in this process: CONFIG BATCH CONTENDER")
     parser.add_argument("--ckpt_path", type=Path)
     parser.add_argument("--config", help="of the checkpoint's network")
@@ -362,7 +371,7 @@ def main() -> None:
         if name == "cifar10dvs" and not on_gpu():
             runs.pop()
         for trained, bf16 in runs:
-            found, x, label = contenders(name, batch, trained=trained)
+            found, x, label = contenders(name, batch, trained=trained, with_compiled=arguments.compiled)
             what = f"training step, {'bf16-mixed' if bf16 else 'fp32'}, {'firing as trained' if trained else 'fresh'}"
             compare(name, what, found, x, label, bf16, arguments.rounds, arguments.fast)
         found, x, _ = contenders(name, batch, trained=True, training=False)

@@ -9,7 +9,7 @@ The workload is that of Open Neuromorphic's benchmarks: Linear(n, n) and LIF, ba
 on 1 and 2 threads; outputs are compared first. snnTorch and Norse call both layers at each step, as users do. The
 network is Fashion-MNIST's, one training step, batch 16, all layers with the same neurons; another library's neuron runs
 in SpikingJelly's network of the same layers. All in alternation in one process. `--compiled` adds Norse with its step
-compiled by PyTorch, which takes minutes.
+compiled by PyTorch, and SpikingJelly's recurrent network, which takes minutes.
 
 Recurrent: 700 inputs, 2 % spikes, to 256 recurrent LIF at about 5 % firing, T = 100, batch 64, one thread, forward and
 backward, beside a plain loop of PyTorch's operators, SpikingJelly's container (whose weight [F, 2 F] multiplies the
@@ -273,7 +273,7 @@ class RLeaky(nn.Module):
         return torch.stack(outputs)
 
 
-def recurrent(rounds: int) -> None:
+def recurrent(rounds: int, with_compiled: bool) -> None:
     """Recurrent LIF behind an FC layer, beside other libraries'."""
     steps, batch, inputs_, features = 100, 64, 700, 256
     torch.manual_seed(0)
@@ -291,11 +291,13 @@ def recurrent(rounds: int) -> None:
         "SpikingJelly": nn.Sequential(nn.Linear(inputs_, features, bias=False), container),
         "snnTorch": nn.Sequential(nn.Linear(inputs_, features, bias=False), RLeaky(loop_weight)),
     }
+    if with_compiled:  # with the same weights
+        peers["SpikingJelly, compiled"] = torch.compile(peers["SpikingJelly"])
     with torch.no_grad():
         ours.fc.weight.copy_(weight)
         ours.recurrent.weight.copy_(loop_weight)
         container.rc.weight.copy_(torch.cat([torch.eye(features), loop_weight], 1))
-        for name in list(peers)[1:]:
+        for name in list(peers)[1:4]:
             peers[name][0].weight.copy_(weight)  # type: ignore[index]
 
     def both(name: str) -> Tensor:
@@ -330,7 +332,7 @@ def main() -> None:
     if arguments.only in (None, "network"):
         network(arguments.rounds)
     if arguments.only in (None, "recurrent"):
-        recurrent(arguments.rounds)
+        recurrent(arguments.rounds, arguments.compiled)
 
 
 if __name__ == "__main__":
