@@ -12,6 +12,7 @@ from .network import Recurrent as Recurrent
 from .network import SpikingNetwork as SpikingNetwork
 from .network import from_pretrained as from_pretrained
 from .network import from_spikingjelly as from_spikingjelly
+from .network import layer_outputs as layer_outputs
 from .network import load_network as load_network
 from .network import over_time as over_time
 from .network import push_to_hub as push_to_hub

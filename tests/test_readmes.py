@@ -85,6 +85,15 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
         words = shlex.split(command)[1:]
     if "my_neurons" in command:
         shutil.copy(REPOSITORY / "tests/examples/own_neuron.py", tmp_path / "my_neurons.py")
+    if "my_task" in command:
+        shutil.copy(REPOSITORY / "tests/examples/own_task.py", tmp_path / "my_task.py")
+    if "my_losses" in command:
+        page = (REPOSITORY / "docs/howto/network.md").read_text()
+        imports = (
+            "import plif_lightning as pl\nimport torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"
+        )
+        block = re.search(r"```python\n(class Distil.*?)```", page, re.S)
+        (tmp_path / "my_losses.py").write_text(imports + block[1])
     if "my_functions" in command:
         page = (REPOSITORY / "docs/tutorials/neuron.md").read_text()
         (tmp_path / "my_functions.py").write_text(re.search(r"# my_functions.py\n(.*?)```", page, re.S)[1])

@@ -82,7 +82,9 @@ def _row(run: Run, is_averaged: bool) -> dict[str, Any]:
         **{name: value for name, value in run.record.items() if type(value) in (int, float) and name != "test"},
         "changes": "; ".join(f"{name}={value} after step {step}" for step, name, value in run.changes) or None,
     }
-    blocks: dict[str, Any] = {name: run.config[name] for name in ("data", "model", "trainer") if name in run.config}
+    blocks: dict[str, Any] = {
+        name: run.config[name] for name in ("data", "task", "model", "trainer") if run.config.get(name) is not None
+    }
     return {"name": run.name, "results": outcomes, "settings": dict(flatten_settings(blocks))}
 
 

@@ -42,13 +42,14 @@ from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
 from plif_lightning.cli.messages import Parser, refuse_silent, user_error_of
 from plif_lightning.cli.parser import option_names
-from plif_lightning.cli.resume import Expanded, compare, require_data_set
+from plif_lightning.cli.resume import Expanded, compare, require_data_set, task_in
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.deploy import Engine
 from plif_lightning.errors import Stopped, UserError
 from plif_lightning.network.checkpoint import load_checkpoint
 from plif_lightning.network.network import DEFAULTS
+from plif_lightning.network.own import import_class
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.lock import in_use, lock_run, remove_empty
 from plif_lightning.runs.record import update
@@ -78,9 +79,11 @@ class PlifCLI(LightningCLI):
         self.differing_settings: list[str] = []  # settings of an evaluation that are not the run's
         self.counts = False  # a test is the run's result, as far as its arguments tell
         self.stop = stop
-        base = str(configs.folder() / "base.yaml")
+        base, task = str(configs.folder() / "base.yaml"), task_in(expanded.arguments)
         super().__init__(
-            SpikingClassifier,
+            import_class("model", task, SpikingClassifier, "plif_lightning.SpikingClassifier")
+            if task
+            else SpikingClassifier,
             SpikingDataModule,
             subclass_mode_data=True,
             save_config_callback=SaveConfig,
@@ -111,6 +114,13 @@ class PlifCLI(LightningCLI):
             default=None,
             help="Folder of a fit, instead of runs/NAME/version_N: the run there is started, or resumed, or finished "
             "already.",
+        )
+        parser.add_argument(
+            "--task",
+            type=str | None,
+            default=None,
+            help="Import path of a subclass of SpikingClassifier, such as my_task.Task; `--model my_task.Task` is the "
+            "same. Its arguments are the model's.",
         )
         parser.add_argument(
             "--record_samples",

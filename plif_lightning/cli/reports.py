@@ -101,7 +101,7 @@ def runs(argv: list[str]) -> int:
         if unknown := [name for name in names if name not in frame.index]:
             raise UserError(f"{', '.join(unknown)} is no run in {root}: it has {', '.join(frame.index)}.")
         frame = frame.loc[names]
-    differing = [name for name in frame.columns if frame[name].astype(str).nunique() > 1]
+    differing = [name for name in frame.columns if frame[name].astype(str).nunique(dropna=False) > 1]
     if options.out is not None:
         write_frame(frame, options.out)
         print(options.out)
@@ -109,7 +109,7 @@ def runs(argv: list[str]) -> int:
         print(frame[differing].T.to_string(na_rep=""))
     else:
         listed = [name for name in _LISTED if name in frame.columns]
-        blocks = ("data", "model", "trainer", "code", "changes")
+        blocks = ("data", "task", "model", "trainer", "code", "changes")
         listed += [
             n for n in differing if n.partition(".")[0] in blocks and n not in listed and not role(n) & Role.PLACE
         ]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,14 +86,32 @@ def expand(argv: Sequence[str]) -> Expanded:
         UserError: a configuration does not exist.
         Stopped: the run of `fit --run_folder` is finished and kept no checkpoint.
     """
-    command, rest = argv[0], list(argv[1:])
+    command, rest = argv[0], _with_task(argv[1:])
     for value in values(rest, *CONFIG):
         config_file(value)  # refuses a wrong name before Lightning is loaded
     if _INFORMATIVE & option_names(rest):
-        expanded = Expanded(list(argv), list(argv))
+        expanded = Expanded(list(argv), [command, *rest])
     else:
         expanded = (_evaluation if command in EVALUATIONS else _fit)(command, rest)
     return replace(expanded, arguments=_with_structures(expanded.arguments))
+
+
+def _with_task(arguments: Sequence[str]) -> list[str]:
+    """`--model my_task.Task`, the import path of a subclass, as `--task`; `--model` with a mapping stays."""
+    rest = list(arguments)
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        given = value if equals else " ".join(arguments[i + 1 : i + 2])
+        if name == "--model" and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", given):
+            rest[i] = argument.replace("--model", "--task", 1)
+    return rest
+
+
+def task_in(arguments: Sequence[str]) -> str | None:
+    """Import path of the task that arguments name, themselves or in configurations; the last one counts."""
+    found = [setting_in(content_of(config), "task") for config in values(arguments, *CONFIG)]
+    named = [name for name in (*found, *values(arguments, "--task")) if name]
+    return named[-1] if named else None
 
 
 def _single_value(name: str, values: Sequence[str]) -> str | None:
@@ -225,7 +244,7 @@ def _evaluation_arguments(stored: dict[str, Any], rest: list[str]) -> list[str]:
     _require_modules(model.get("network"))
     arguments = stored["data"]["init_args"]
     data = {**stored["data"], "init_args": {name: v for name, v in arguments.items() if name != "augmentation"}}
-    config: dict[str, Any] = {"model": model}
+    config: dict[str, Any] = {"model": model, "task": stored.get("task")}
     if "seed_everything" in stored:
         config["seed_everything"] = stored["seed_everything"]
     if "precision" in stored.get("trainer", {}):
@@ -356,7 +375,8 @@ def compare(expanded: Expanded, parsed: dict[str, Any]) -> list[str]:
             changed = [name for name in changed if name != "trainer.limit_test_batches"]
         of_data = ("data.class_path", "data.root")
         same_data = all(setting_in(stored, name) == setting_in(parsed, name) for name in of_data)
-        refused = [name for name in changed if name.startswith("model.") or (same_data and role(name) & Role.SPLIT)]
+        of_network = {name for name in changed if name == "task" or name.startswith("model.")}
+        refused = [name for name in changed if name in of_network or (same_data and role(name) & Role.SPLIT)]
     if refused:
         values = ((name, _value(old, stored, name), _value(new, parsed, name)) for name in refused)
         differing = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)

@@ -2,6 +2,7 @@
 
 from plif_lightning.network.checkpoint import load_network
 from plif_lightning.network.converted import to_spikingjelly_state_dict
+from plif_lightning.network.hooks import layer_outputs
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.network import SpikingNetwork, use_backend
 from plif_lightning.network.norm import NormStatistics
@@ -26,6 +27,7 @@ __all__ = [
     "Structure",
     "from_pretrained",
     "from_spikingjelly",
+    "layer_outputs",
     "load_network",
     "over_time",
     "push_to_hub",

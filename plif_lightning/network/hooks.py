@@ -1,7 +1,7 @@
 """Hooks of modules: a hooked module must be called as a module, not fused into a kernel."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as _every
 
+from plif_lightning.errors import UserError
 from plif_lightning.neurons import Neuron
 
 OnSpikes = Callable[[str, Tensor], None]
@@ -64,6 +65,27 @@ def record_spikes(neurons: Mapping[str, nn.Module], on_spikes: OnSpikes) -> Abst
     Their blocks run part by part while the context lasts.
     """
     return forward_hooks(neurons, lambda name, neuron, inputs, spikes: on_spikes(name, spikes))
+
+
+@contextmanager
+def layer_outputs(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """The outputs of layers, [T, N, *] each, by name, of the calls of a network in the context; the last call's stay.
+
+    Args:
+        net: a network; of a structure the layers have their short names, such as `conv2`, or paths, as those of any
+            other module.
+        names: of the layers.
+
+    Raises:
+        UserError: there is no such layer.
+    """
+    short = getattr(net, "layers", None)
+    modules = {**dict(net.named_modules()), **(short() if callable(short) else {})}
+    if unknown := [name for name in names if name not in modules]:
+        raise UserError(f"the network has no layer {', '.join(unknown)}; it has {', '.join(filter(None, modules))}.")
+    outputs: dict[str, Tensor] = {}
+    with forward_hooks({name: modules[name] for name in names}, lambda name, _, inputs, y: outputs.update({name: y})):
+        yield outputs
 
 
 @contextmanager

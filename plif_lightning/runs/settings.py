@@ -140,6 +140,8 @@ def settings(config: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
     named |= dict(_of_block("trainer", {**counted, "callbacks": _callbacks(counted["callbacks"])}))
     if hook := setting_in(config, "trainer.strategy.ddp_comm_hook"):  # which may round gradients
         named["trainer.strategy.ddp_comm_hook"] = hook
+    if config.get("task"):
+        named["task"] = config["task"]
     if config.get("best_of_ties") is not None and config["best_of_ties"] != default_ties(protocol(config)):
         named["best_of_ties"] = config["best_of_ties"]
     return {name: value for name, value in named.items() if not role(name) & (Role.PLACE | Role.HOW)}

@@ -1,5 +1,6 @@
 """Losses between votes [T, N, C] in [0, 1], or the logits [T, N, C] of a readout, and labels; by name."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -98,12 +99,40 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def custom_loss(loss: Loss, votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
-    """A user-defined loss of (votes [T, N, C], target), a scalar.
+def custom_loss(loss: Loss, votes: Tensor, label: Tensor, smoothing: float = 0.0, **context: Any) -> Tensor:
+    """A user-defined loss of (votes [T, N, C], target) and what else its signature names, a scalar.
 
     Its target is int64 [N]; float [N, C], the share of each class, where samples are mixed or labels are smoothed.
+
+    Args:
+        loss: the loss.
+        votes: [T, N, C].
+        label: as in `per_step_mse`.
+        smoothing: as in `per_step_mse`.
+        context: those of `CONTEXT` that it takes.
     """
-    return loss(votes, _target(votes, label, smoothing) if smoothing or label.is_floating_point() else label)
+    target = _target(votes, label, smoothing) if smoothing or label.is_floating_point() else label
+    return loss(votes, target, **context)
+
+
+# Arguments that a loss of one's own may have beside votes and target: the batch, the network's input (time first), the
+# network, the task, and the outputs of the layers that its attribute `layers` names.
+CONTEXT = ("batch", "x", "net", "task", "features")
+
+
+def context_of(loss: Any) -> set[str]:
+    """Those of `CONTEXT` that a loss takes.
+
+    Raises:
+        UserError: it takes features, and does not name their layers.
+    """
+    if not callable(loss):
+        return set()
+    parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
+    wanted = {*parameters} & {*CONTEXT}
+    if "features" in wanted and not getattr(loss, "layers", None):
+        raise UserError('a loss that takes features names their layers in its attribute `layers`, such as ("conv2",).')
+    return wanted
 
 
 def loss_named(name: Any, tet_lambda: float | None = None, votes: bool = True) -> Loss:

@@ -3,6 +3,7 @@
 import inspect
 import re
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -18,17 +19,19 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from plif_lightning.data.loading import as_batch, merge_time_steps, time_first
+from plif_lightning.data.loading import Batch, as_batch, merge_time_steps, time_first
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.fingerprint import fingerprint, require_same
+from plif_lightning.network.hooks import layer_outputs
 from plif_lightning.network.network import Keywords, NetworkKeywords, as_plain, surrogate_name
 from plif_lightning.network.output import mean_votes
 from plif_lightning.network.over_time import for_time_steps
 from plif_lightning.network.own import has_votes, require_protocol, user_network
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.training.finite import FiniteGuard
-from plif_lightning.training.losses import AnyLoss, loss_named
+from plif_lightning.training.groups import decay_by_depth, group_parameters
+from plif_lightning.training.losses import AnyLoss, context_of, loss_named
 from plif_lightning.training.online import separable, step_by_step
 from plif_lightning.training.schedules import OneCycle, length_of
 from plif_lightning.training.seeds import StepSeeds
@@ -57,6 +60,15 @@ def _path_of(object_of_user: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def _is_plain(value: Any) -> bool:
+    """True for what a checkpoint reads back without running code: numbers, texts, tensors, and containers of them."""
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.keys())) and all(map(_is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str, Tensor)
+
+
 class SpikingClassifier(L.LightningModule):
     """Trains and evaluates a `SpikingNetwork`; a subclass's `forward` and `loss` are used in both.
 
@@ -68,14 +80,17 @@ class SpikingClassifier(L.LightningModule):
             [T, N, C, H, W], or images [N, C, H, W], to votes or logits [T, N, num_classes] (`network.own`).
         loss: per_step (the paper), rate (the authors' code), per_step_cross_entropy, cross_entropy (of the rates) or
             tet, which needs a readout without spikes; or a user-defined function of (votes [T, N, num_classes],
-            target), a
-            scalar: a module, in Python any callable (`losses.custom_loss`).
+            target), and of what else its signature names (`losses.CONTEXT`), a scalar: a module, in Python any
+            callable.
         tet_lambda: weight of the second term of tet, lambda; 0.05 if it is not given.
         label_smoothing: share of a label that is spread evenly over all classes, in training.
         optimizer: any torch optimiser.
         lr_scheduler: any torch scheduler, stepped once an epoch; or OneCycle, stepped with the optimiser.
         decay_all: apply weight decay to time constants, thresholds, BN and biases too, not only to the
             weights of convolutions and FC layers.
+        parameter_groups: options of the optimiser for parameters whose names match a pattern, such as
+            [{match: "classifier.*", lr: 0.0001}, {match: "*.tau", weight_decay: 0.01}]; later ones win.
+        layer_decay: factor of the learning rate from each layer to the one before it; the last has the optimiser's.
         early_time_steps: {T: number of epochs}: train with these numbers of time-steps first, in this order, then with
             `time_steps`. Evaluations always use `time_steps`. Frames of events are summed, so each T must divide
             `time_steps` there.
@@ -98,6 +113,8 @@ class SpikingClassifier(L.LightningModule):
         label_smoothing: float = 0.0,
         early_time_steps: dict[int, int] | None = None,
         tet_lambda: float | None = None,
+        parameter_groups: list[dict[str, Any]] | None = None,
+        layer_decay: float | None = None,
         **settings: Keywords[NetworkKeywords],
     ) -> None:
         super().__init__()
@@ -117,6 +134,12 @@ class SpikingClassifier(L.LightningModule):
         for name, plain_value in (("neuron", as_plain), ("surrogate", surrogate_name)):
             if name in self.hparams:
                 self.hparams[name] = plain_value(self.hparams[name])
+        for name, value in self.hparams.items():
+            if not _is_plain(value):
+                raise UserError(
+                    f"{name} is a {type(value).__name__}, which a checkpoint cannot hold: let "
+                    f"{type(self).__name__} take a path, a name or numbers, and make the object of them."
+                )
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}.")
         for steps, epochs in (early_time_steps or {}).items():
@@ -136,6 +159,7 @@ class SpikingClassifier(L.LightningModule):
         self._weights: set[str] | None = None
         self.custom_loss = loss if isinstance(loss, nn.Module) else None  # its buffers follow to the device
         self._loss_for = partial(loss_named, loss, tet_lambda)
+        self._context, self._layers = context_of(loss), tuple(getattr(loss, "layers", ()))
         self.loss = self._named_loss = self._loss_for(has_votes(self.network))
         # The default is a lambda, which jsonargparse reads; a function with a name can be pickled.
         is_default = optimizer is inspect.signature(SpikingClassifier).parameters["optimizer"].default
@@ -144,6 +168,9 @@ class SpikingClassifier(L.LightningModule):
         self.decay_all = decay_all
         self.label_smoothing = label_smoothing
         self.early_time_steps = early_time_steps or {}
+        if layer_decay is not None and not 0 < layer_decay <= 1:
+            raise UserError(f"layer_decay must be above 0 and at most 1, got {layer_decay}.")
+        self.parameter_groups, self.layer_decay = parameter_groups, layer_decay
         self.train_loss = _Mean()
         # Labels are not validated, which would synchronise with the GPU; the loss refuses invalid labels.
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
@@ -188,6 +215,15 @@ class SpikingClassifier(L.LightningModule):
 
     # Batches come from any loader: this project's, or pairs (x, label) from PyTorch's.
 
+    def _evaluate(self, batch: Batch, x: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Loss and votes of a batch, whose x [T, N, *] or [N, *] is the network's input."""
+        with layer_outputs(self.network, self._layers) as features:
+            # An overriding forward takes x as a loader gives it, time behind samples.
+            votes = self.forward(time_first(x)) if self._overrides_forward else self.network(x)
+        everything = {"batch": batch, "x": x, "net": self.network, "task": self, "features": features}
+        context = {name: everything[name] for name in self._context}
+        return self.loss(votes, batch.answer, smoothing, **context), votes
+
     def _goes_step_by_step(self, static: bool) -> bool:
         trainer = getattr(self, "_trainer", None)
         # A scale must be there before gradients become too small.
@@ -202,15 +238,11 @@ class SpikingClassifier(L.LightningModule):
             if has_time(x) and self.early_time_steps:
                 x = merge_time_steps(x, steps, *self.early_time_steps)
 
-            def loss_of(votes: Tensor) -> Tensor:
-                return self.loss(votes, batch.answer, self.label_smoothing)
-
             if self._goes_step_by_step(static=not has_time(x)):
+                loss_of = partial(self.loss, label=batch.answer, smoothing=self.label_smoothing)
                 loss, votes = step_by_step(self.network, x, steps, loss_of)
             else:
-                # An overriding forward takes x as a loader gives it, time behind samples.
-                votes = self.forward(time_first(x)) if self._overrides_forward else self.network(x)
-                loss = loss_of(votes)
+                loss, votes = self._evaluate(batch, x, self.label_smoothing)
         if self.early_time_steps and self.hparams.get("network") is not None and len(votes) != steps:
             raise UserError(
                 f"early_time_steps: {type(self.network).__name__} ran {len(votes)} time-steps for {steps}: hold images "
@@ -283,22 +315,22 @@ class SpikingClassifier(L.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         batch = as_batch(batch)
-        votes = self(batch.x)
+        loss, votes = self._evaluate(batch, self._input(batch.x))
         self.val_accuracy(mean_votes(votes), batch.label)
         n = len(batch.label)
-        self.val_loss.update(self.loss(votes, batch.answer), n)
+        self.val_loss.update(loss, n)
         self.log(f"{self.val_name}/loss", self.val_loss, batch_size=n)
         self.log(f"{self.val_name}/acc", self.val_accuracy, prog_bar=True, batch_size=n)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         batch = as_batch(batch)
-        votes = self(batch.x)
+        loss, votes = self._evaluate(batch, self._input(batch.x))
         rates = mean_votes(votes)
         self.test_accuracy(rates, batch.label)
         self.test_class_accuracy.update(rates, batch.label)
         self.test_confusion.update(rates, batch.label)
         n = len(batch.label)
-        self.test_loss.update(self.loss(votes, batch.answer), n)
+        self.test_loss.update(loss, n)
         self.log("test/loss", self.test_loss, batch_size=n)
         self.log("test/acc", self.test_accuracy, batch_size=n)
 
@@ -339,12 +371,22 @@ class SpikingClassifier(L.LightningModule):
         return {name for name, parameter in self.named_parameters() if parameter.dim() > 1}
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
+        if self.parameter_groups is None and self.layer_decay is None:
+            optimizer = self.optimizer(self.parameters())
+        else:
+            groups = group_parameters(self.network, self.parameter_groups or ())
+            network = {id(parameter) for parameter in self.network.parameters()}
+            if others := [parameter for parameter in self.parameters() if id(parameter) not in network]:
+                groups.append({"params": others, "layer": groups[-1]["layer"]})  # of a loss
+            optimizer = self.optimizer(groups)
+            if self.layer_decay is not None:
+                decay_by_depth(optimizer, self.layer_decay)
         if not self.decay_all:
             # It would pull `a` to zero, and so every tau to 2.
             names = self._weight_names() if self._weights is None else self._weights
             weights = {id(p) for name, p in self.named_parameters() if _WRAPPERS.sub("", name) in names}
-            for group in [group for group in optimizer.param_groups if group.get("weight_decay")]:
+            decaying = [group for group in optimizer.param_groups if group.get("weight_decay")]
+            for group in [group for group in decaying if not group.get("is_own_decay")]:
                 not_weights = [p for p in group["params"] if id(p) not in weights]
                 group["params"] = [p for p in group["params"] if id(p) in weights]
                 if not_weights:

@@ -1,0 +1,66 @@
+"""Groups of an optimiser: options by patterns of parameters' names, and a learning rate that decays with depth."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+from torch.optim import Optimizer
+
+from plif_lightning.errors import UserError
+from plif_lightning.network.names import parameter_names
+
+# Printed names of a pattern.
+_SHOWN = 4
+
+
+def group_parameters(net: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups for an optimiser: each parameter has the options of all patterns that match, later ones win.
+
+    A group also says its `layer`, and if its weight decay is its own (`is_own_decay`).
+
+    Args:
+        net: the network; names begin in it.
+        groups: each a `match`, such as `classifier.*` or `*.tau`, and options of the optimiser, such as `lr`.
+
+    Raises:
+        UserError: a group has no match or no option, or matches no parameter.
+    """
+    names = parameter_names(net)
+    options: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for group in groups:
+        own = {name: value for name, value in group.items() if name != "match"}
+        if "match" not in group or not own:
+            raise UserError(f"a group of parameter_groups is {{match: PATTERN, OPTION: VALUE}}, got {dict(group)}.")
+        matched = [name for name, of in names.items() if any(fnmatchcase(n, group["match"]) for n in of)]
+        if not matched:
+            shown = ", ".join(name for of in names.values() for name in of)
+            raise UserError(f"parameter_groups: {group['match']} matches none of {shown}.")
+        for name in matched:
+            options[name] |= own
+        more = f" and {len(matched) - _SHOWN} more" if len(matched) > _SHOWN else ""
+        rank_zero_info(f"{group['match']}: {own} for {', '.join(matched[:_SHOWN])}{more}")
+    by_options: dict[str, dict[str, Any]] = {}
+    for name, parameter in net.named_parameters():
+        layer = _layer_of(name)
+        marks = {"layer": layer, "is_own_decay": "weight_decay" in options[name]}
+        group = by_options.setdefault(repr((layer, options[name])), {"params": [], **options[name], **marks})
+        group["params"].append(parameter)
+    return list(by_options.values())
+
+
+def _layer_of(name: str) -> str:
+    """The block of a structure that a parameter belongs to, such as `encoder.conv1`, or its module."""
+    path = name.split(".")
+    return ".".join(path[:2] if path[0] in ("encoder", "classifier") else path[:-1])
+
+
+def decay_by_depth(optimizer: Optimizer, decay: float) -> None:
+    """Multiply each group's learning rate by decay ** (layers behind its own); the last layer keeps its rate.
+
+    Source: Clark et al. 2020, "ELECTRA".
+    """
+    layers = list(dict.fromkeys(group["layer"] for group in optimizer.param_groups))
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * decay ** (len(layers) - 1 - layers.index(group["layer"]))

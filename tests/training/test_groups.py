@@ -1,0 +1,83 @@
+"""Parameter groups by patterns, and learning rates that decay with depth."""
+
+from functools import partial
+
+import pytest
+import torch
+
+import plif_lightning as pl
+from plif_lightning.errors import UserError
+
+TEXT = "c4k3s1-BN-PLIF-MPk2s2-c6k3s1-BN-PLIF-FC8-PLIF-FC3-PLIF"
+
+
+def optimizer_of(structure=TEXT, adam=None, **settings):
+    adam = adam or partial(torch.optim.AdamW, lr=1.0, weight_decay=0.1)
+    task = pl.SpikingClassifier((1, 8, 8), 3, 2, structure=structure, optimizer=adam, **settings)
+    return task, task.configure_optimizers()
+
+
+def options_of(task, optimizer):
+    """(learning rate, weight decay) of each parameter, by name."""
+    names = {id(parameter): name for name, parameter in task.network.named_parameters()}
+    return {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+
+
+def test_patterns_give_options_and_later_ones_win():
+    groups = [
+        {"match": "classifier.*", "lr": 0.1},
+        {"match": "*.tau", "weight_decay": 0.5},
+        {"match": "*fc2*", "lr": 0.2},
+    ]
+    found = options_of(*optimizer_of(parameter_groups=groups))
+    assert found["encoder.conv1.conv.weight"] == (1.0, 0.1)
+    assert found["encoder.conv1.neuron.a"] == (1.0, 0.5)  # its own decay, where time constants have none
+    assert found["encoder.conv1.norm.bn.weight"] == (1.0, 0.0)
+    assert found["classifier.fc1.fc.weight"] == (0.1, 0.1)
+    assert found["classifier.fc2.fc.weight"] == (0.2, 0.1)
+    assert found["classifier.fc2.neuron.a"] == (0.2, 0.5)
+
+
+def test_rates_decay_with_depth():
+    found = options_of(*optimizer_of(layer_decay=0.5))
+    rates = [found[f"{layer}.weight"][0] for layer in ("encoder.conv1.conv", "encoder.conv2.conv", "classifier.fc1.fc")]
+    assert rates == [0.125, 0.25, 0.5]
+    assert found["classifier.fc2.fc.weight"][0] == found["classifier.fc2.neuron.a"][0] == 1.0
+
+
+def test_neurons_parameters_have_the_names_of_their_values():
+    groups = [{"match": "*.slope", "lr": 0.1}, {"match": "*.v_threshold", "lr": 0.2}]
+    task, optimizer = optimizer_of("FC8-KLIF-FC3-KLIF", parameter_groups=groups, learn_threshold=True)
+    found = options_of(task, optimizer)
+    assert found["classifier.fc1.neuron.slope_raw"][0] == 0.1
+    assert found["classifier.fc1.neuron.v_threshold_raw"][0] == 0.2
+
+
+def test_a_step_with_groups_of_the_same_options_is_the_same():
+    weights = []
+    for settings in ({}, {"parameter_groups": [{"match": "classifier.*", "lr": 0.01}]}):
+        torch.manual_seed(0)
+        task, optimizer = optimizer_of(adam=partial(torch.optim.Adam, lr=0.01), **settings)
+        x = 3 * torch.rand(2, 4, 1, 8, 8)
+        task.network(x).sum().backward()
+        optimizer.step()
+        weights.append(task.network.state_dict())
+    for a, b in zip(weights[0].values(), weights[1].values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {"parameter_groups": [{"match": "head.*", "lr": 0.1}]},
+            r"head\.\* matches none of encoder\.conv1\.conv\.weight",
+        ),
+        ({"parameter_groups": [{"lr": 0.1}]}, "a group of parameter_groups is"),
+        ({"parameter_groups": [{"match": "*"}]}, "a group of parameter_groups is"),
+        ({"layer_decay": 1.5}, r"layer_decay must be above 0 and at most 1, got 1\.5"),
+    ],
+)
+def test_groups_without_effect_are_refused(settings, expected):
+    with pytest.raises(UserError, match=expected):
+        optimizer_of(**settings)
