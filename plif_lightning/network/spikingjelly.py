@@ -17,6 +17,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.network.blocks import ConvBlock, FCBlock
 from plif_lightning.network.converted import BlockSequence, Converted, PassedOn, Replacement
 from plif_lightning.network.equivalence import Call, EquivalenceTest, record_calls
+from plif_lightning.network.foreign_surrogates import SURROGATES
 from plif_lightning.network.hooks import has_hooks
 from plif_lightning.network.network import use_backend
 from plif_lightning.network.norm import TimeBatchNorm2d
@@ -33,14 +34,6 @@ _log = logging.getLogger(__name__)
 MakeNeuron = Callable[[Any], nn.Module]
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _STATELESS = (nn.Conv2d, nn.Linear, nn.Flatten, nn.BatchNorm2d, *_POOLS)
-# Surrogate of SpikingJelly -> ours, and its width for an alpha of 1.
-_SURROGATES = {
-    "ATan": ("atan", 2.0),
-    "Sigmoid": ("sigmoid", 1.0),
-    "SoftSign": ("fast_sigmoid", 1.0),
-    "PiecewiseQuadratic": ("triangle", 1.0),
-    "Rect": ("rectangle", 1.0),
-}
 # Node -> our neuron, without and with `decay_input=False`, and its parameters by SpikingJelly's names.
 _NODES: dict[str, tuple[type[Neuron], type[Neuron] | None, dict[str, str]]] = {
     "IFNode": (IF, None, {}),
@@ -61,6 +54,12 @@ _FOLLOWING: dict[str, tuple[str, ...]] = {
     "dropout": ("linear",),
     "linear": ("neuron",),
 }
+
+
+def _surrogate_of(theirs: Any) -> tuple[Any, float] | None:
+    """Surrogate and width that a surrogate function of SpikingJelly is; None if it is none."""
+    make = SURROGATES.get(type(theirs).__name__)
+    return None if make is None else make(theirs)
 
 
 def from_spikingjelly(
@@ -285,21 +284,21 @@ class _Builder:
         if node.step_mode == "s" and not single_step:
             return "single steps within a container"
         surrogate = node.surrogate_function
-        if type(surrogate).__name__ not in _SURROGATES or not surrogate.spiking:
+        if _surrogate_of(surrogate) is None or not surrogate.spiking:
             return f"surrogate {type(surrogate).__name__}"
         return "scale_reset=True" if getattr(node, "scale_reset", False) else ""
 
     def _neuron(self, node: Any) -> Neuron:
         """The neuron with a node's equations and constants."""
         kind, undecayed, arguments = _NODES[self.known_nodes[type(node)]]
-        name, width = _SURROGATES[type(node.surrogate_function).__name__]
+        name, width = _surrogate_of(node.surrogate_function) or ("", 0.0)
         firing = {
             "v_threshold": node.v_threshold,
             "v_reset": node.v_reset or 0.0,
             "reset": "soft" if node.v_reset is None else "hard",
             "detach_reset": node.detach_reset,
             "surrogate": name,
-            "surrogate_width": width / float(node.surrogate_function.alpha),
+            "surrogate_width": float(width),
         }
         settings = {name_here: getattr(node, theirs) for theirs, name_here in arguments.items()}
         if issubclass(kind, LIF):

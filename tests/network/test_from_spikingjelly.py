@@ -13,6 +13,7 @@ import plif_lightning as pl
 from plif_lightning.errors import UserError
 from plif_lightning.network import equivalence
 from plif_lightning.network.converted import Converted
+from plif_lightning.network.foreign_surrogates import SURROGATES
 from plif_lightning.neurons.published import UndecayedLIF
 from tests.processes import on_two_processes
 
@@ -271,14 +272,15 @@ def test_unknown_nodes_are_kept_with_a_reason():
     net.node = Doubled(step_mode="m", v_threshold=0.5)
     net.last.register_forward_hook(lambda module, x, y: 0.5 * y)
     net.other = neuron.KLIFNode(scale_reset=True, step_mode="m")
-    net.third = neuron.LIFNode(surrogate_function=surrogate.Erf(), step_mode="m")
+    net.third = neuron.LIFNode(surrogate_function=surrogate.DeterministicPass(), step_mode="m")
     net.fourth = neuron.LIFNode(step_mode="m")
     net.double()
     converted = pl.from_spikingjelly(net)
     said = str(converted.conversion)
     assert said.startswith("0 nodes in blocks, 1 alone, 4 kept")
     assert f"node is kept: LIFNode ({Path(__file__).with_name('spikingjelly_nets.py')}:" in said
-    for line in ("last is kept: it has hooks", "other is kept: scale_reset=True", "third is kept: surrogate Erf"):
+    kept = "last is kept: it has hooks", "other is kept: scale_reset=True", "third is kept: surrogate Determin"
+    for line in kept:
         assert line in said
     x = frames(2, 6, 6)
     require_equal(net, converted, x)
@@ -480,3 +482,25 @@ def test_a_converted_network_is_copied_and_left_alone():
 def test_its_arguments_lead_to_ours(given, message):
     with pytest.raises(UserError, match=message):
         pl.LIF(**given)
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_gradients_of_every_surrogate_are_spikingjellys(name):
+    theirs = getattr(surrogate, name)()
+    ours, width = SURROGATES[name](theirs)
+    u = torch.linspace(-2.2, 2.1, 83, dtype=torch.float64, requires_grad=True)
+    theirs(u).sum().backward()
+    torch.testing.assert_close(pl.Surrogate(ours, width).derivative(u.detach()), u.grad)
+    node = neuron.LIFNode(surrogate_function=theirs, step_mode="m", detach_reset=True)
+    converted = pl.from_spikingjelly(nn.Sequential(layer.Linear(6, 5, step_mode="m"), node), 4 * torch.rand(7, 3, 6))
+    assert str(converted.conversion).startswith("1 nodes in blocks, 0 alone, 0 kept; equal on the example")
+
+
+OTHERS = [surrogate.S2NN(beta=2.0), surrogate.LeakyKReLU(leak=0.1), surrogate.DeterministicPass()]
+
+
+@pytest.mark.parametrize("theirs", OTHERS)
+def test_nodes_with_other_surrogates_are_kept(theirs):
+    nodes = [neuron.LIFNode(surrogate_function=theirs, step_mode="m"), neuron.LIFNode(v_threshold=0.2, step_mode="m")]
+    converted = pl.from_spikingjelly(nn.Sequential(*nodes))
+    assert converted.conversion.unconverted == {"0": f"surrogate {type(theirs).__name__}"}
