@@ -10,6 +10,7 @@ from .dynamics import Surrogate as Surrogate
 from .dynamics import surrogate as surrogate
 from .network import Recurrent as Recurrent
 from .network import SpikingNetwork as SpikingNetwork
+from .network import from_nir as from_nir
 from .network import from_pretrained as from_pretrained
 from .network import from_spikingjelly as from_spikingjelly
 from .network import layer_outputs as layer_outputs

@@ -2,6 +2,7 @@
 
 from plif_lightning.network.checkpoint import load_network
 from plif_lightning.network.converted import to_spikingjelly_state_dict
+from plif_lightning.network.from_nir import from_nir
 from plif_lightning.network.hooks import layer_outputs
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.network import SpikingNetwork, use_backend
@@ -25,6 +26,7 @@ __all__ = [
     "SpikeMaxPool2d",
     "SpikingNetwork",
     "Structure",
+    "from_nir",
     "from_pretrained",
     "from_spikingjelly",
     "layer_outputs",

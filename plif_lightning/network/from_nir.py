@@ -1,0 +1,363 @@
+"""Networks from NIR graphs, as snnTorch, Norse, SpikingJelly and this package write them.
+
+NIR (Pedersen et al. 2024) defines neurons in continuous time; here they are discretised with a step dt:
+
+    LIF       H = V + dt / tau (v_leak - V + r X)
+    CubaLIF   I = I + dt / tau_syn (w_in X - I), and H as of LIF with r I in the place of r X
+    IF        H = V + dt r X
+    LI        V = V + dt / tau (v_leak - V + r X)
+
+A neuron fires where H > v_threshold, and is then set to v_reset, where it also starts.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from plif_lightning.errors import UserError
+from plif_lightning.network.output import LeakyIntegrator
+from plif_lightning.network.over_time import over_time
+from plif_lightning.network.recurrent import Recurrent
+from plif_lightning.neurons import LIF, Neuron, fixed
+from plif_lightning.neurons.published import Synaptic, UndecayedLIF
+from plif_lightning.runtime.program import needed_by
+
+# mypy: disable-error-code="no-untyped-def"
+# ruff: noqa: N805  # equations have no self
+
+
+class LeakyNeuron(Neuron):
+    """NIR's LIF, and IF with k = 0, of any constants.
+
+    Args:
+        k: dt / tau.
+        gain: k r; of IF dt r.
+        rest: v_leak.
+        level: v_threshold, which is reached here and exceeded there.
+    """
+
+    k = fixed(0.5)
+    gain = fixed(0.5)
+    rest = fixed(0.0)
+    level = fixed(1.0)
+
+    def charge(v, x, k, gain, rest):
+        return v + (k * (rest - v) + gain * x)
+
+    def threshold(level):
+        return level
+
+
+class CurrentNeuron(Neuron):
+    """NIR's CubaLIF of any constants: `LeakyNeuron` of a synaptic current.
+
+    Args:
+        k: dt / tau_mem.
+        gain: k r.
+        rest: v_leak.
+        level: v_threshold.
+        decay: dt / tau_syn.
+        weight: decay w_in.
+    """
+
+    state = ("v", "current")
+    k = fixed(0.5)
+    gain = fixed(0.5)
+    rest = fixed(0.0)
+    level = fixed(1.0)
+    decay = fixed(0.5)
+    weight = fixed(0.5)
+
+    def charge(v, current, x, k, gain, rest, decay, weight):
+        return v + (k * (rest - v) + gain * (current - decay * current + weight * x))
+
+    def threshold(level):
+        return level
+
+    def after(reset, current, x, decay, weight):
+        return reset, current - decay * current + weight * x
+
+
+class _Scaled(nn.Module):
+    """A leaky integral over [T, N, *] of gain x + rest."""
+
+    time_aware = True
+
+    def __init__(self, tau: float, gain: Any, rest: Any) -> None:
+        super().__init__()
+        self.integral = LeakyIntegrator(tau)
+        self.gain, self.rest = (torch.as_tensor(value, dtype=torch.float32) for value in (gain, rest))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.integral(self.gain.to(x) * x + self.rest.to(x))
+        return y
+
+
+class _SumPool(nn.Module):
+    def __init__(self, pool: nn.AvgPool2d, size: int) -> None:
+        super().__init__()
+        self.pool, self.size = pool, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.pool(x) * self.size
+        return y
+
+
+class NIRNetwork(nn.Module):
+    """The nodes of a graph over [T, N, *], each with the sum of its inputs; the output of the last.
+
+    Args:
+        nodes: modules over [T, N, *], by the graph's names, in an order in which inputs come first.
+        inputs: names of the nodes before each; `input` is the network's.
+    """
+
+    time_aware = True
+
+    def __init__(self, nodes: Mapping[str, nn.Module], inputs: Mapping[str, list[str]]) -> None:
+        super().__init__()
+        self.nodes = nn.ModuleDict({name.replace(".", "_"): module for name, module in nodes.items()})
+        self.inputs = {name.replace(".", "_"): [n.replace(".", "_") for n in before] for name, before in inputs.items()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = {"input": x}
+        for name, module in self.nodes.items():
+            first, *others = (values[before] for before in self.inputs[name])
+            values[name] = module(sum(others, first))
+        return values[name]
+
+
+def from_nir(graph: Any, dt: float = 1e-4) -> NIRNetwork:
+    """A network of neurons of this package from a NIR graph.
+
+    Feed-forward and recurrent graphs of Affine, Linear, Conv2d, SumPool2d, AvgPool2d, Flatten, LIF, CubaLIF, IF and LI.
+    The network takes x [T, N, *], trains, goes step by step with `step`, and is a network of one's own for a task.
+
+    Args:
+        graph: a `nir.NIRGraph`, or the path of a file.
+        dt: duration of a time-step [s]: 1e-4 of snnTorch, SpikingJelly and this package, of Norse what it was given.
+
+    Raises:
+        UserError: a node or a cycle has no counterpart here.
+
+    Source: Pedersen et al. 2024, "Neuromorphic intermediate representation".
+    """
+    with needed_by("a NIR graph"):
+        import nir
+    graph = nir.read(graph) if isinstance(graph, (str, Path)) else graph
+    nodes, edges = _flattened(graph)
+    before: dict[str, list[str]] = {name: [] for name in nodes}
+    for source, target in edges:
+        before[target].append(source)
+    reader = _Reader(dt)
+    recurrent = _recurrent_weights(nodes, before)
+    inputs = {name: [n for n in of if n not in recurrent] for name, of in before.items() if name not in recurrent}
+    modules: dict[str, nn.Module] = {}
+    names = {name: name for name in nodes}
+    for name in _in_order(inputs):
+        node = nodes[name]
+        kind = type(node).__name__
+        if kind in ("Input", "Output"):
+            if kind == "Output" and len(inputs[name]) > 1:
+                modules[name] = nn.Identity()
+            elif inputs[name]:
+                names[name] = names[inputs[name][0]]
+            else:
+                names[name] = "input"
+            continue
+        module = reader.module(name, node)
+        for weight, neuron in recurrent.items():
+            if neuron == name:
+                module = _with_weight(name, module, nodes[weight])
+        modules[name] = module
+    return NIRNetwork(modules, {name: [names[n] for n in inputs[name]] for name in modules})
+
+
+def _flattened(graph: Any, above: str = "") -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Nodes and edges with those of graphs within in their places, whose inputs and outputs pass on."""
+    nodes, edges = {}, [(f"{above}{a}", f"{above}{b}") for a, b in graph.edges]
+    for name, node in graph.nodes.items():
+        if type(node).__name__ != "NIRGraph":
+            nodes[f"{above}{name}"] = node
+            continue
+        inner, own = _flattened(node, f"{above}{name}.")
+        ends = {kind: [n for n, of in inner.items() if type(of).__name__ == kind] for kind in ("Input", "Output")}
+        first, last = ends["Input"][0], ends["Output"][0]
+        path = f"{above}{name}"
+        # A cycle of its own edge to itself is an error of some writers.
+        edges = [(last if a == path else a, first if b == path else b) for a, b in edges if (a, b) != (path, path)]
+        edges += own
+        nodes |= inner
+    if above:
+        return nodes, edges
+    passing = [name for name, of in nodes.items() if type(of).__name__ in ("Input", "Output") and "." in name]
+    for name in passing:
+        before, after = [a for a, b in edges if b == name], [b for a, b in edges if a == name]
+        edges = [edge for edge in edges if name not in edge] + [(a, b) for a in before for b in after]
+        del nodes[name]
+    return nodes, list(dict.fromkeys(edges))
+
+
+def _recurrent_weights(nodes: Mapping[str, Any], before: Mapping[str, list[str]]) -> dict[str, str]:
+    """Weights from a neuron to itself, each with its neuron."""
+    return {
+        name: before[name][0]
+        for name, node in nodes.items()
+        if type(node).__name__ in ("Linear", "Affine") and len(before[name]) == 1 and name in before[before[name][0]]
+    }
+
+
+def _in_order(inputs: Mapping[str, list[str]]) -> list[str]:
+    """Names in an order in which those before a node come first."""
+    order: list[str] = []
+    while len(order) < len(inputs):
+        ready = [name for name, of in inputs.items() if name not in order and set(of) <= set(order)]
+        if not ready:
+            cycle = ", ".join(name for name in inputs if name not in order)
+            raise UserError(f"NIR: {cycle} form a cycle that is no weight from a neuron to itself.")
+        order += ready
+    return order
+
+
+def _with_weight(name: str, neuron: nn.Module, node: Any) -> nn.Module:
+    """Recurrent neurons, with the weight of a node."""
+    if not isinstance(neuron, Neuron):
+        raise UserError(f"NIR: {name} has a recurrent weight, and is no neuron that fires.")
+    weight, bias = np.asarray(node.weight), getattr(node, "bias", None)
+    has_bias = bias is not None and np.any(np.asarray(bias))
+    recurrent = Recurrent(len(weight), neuron, bias=bool(has_bias))
+    with torch.no_grad():
+        recurrent.recurrent.weight.copy_(torch.as_tensor(weight))
+        if has_bias:
+            assert recurrent.recurrent.bias is not None
+            recurrent.recurrent.bias.copy_(torch.as_tensor(np.asarray(bias)))
+    return recurrent
+
+
+class _Reader:
+    """Makes the module of a node.
+
+    Args:
+        dt: duration of a time-step [s].
+    """
+
+    def __init__(self, dt: float) -> None:
+        self.dt = dt
+        self.makers: dict[str, Callable[[str, Any], nn.Module]] = {
+            "Affine": self.linear,
+            "Linear": self.linear,
+            "Conv2d": self.conv,
+            "SumPool2d": self.pool,
+            "AvgPool2d": self.pool,
+            "Flatten": self.flatten,
+            "LIF": self.neuron,
+            "CubaLIF": self.neuron,
+            "IF": self.neuron,
+            "LI": self.integral,
+        }
+
+    def module(self, name: str, node: Any) -> nn.Module:
+        make = self.makers.get(type(node).__name__)
+        if make is None:
+            raise UserError(f"NIR: {name} is a {type(node).__name__}; read are {', '.join(self.makers)}.")
+        return make(name, node)
+
+    def linear(self, name: str, node: Any) -> nn.Module:
+        weight, bias = torch.as_tensor(np.asarray(node.weight)).float(), getattr(node, "bias", None)
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        return over_time(_filled(layer, weight, bias))
+
+    def conv(self, name: str, node: Any) -> nn.Module:
+        weight = torch.as_tensor(np.asarray(node.weight)).float()
+        kernel, groups = _pair(weight.shape[2:]), int(node.groups)
+        padding = node.padding if isinstance(node.padding, str) else _pair(node.padding)
+        arguments = kernel, _pair(node.stride), padding, _pair(node.dilation), groups
+        layer = nn.Conv2d(weight.shape[1] * groups, len(weight), *arguments)
+        return over_time(_filled(layer, weight, node.bias))
+
+    def pool(self, name: str, node: Any) -> nn.Module:
+        kernel = _pair(node.kernel_size)
+        pool = nn.AvgPool2d(kernel, _pair(node.stride), _pair(node.padding))
+        return over_time(pool if type(node).__name__ == "AvgPool2d" else _SumPool(pool, math.prod(kernel)))
+
+    def flatten(self, name: str, node: Any) -> nn.Module:
+        return over_time(nn.Flatten())
+
+    def neuron(self, name: str, node: Any) -> nn.Module:
+        kind = type(node).__name__
+        tau = getattr(node, "tau_mem" if kind == "CubaLIF" else "tau", np.inf)
+        k = self.dt / np.asarray(tau, np.float64)
+        r = np.asarray(node.r, np.float64)
+        rest, reset = (np.asarray(getattr(node, n, 0.0), np.float64) for n in ("v_leak", "v_reset"))
+        # NIR fires above the threshold, this package at or above it.
+        level = np.nextafter(np.asarray(node.v_threshold, np.float32), np.float32(np.inf))
+        values = {"k": k, "gain": (self.dt if kind == "IF" else k) * r, "rest": rest, "level": level}
+        if kind == "CubaLIF":
+            values["decay"] = self.dt / np.asarray(node.tau_syn, np.float64)
+            values["weight"] = values["decay"] * np.asarray(node.w_in, np.float64)
+        found = {name_of: _per_channel(name, value) for name_of, value in values.items()}
+        v_reset = _per_channel(name, reset)
+        if isinstance(v_reset, Tensor):
+            raise UserError(f"NIR: {name} has several v_reset; here a layer of neurons has one.")
+        return _neuron(kind, found, v_reset)
+
+    def integral(self, name: str, node: Any) -> nn.Module:
+        tau = _per_channel(name, np.asarray(node.tau, np.float64) / self.dt)
+        if isinstance(tau, Tensor):
+            raise UserError(f"NIR: {name} has several tau; here a leaky integral has one.")
+        return _Scaled(tau, np.asarray(node.r), np.asarray(node.v_leak))
+
+
+def _neuron(kind: str, values: dict[str, Any], v_reset: float) -> Neuron:
+    """The named neuron that has these constants, so that it exports and trains as such; otherwise a general one."""
+    sizes = {len(value) for value in values.values() if isinstance(value, Tensor)}
+    per: dict[str, Any] = {"tau_per": "channel", "channels": sizes.pop()} if sizes else {}
+    shared = not any(isinstance(values[name], Tensor) for name in values if name != "k")
+    k, gain, rest, level = (values[name] for name in ("k", "gain", "rest", "level"))
+    if kind == "LIF" and shared and rest == v_reset and not isinstance(k, Tensor) and 0 < k < 1:
+        for named, expected in ((LIF, k), (UndecayedLIF, 1.0)):
+            if math.isclose(gain, expected, rel_tol=1e-6) and (named is LIF or v_reset == 0):
+                return named(init_tau=1 / k, v_threshold=level, v_reset=v_reset)
+    if kind == "CubaLIF" and shared and not sizes and rest == v_reset == 0 and not isinstance(k, Tensor):
+        exact = math.isclose(gain, 1.0, rel_tol=1e-6) and math.isclose(values["weight"], 1.0, rel_tol=1e-6)
+        if exact and 0 < values["decay"] < 1 and 0 < k < 1:
+            return Synaptic(alpha=1 - values["decay"], beta=1 - k, v_threshold=level)
+    general = CurrentNeuron if kind == "CubaLIF" else LeakyNeuron
+    return general(**values, **per, v_reset=v_reset, v_threshold=_above(level, v_reset))
+
+
+def _above(level: Any, v_reset: float) -> float:
+    """A constant threshold that is valid; the neuron's own is `level`."""
+    return max(float(torch.as_tensor(level).max()), v_reset + 1.0)
+
+
+def _per_channel(name: str, values: Any) -> Any:
+    """A number if all values are equal; otherwise a value per channel [C].
+
+    Raises:
+        UserError: they differ within a channel of maps.
+    """
+    array = np.asarray(values, np.float64)
+    if array.size == 1 or (array == array.flat[0]).all():
+        return float(array.flat[0])
+    of_channel = array.reshape(len(array), -1)
+    if (of_channel != of_channel[:, :1]).any():
+        raise UserError(f"NIR: {name} has constants that differ within a map; here they may differ between channels.")
+    return torch.from_numpy(of_channel[:, 0].copy()).float()
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    values = np.broadcast_to(np.asarray(size), 2)
+    return int(values[0]), int(values[1])
+
+
+def _filled(layer: Any, weight: Tensor, bias: Any) -> Any:
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(torch.as_tensor(np.asarray(bias)))
+    return layer
