@@ -47,7 +47,8 @@ def names(kind: str = "") -> dict[str, Path]:
     Args:
         kind: `sweeps` for sweep files; by default all configurations.
     """
-    below = [folder() / name for name in ([kind] if kind else ["", "variants", "recipes", "networks", "leaderboard"])]
+    kinds = [kind] if kind else ["", "sequences", "variants", "recipes", "networks", "leaderboard"]
+    below = [folder() / name for name in kinds]
     paths = {path.stem: path for directory in below for path in sorted(directory.glob("*.yaml"))}
     paths.pop("base", None)
     return paths

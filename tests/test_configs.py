@@ -35,14 +35,12 @@ PARAMETERS = {
 # Table 3
 TIME_STEPS = {"mnist": 8, "fashionmnist": 8, "nmnist": 10, "cifar10": 8, "cifar10dvs": 20, "dvsgesture": 20}
 TIME_STEPS["cifar100"] = 8  # not in the paper
-SEQUENCES = [
-    "binary_adding",
-    "psmnist",
-    "shd",
-    "smnist_rows",
-]  # with a literature's own settings, and a recurrent variant
-COMPLETE = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem not in ("base", *SEQUENCES))
-VARIANTS = sorted(p.stem for p in (CONFIGS / "variants").glob("*.yaml") if not p.stem.endswith("_recurrent"))
+# With a literature's own settings, and a recurrent variant.
+SEQUENCES = sorted(
+    p.stem for p in (CONFIGS / "sequences").glob("*.yaml") if (CONFIGS / f"sequences/{p.stem}_recurrent.yaml").is_file()
+)
+COMPLETE = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "base")
+VARIANTS = sorted(p.stem for p in (CONFIGS / "variants").glob("*.yaml"))
 RECIPES = sorted(p.stem for p in (CONFIGS / "recipes").glob("*.yaml"))
 OF_EVENTS = ["fast_nmnist"]
 
@@ -108,6 +106,7 @@ def test_a_config_of_sequences_has_a_network_for_them_and_a_recurrent_variant(na
         net = SpikingNetwork(module.input_shape, module.num_classes, module.time_steps, structure=structure)
         assert net(torch.zeros(module.time_steps, 1, *module.input_shape)).shape[1:] == (1, module.num_classes)
         assert structure.startswith("RFC") == is_recurrent
+    assert SEQUENCES == ["binary_adding", "psmnist", "shd", "smnist_rows"]
     for text in (configs.resolve(name), configs.resolve(f"{name}_recurrent")):
         assert text.read_text().startswith("# ")
 

@@ -16,7 +16,7 @@ from plif_lightning import configs
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.paper import Setting
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import Role, defaults, differences, role, settings
+from plif_lightning.runs.settings import Role, defaults, differences, role, setting_in, settings
 from plif_lightning.structure import Numbers
 from plif_lightning.structure.layers import neurons_in
 
@@ -53,6 +53,10 @@ def setting_of(run: Run) -> Setting:
             neuron if neurons.name == "PLIF" else neurons.name for neurons in neurons_in(run.structure.layers)
         )
         neuron = "+".join(names) or "no neurons"
+    drawn = setting_in(run.config, "model.init_tau")
+    if isinstance(drawn, Mapping):
+        (kind, arguments), *_ = drawn.items()
+        neuron = f"{neuron.upper()}, tau drawn from {kind}({', '.join(f'{argument:g}' for argument in arguments)})"
     tau = math.inf if neuron == "if" else real(run_settings.get("model.init_tau", 2.0))
     return Setting(data_set, neuron, tau, str(run_settings.get("model.pooling", "max")))
 

@@ -1,6 +1,7 @@
 """`stream`: classify a recording time-step by time-step."""
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -157,10 +158,17 @@ def _steps(options: argparse.Namespace, network: "StreamingNetwork", trained: Tr
             f"{network.sensor}."
         )
     recording = _recording(options.file, trained, options.sensor, options.number)
-    if _has_step_length(options):
-        return network.pushed(recording, name=str(options.file))
     if not len(recording.t):
         raise UserError(f"{options.file} holds no events.")
+    if _has_step_length(options):
+        steps = network.pushed(recording, name=str(options.file))
+        if options.ms_per_step is None or options.ms_per_step != settings.get("step_ms"):
+            return steps
+        # As in training: T steps, silent ones included.
+        assert network.us_per_step is not None
+        end = int(recording.t[0]) + network.net.time_steps * network.us_per_step
+        silence = (votes for _ in (0,) for votes in network.advanced(max(end, int(recording.t[-1]))))
+        return itertools.islice(itertools.chain(steps, silence), network.net.time_steps)
     return network.run_recording(recording, settings.get("slicing", "by_count"), str(options.file))
 
 
@@ -209,7 +217,7 @@ def _recording(file: Path, trained: Trained, sensor: Any, number: int | None) ->
     data: Any = data_in(for_evaluation(trained.data))
     recordings = [recording for _, recording in data.read(file, 0)]
     if not 0 <= (number or 0) < len(recordings) or (number is None and len(recordings) > 1):
-        raise UserError(f"{file} holds {len(recordings)} recordings, and a stream takes one: pass --number, from 0.")
+        raise UserError(f"{file} holds {len(recordings)} recordings: pass --number 0 to {len(recordings) - 1}.")
     return recordings[number or 0]
 
 

@@ -128,6 +128,16 @@ class SHD(EventDataModule):
             none = np.zeros(len(t), np.uint8)
             yield of_recording, Recording(t[order], np.asarray(units)[order], none, none)
 
+    @property
+    def protocol(self) -> str:
+        if self.validation == "test":
+            return super().protocol
+        return f"B: best-on-validation epoch, {self._held_out_in_words} held out"
+
+    @property
+    def _held_out_in_words(self) -> str:
+        return f"the last speakers, with {100 * self.holdout_fraction:g} % of the samples or more,"
+
     def held_out(self) -> tuple[Tensor, Tensor]:
         source = self.home / self.files_of[True][0]
         if not source.is_file():
@@ -151,6 +161,10 @@ class SSC(SHD):
         True: ("ssc_train.h5", "ssc_valid.h5"),
         False: ("ssc_test.h5",),
     }
+
+    @property
+    def _held_out_in_words(self) -> str:
+        return "its published validation set"
 
     def tonic_arguments(self, part: str) -> dict[str, Any]:
         return {"split": part}

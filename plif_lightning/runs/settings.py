@@ -204,6 +204,9 @@ def flatten_settings(block: Mapping[str, Any], above: str = "") -> Iterator[tupl
         if not isinstance(value, Mapping):
             yield name, json.dumps(value, default=str) if isinstance(value, (list, tuple)) else value
             continue
+        if above and not {"class_path", *_ARGUMENTS} & value.keys():  # {gamma: [3, 5]}
+            yield name, json.dumps(value)
+            continue
         if "class_path" in value:
             yield name, value["class_path"]
         inner = {**value, **(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}

@@ -37,7 +37,7 @@ def test_words_of_ones_own_are_trained_compared_and_streamed(tmp_path, monkeypat
     writers.write_cochlea(tmp_path / "SHD/shd_train.h5", 100, 0)
     writers.write_cochlea(tmp_path / "SHD/shd_test.h5", 20, 1)
     words = ("--data.root", ".", "--data.channels", "40", "--data.time_steps", "16", "--data.step_ms", "50")
-    structure = ("--model.structure", "RFC32b-PLIF-FC2b", "--trainer.max_epochs", "15", "--data.batch_size", "20")
+    structure = ("--model.structure", "RFC32b-PLIF-FC2b", "--trainer.max_epochs", "30", "--data.batch_size", "20")
     # Mean counts over time are the same for both words: only their order tells.
     main(["fit", "--config", "shd", *words, *structure, "--model.optimizer.lr", "0.01", "--run_folder", "R"])
     main(["test", "--ckpt_path", "R/checkpoints/best.ckpt"])
@@ -46,9 +46,11 @@ def test_words_of_ones_own_are_trained_compared_and_streamed(tmp_path, monkeypat
     stream = ["stream", "--ckpt_path", "R/checkpoints/best.ckpt", "--file", "SHD/shd_test.h5"]
     with pytest.raises(SystemExit):
         main(stream)
-    assert "SHD/shd_test.h5 holds 20 recordings, and a stream takes one: pass --number" in capsys.readouterr().err
+    assert "SHD/shd_test.h5 holds 20 recordings: pass --number 0 to 19" in capsys.readouterr().err
     decisions = []
     for number in range(4):
         main([*stream, "--number", str(number)])
-        decisions.append(capsys.readouterr().out.splitlines()[-1].split()[1])
+        printed = capsys.readouterr().out
+        decisions.append(printed.splitlines()[-1].split()[1])
+        assert "after 16 time-steps" in printed  # as in training, silent ones included
     assert decisions == ["null", "eins", "null", "eins"]

@@ -72,6 +72,7 @@ def test_the_last_speakers_are_held_out(root):
     speakers = np.arange(40) // 2 % 5
     assert {*speakers[data.val_set.indices]} == {3, 4}
     assert {*speakers[data.train_set.indices]} == {0, 1, 2}
+    assert data.protocol == "B: best-on-validation epoch, the last speakers, with 30 % of the samples or more, held out"
     with pytest.raises(UserError, match=r"holdout_fraction 0\.9 leaves none of 5 groups"):
         made(SHD(root=str(root), channels=40, time_steps=4, holdout_fraction=0.9))
 

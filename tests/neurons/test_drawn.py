@@ -68,7 +68,12 @@ def test_neurons_of_maps_have_values_per_channel():
 )
 def test_other_distributions_are_refused(initial, expected):
     with pytest.raises(UserError, match=expected):
-        pl.PLIF(initial)
+        pl.PLIF(initial, "channel", 4)
+
+
+def test_a_distribution_needs_more_than_a_value_per_layer():
+    with pytest.raises(UserError, match="draws a value for each channel or neuron: pass tau_per"):
+        pl.PLIF({"gamma": [3, 5]})
 
 
 def test_the_command_line_takes_a_distribution(capsys):

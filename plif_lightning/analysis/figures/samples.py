@@ -42,7 +42,7 @@ def _run_with_samples(
             continue
         if samples is not None and wanted(samples):
             return run, samples
-    raise NoDataError("no finished run has recorded samples: fit records them at its end (--record_samples).")
+    raise NoDataError("no finished run has recorded samples: fit records some maps at its end (--record_samples).")
 
 
 def typical_channels(samples: RecordedSamples, count: int) -> list[int]:
