@@ -213,3 +213,27 @@ def pictures(frames: NDArray[Any]) -> NDArray[np.float64]:
     low, high = min(frames.min(), 0.0), frames.max()
     scaled = (frames - low) / (high - low if high > low else 1.0)
     return np.moveaxis(np.repeat(scaled, 3, 1) if frames.shape[1] == 1 else scaled, 1, -1)
+
+
+def response(neuron: Any, axes: Axes | None = None, *, inputs: Any = None, steps: int = 200) -> Axes:
+    """Plot a neuron's response, its firing rate over a constant input (f-I curve), a line for each channel.
+
+    Args:
+        neuron: a `Neuron` of any kind.
+        axes: axes to draw on; None creates new ones.
+        inputs: constant inputs, ascending, [n]; by default 121 from 0 to 4 times V_th.
+        steps: time-steps for which each input is held, from rest.
+    """
+    import torch
+
+    threshold = float(torch.as_tensor(neuron.firing.v_threshold).detach().max())
+    values = torch.linspace(0, 4 * threshold, 121) if inputs is None else torch.as_tensor(inputs).float()
+    channels = max((value.numel() for value in neuron.learned().values()), default=1)
+    with torch.no_grad():
+        spikes, _ = neuron.run(values.view(1, -1, 1).expand(1, -1, channels).contiguous(), time_steps=steps)
+    axes = _axes(axes, 2.6)
+    axes.plot(values.numpy(), spikes.float().mean(0).numpy())
+    axes.set_xlabel("constant input")
+    axes.set_ylabel("spikes per time-step")
+    plain(axes)
+    return axes

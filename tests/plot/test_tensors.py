@@ -69,3 +69,11 @@ def test_frames_share_a_colour_scale():
     weak, strong = (ax.images[0].get_array()[0, 0].tolist() for ax in pl.plot.frames(events))
     assert weak == [1, 0.5, 0.5]
     assert strong == [1, 0, 0]
+
+
+def test_a_response_is_the_rate_at_each_constant_input():
+    axes = pl.plot.response(pl.LIF(init_tau=2.0), inputs=[0.5, 0.9, 1.9, 3.0], steps=100)
+    # H = V + (X - V) / 2 from 0 reaches 1 first in step 1 from X = 2, in step 2 from 4 / 3, never from X <= 1.
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0, 0, 0.5, 1])
+    torch.manual_seed(0)
+    assert len(pl.plot.response(pl.PLIF({"uniform": [2, 9]}, "channel", 3)).lines) == 3
