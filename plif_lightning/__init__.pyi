@@ -27,6 +27,7 @@ from .neurons import CLIF as CLIF
 from .neurons import EIF as EIF
 from .neurons import GLIF as GLIF
 from .neurons import IF as IF
+from .neurons import ILIF as ILIF
 from .neurons import KLIF as KLIF
 from .neurons import LIF as LIF
 from .neurons import PLIF as PLIF

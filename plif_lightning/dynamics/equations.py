@@ -17,7 +17,7 @@ from plif_lightning.dynamics.surrogate import spike
 from plif_lightning.errors import UserError
 
 # Names that equations may use besides states and parameters.
-GIVEN = ("x", "h", "s", "reset", "v_threshold", "v_reset")
+GIVEN = ("x", "h", "s", "reset", "v_threshold", "v_reset", "spike")
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,15 @@ class Equations:
 
     Values are `x`, the input of the step; the states before the step; the parameters; `v_threshold` and `v_reset`. In
     `after` also `h`, the potential that was compared with the threshold; `s`, the spike, 1 or 0, without gradient if
-    `Firing.detach_reset`; and `reset`, h after the reset that `Firing.reset` names.
+    `Firing.detach_reset`; and `reset`, h after the reset that `Firing.reset` names. In `fire` also `h`, and `spike(u,
+    threshold)`, 1 where u reaches a threshold, with the surrogate's gradient.
 
     Args:
         state: names of the states. A state named v starts at V_reset, any other at 0.
         charge: gives h.
         after: gives the states after the spike, in order; by default `reset`.
         threshold: gives the threshold of h; by default `v_threshold`.
+        fire: gives s, of any values, such as integers; by default `spike(h, threshold)`.
 
     Raises:
         UserError: a function names an unavailable value.
@@ -42,6 +44,7 @@ class Equations:
     charge: Callable[..., Any]
     after: Callable[..., Any] | None = None
     threshold: Callable[..., Any] | None = None
+    fire: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.state or len({*self.state} - {*GIVEN}) < len(self.state):
@@ -53,14 +56,15 @@ class Equations:
                 f"{self.charge.__qualname__} belongs to a neuron with the states {', '.join(self.state)}: "
                 "write `after`, which gives all of them after a spike."
             )
-        for function in (self.charge, self.threshold):
-            if function is not None and (early := {"h", "s", "reset"} & set(_arguments(function))):
+        for function, unknown in ((self.charge, {"h", "s", "reset"}), (self.threshold, {"h", "s", "reset"}),
+                                  (self.fire, {"s", "reset"})):  # fmt: skip
+            if function is not None and (early := unknown & set(_arguments(function))):
                 raise UserError(f"{function.__qualname__} cannot use {', '.join(sorted(early))}: it is not known yet.")
 
     @functools.cached_property
     def parameters(self) -> tuple[str, ...]:
         """Names of the parameters, in order of first use."""
-        functions = [self.charge, self.threshold, self.after]
+        functions = [self.charge, self.threshold, self.fire, self.after]
         names = [name for function in functions if function is not None for name in _arguments(function)]
         return tuple(dict.fromkeys(name for name in names if name not in (*self.state, *GIVEN)))
 
@@ -91,7 +95,11 @@ class Equations:
 
         h = ops.filled(of(self.charge), x)
         threshold = firing.v_threshold if self.threshold is None else of(self.threshold)
-        s = ops.spike(h, threshold, firing)
+        if self.fire is None:
+            s = ops.spike(h, threshold, firing)
+        else:
+            values |= {"h": h, "spike": lambda u, at: ops.spike(u, at, firing)}
+            s = ops.filled(of(self.fire), x)
         fired = s.detach() if firing.detach_reset else s
         if self.uses_firing_reset:
             values["reset"] = ops.chosen(fired, firing.v_reset if firing.reset == "hard" else h - threshold, h)

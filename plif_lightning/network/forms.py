@@ -126,7 +126,7 @@ def refuses_fusion(block: Block, neuron: nn.Module | None) -> str:
     if neuron is None:
         return "no neurons follow"
     if not is_plain(neuron, norm, getattr(norm, "bn", None)):
-        return "its BN or neurons have hooks, or are of another class"
+        return "its BN or neurons have hooks, fire integers, or are of another class"
     if norm is not None and not norm.is_standard:
         return "its BN is not affine with running averages"
     return ""

@@ -327,12 +327,7 @@ def _neuron(kind: str, values: dict[str, Any], v_reset: float) -> Neuron:
         if exact and 0 < values["decay"] < 1 and 0 < k < 1:
             return Synaptic(alpha=1 - values["decay"], beta=1 - k, v_threshold=level)
     general = CurrentNeuron if kind == "CubaLIF" else LeakyNeuron
-    return general(**values, **per, v_reset=v_reset, v_threshold=_above(level, v_reset))
-
-
-def _above(level: Any, v_reset: float) -> float:
-    """A constant threshold that is valid; the neuron's own is `level`."""
-    return max(float(torch.as_tensor(level).max()), v_reset + 1.0)
+    return general(**values, **per, v_reset=v_reset, v_threshold=math.inf)  # its own is `level`
 
 
 def _per_channel(name: str, values: Any) -> Any:

@@ -17,7 +17,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.network.blocks import ConvBlock, FCBlock
 from plif_lightning.network.converted import BlockSequence, Converted, PassedOn, Replacement
 from plif_lightning.network.equivalence import Call, EquivalenceTest, record_calls
-from plif_lightning.network.foreign_surrogates import SURROGATES
+from plif_lightning.network.foreign_surrogates import surrogate_of
 from plif_lightning.network.hooks import has_hooks
 from plif_lightning.network.network import use_backend
 from plif_lightning.network.norm import TimeBatchNorm2d
@@ -27,7 +27,7 @@ from plif_lightning.network.pooling import Pool2d, SpikeMaxPool2d, TimeDropout
 from plif_lightning.network.recurrent import RecurrentContainer
 from plif_lightning.network.signals import output_levels
 from plif_lightning.neurons import CLIF, EIF, IF, KLIF, LIF, PLIF, QIF, Neuron
-from plif_lightning.neurons.published import UndecayedKLIF, UndecayedLIF, UndecayedPLIF
+from plif_lightning.neurons.published import ILIF, UndecayedKLIF, UndecayedLIF, UndecayedPLIF
 from plif_lightning.runtime.program import needed_by
 
 _log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ _NODES: dict[str, tuple[type[Neuron], type[Neuron] | None, dict[str, str]]] = {
     "EIFNode": (EIF, None, {"delta_T": "delta_t", "v_rest": "v_rest", "theta_rh": "theta_rh"}),
     "KLIFNode": (KLIF, UndecayedKLIF, {}),
     "ComplementaryLIFNode": (CLIF, None, {}),
+    "ILIFNode": (ILIF, ILIF, {}),
 }
 # Learned parameters of a node -> the tensor of our neuron.
 _LEARNED = {"w": "a", "k": "slope_raw"}
@@ -54,12 +55,6 @@ _FOLLOWING: dict[str, tuple[str, ...]] = {
     "dropout": ("linear",),
     "linear": ("neuron",),
 }
-
-
-def _surrogate_of(theirs: Any) -> tuple[Any, float] | None:
-    """Surrogate and width that a surrogate function of SpikingJelly is; None if it is none."""
-    make = SURROGATES.get(type(theirs).__name__)
-    return None if make is None else make(theirs)
 
 
 def from_spikingjelly(
@@ -160,7 +155,7 @@ class _Builder:
         with needed_by("a network of SpikingJelly"):
             from spikingjelly.activation_based import base, functional, layer, neuron
         self.nodes, self.layer, self.reset, self.stateful = nodes, layer, functional.reset_net, base.MemoryModule
-        self.known_nodes = {getattr(neuron, name): name for name in _NODES}
+        self.known_nodes = {getattr(neuron, name): name for name in _NODES if hasattr(neuron, name)}
 
     def is_node(self, module: nn.Module) -> bool:
         return type(module) in self.nodes or type(module) in self.known_nodes
@@ -284,14 +279,14 @@ class _Builder:
         if node.step_mode == "s" and not single_step:
             return "single steps within a container"
         surrogate = node.surrogate_function
-        if _surrogate_of(surrogate) is None or not surrogate.spiking:
+        if surrogate_of(surrogate) is None or not surrogate.spiking:
             return f"surrogate {type(surrogate).__name__}"
         return "scale_reset=True" if getattr(node, "scale_reset", False) else ""
 
     def _neuron(self, node: Any) -> Neuron:
         """The neuron with a node's equations and constants."""
         kind, undecayed, arguments = _NODES[self.known_nodes[type(node)]]
-        name, width = _surrogate_of(node.surrogate_function) or ("", 0.0)
+        name, width = surrogate_of(node.surrogate_function) or ("", 0.0)
         firing = {
             "v_threshold": node.v_threshold,
             "v_reset": node.v_reset or 0.0,
@@ -301,6 +296,8 @@ class _Builder:
             "surrogate_width": float(width),
         }
         settings = {name_here: getattr(node, theirs) for theirs, name_here in arguments.items()}
+        if kind is ILIF:
+            settings["max_count"] = node.surrogate_function.max_spike_count
         if issubclass(kind, LIF):
             settings |= {"init_tau": getattr(node, "tau", 2.0)}
         elif hasattr(node, "tau"):

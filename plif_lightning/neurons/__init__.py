@@ -3,7 +3,7 @@
 from plif_lightning.neurons.making import NeuronName, as_plain, make_neuron
 from plif_lightning.neurons.modules import IF, LIF, PLIF, Neuron, TauPer
 from plif_lightning.neurons.parameters import fixed, learned
-from plif_lightning.neurons.published import ALIF, CLIF, EIF, GLIF, KLIF, QIF, Synaptic
+from plif_lightning.neurons.published import ALIF, CLIF, EIF, GLIF, ILIF, KLIF, QIF, Synaptic
 
 __all__ = [
     "ALIF",
@@ -11,6 +11,7 @@ __all__ = [
     "EIF",
     "GLIF",
     "IF",
+    "ILIF",
     "KLIF",
     "LIF",
     "PLIF",

@@ -22,7 +22,7 @@ from plif_lightning.neurons.carry import LayerState, active_states, as_tuple, fr
 from plif_lightning.neurons.parameters import Initial, Parameter, drawn, fixed, learned
 
 TauPer = Literal["layer", "channel", "neuron"]
-_EQUATIONS = ("charge", "after", "threshold")
+_EQUATIONS = ("charge", "after", "threshold", "fire")
 # Names that a parameter cannot have: arguments and attributes of every neuron, and other values of equations.
 RESERVED = {
     *(*Firing.__dataclass_fields__, *GIVEN, "tau_per", "channels", "learn_threshold", "learn", "settings", "backend"),
@@ -65,7 +65,8 @@ class Neuron(nn.Module):
         state: names of the states; a state named v starts at V_reset, any other at zero.
         equations: the neuron's equations.
         declared: its parameters, by name.
-        fires: its output is the spikes of its equations: `run` and `forward` are not overridden.
+        fires: its output is the spikes of its equations, zeros and ones: `run` and `forward` are not overridden, and
+            no equation `fire` gives other values.
         settings: the constructor arguments, by name.
         backend: the form that runs: the fastest on the device of x, unless set by `use_backend`.
 
@@ -101,6 +102,7 @@ class Neuron(nn.Module):
         if "equations" not in vars(cls) and functions["charge"] is not None:
             state = (cls.state,) if isinstance(cls.state, str) else tuple(cls.state)
             cls.equations = Equations(state, **functions)
+            cls.fires = cls.fires and functions["fire"] is None
         elif any(functions.values()) or "state" in vars(cls):
             raise UserError(f"{cls.__name__} has no charge, or `equations` beside other equations: write one of them.")
         if cls.declared and getattr(cls.__init__, "is_generated", cls.__init__ is Neuron.__init__):

@@ -1,14 +1,20 @@
 """Published neurons as their equations, each with its source; k = 1/tau throughout."""
 
+from typing import Any
+
 import torch
 
 from plif_lightning.dynamics import Equations
+from plif_lightning.errors import UserError
 from plif_lightning.neurons.modules import IF as IF
 from plif_lightning.neurons.modules import LIF, PLIF, Neuron
 from plif_lightning.neurons.parameters import fixed, learned
 
 # mypy: disable-error-code="no-untyped-def"
 # ruff: noqa: N805  # equations have no self
+
+# Largest count of integer neurons.
+MOST_COUNTS = 8
 
 
 class CLIF(Neuron):
@@ -198,3 +204,37 @@ class GLIF(Neuron):
 
     def after(h, s):
         return h, s
+
+
+class ILIF(Neuron):
+    """Integer LIF: the output is how many thresholds the potential holds, 0 to `max_count`, which are subtracted.
+
+    Its gradient is passed straight through while the potential lies between 0 and `max_count` thresholds. Layers after
+    it get numbers, not spikes.
+
+    Args:
+        max_count: D, the largest output, at most 8.
+        k: 1 / tau; the input is not divided by tau.
+
+    Source: Luo et al. 2024, "Integer-Valued Training and Spike-Driven Inference Spiking Neural Network for
+    High-performance and Energy-efficient Object Detection" (SpikeYOLO); SpikingJelly's `ILIFNode`.
+    """
+
+    k = fixed(0.75, "unit")
+    max_count = fixed(4.0, "positive")
+
+    def __init__(self, max_count: int = 4, k: Any = 0.75, **settings: Any) -> None:
+        if max_count not in range(1, MOST_COUNTS + 1):
+            raise UserError(f"max_count must be an integer from 1 to {MOST_COUNTS}, got {max_count!r}.")
+        straight = {"surrogate": "rectangle", "surrogate_width": 1.0}
+        super().__init__(max_count=float(max_count), k=k, **{**settings, **straight})
+
+    def charge(v, x, k):
+        return (1 - k) * v + x
+
+    def fire(h, spike, v_threshold, max_count):
+        u = h / v_threshold
+        return sum(torch.where(max_count > i, spike(u, i + 0.5), 0.0) for i in range(MOST_COUNTS))
+
+    def after(h, s, v_threshold):
+        return h - s * v_threshold

@@ -226,8 +226,8 @@ def response(neuron: Any, axes: Axes | None = None, *, inputs: Any = None, steps
     """
     import torch
 
-    threshold = float(torch.as_tensor(neuron.firing.v_threshold).detach().max())
-    values = torch.linspace(0, 4 * threshold, 121) if inputs is None else torch.as_tensor(inputs).float()
+    fires_at = float(torch.as_tensor(neuron.firing.v_threshold).detach().max())
+    values = torch.linspace(0, 4 * fires_at, 121) if inputs is None else torch.as_tensor(inputs).float()
     channels = max((value.numel() for value in neuron.learned().values()), default=1)
     with torch.no_grad():
         spikes, _ = neuron.run(values.view(1, -1, 1).expand(1, -1, channels).contiguous(), time_steps=steps)

@@ -399,7 +399,7 @@ def test_hooked_modules_are_called():
     made.norm.bn.reset_running_stats()
     assert torch.equal(made(y), expected)
     assert made.choice.form == "part by part"
-    assert made.choice.reason == "its BN or neurons have hooks, or are of another class"
+    assert made.choice.reason == "its BN or neurons have hooks, fire integers, or are of another class"
     assert seen[0].shape == (4, 2, 3, 4, 4)
 
 

@@ -484,7 +484,7 @@ def test_its_arguments_lead_to_ours(given, message):
         pl.LIF(**given)
 
 
-@pytest.mark.parametrize("name", SURROGATES)
+@pytest.mark.parametrize("name", [name for name in SURROGATES if name != "MultiLevelSpikeCount"])  # of integers
 def test_gradients_of_every_surrogate_are_spikingjellys(name):
     theirs = getattr(surrogate, name)()
     ours, width = SURROGATES[name](theirs)

@@ -1,0 +1,118 @@
+"""Neurons whose output is a number: the equation `fire`, integer LIF, and SpikingJelly's."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import plif_lightning as pl
+from plif_lightning.deploy import deployed
+from plif_lightning.deploy.exporting import to_export
+from plif_lightning.errors import UserError
+from plif_lightning.neurons.published import ILIF
+from tests.benchmarks.step import make_fire
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+@pytest.mark.parametrize(("threshold", "detach"), [(1.0, True), (0.7, False)])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_integer_lif_is_spikingjellys_in_values_and_gradients(count, threshold, detach, backend):
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="test extra `bench`")
+    from spikingjelly.activation_based import surrogate
+
+    torch.manual_seed(0)
+    x, weight = 3 * torch.randn(9, 4, 50, dtype=torch.float64), torch.randn(9, 4, 50, dtype=torch.float64)
+    counts = surrogate.MultiLevelSpikeCount(count)
+    theirs = neuron.ILIFNode(4 / 3, threshold, counts, detach_reset=detach, step_mode="m")
+    ours = pl.use_backend(ILIF(count, v_threshold=threshold, detach_reset=detach).double(), backend)
+    results = []
+    for module in (ours, theirs):
+        given = x.clone().requires_grad_()
+        y = module(given)
+        (y * weight).sum().backward()
+        results.append((y.detach(), given.grad))
+    assert results[0][0].max() == count
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+class Ternary(pl.Neuron):
+    """Fires -1, 0 or 1."""
+
+    def charge(v, x):  # noqa: N805
+        return 0.5 * v + x
+
+    def fire(h, spike, v_threshold):  # noqa: N805
+        return spike(h, v_threshold) - spike(-h, v_threshold)
+
+    def after(h, s, v_threshold):  # noqa: N805
+        return h - s * v_threshold
+
+
+def test_fire_is_an_equation_of_ones_own():
+    torch.manual_seed(0)
+    x = 2 * torch.randn(9, 4, 50)
+    results = []
+    for backend in ("auto", "reference"):
+        given = x.clone().requires_grad_()
+        y = pl.use_backend(Ternary(), backend)(given)
+        y.square().sum().backward()
+        results.append((y.detach(), given.grad))
+    assert set(results[0][0].unique().tolist()) == {-1.0, 0.0, 1.0}
+    torch.testing.assert_close(results[0], results[1])
+    assert not Ternary.fires
+    assert not type("Again", (Ternary,), {}).fires
+
+
+STRUCTURES = [
+    "c8k3s1-BN-ILIF-MPk2s2-c8k3s1-BN-ILIF-APk2s2-FC12-ILIF-FC3",
+    "c8k3s1-BN-ILIF-ADD(c8k3s1-BN-ILIF(max_count=2))-AP-RFC12-ILIF-FC3-PLIF",
+    "c8k3s1-BN-ILIF-MPk2s2-FC12-ILIF-FC6-ILIF-APk2s2",
+]
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("ties", ["random", "first"])
+def test_a_network_of_integers_is_the_reference_in_every_form(structure, ties):
+    torch.manual_seed(0)
+    net = pl.SpikingNetwork((2, 12, 12), 3, 4, structure=structure, pool_ties=ties)
+    make_fire(net)
+    x = 3 * torch.rand(4, 3, 2, 12, 12)
+    results = []
+    for module in (net, pl.use_backend(copy.deepcopy(net), "reference")):
+        torch.manual_seed(1)
+        votes = module(x)
+        votes.square().mean().backward()
+        results.append([votes.detach(), *(parameter.grad for parameter in module.parameters())])
+    assert results[0][0].max() > 1 or structure.endswith("-PLIF")
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    net.eval()
+    with torch.no_grad():
+        votes, state, steps = net(x), None, []
+        for frame in x:
+            y, state = pl.step(net, frame, state)
+            steps.append(y)
+        torch.testing.assert_close(torch.stack(steps), votes)
+        torch.testing.assert_close(deployed(net)(x), votes)
+        torch.testing.assert_close(to_export(net, static=False).module()(x), votes)
+
+
+def test_spikingjellys_integer_nodes_are_converted():
+    layer = pytest.importorskip("spikingjelly.activation_based.layer", reason="test extra `bench`")
+    from spikingjelly.activation_based import neuron, surrogate
+
+    torch.manual_seed(0)
+    two = surrogate.MultiLevelSpikeCount(2)
+    front = [layer.Conv2d(2, 6, 3, padding=1, bias=False, step_mode="m"), layer.BatchNorm2d(6, step_mode="m")]
+    back = [layer.Flatten(step_mode="m"), layer.Linear(216, 5, step_mode="m")]
+    net = nn.Sequential(
+        *front, neuron.ILIFNode(step_mode="m"), *back, neuron.ILIFNode(2.0, surrogate_function=two, step_mode="m")
+    )
+    converted = pl.from_spikingjelly(net, 3 * torch.rand(5, 4, 2, 6, 6))
+    assert str(converted.conversion) == "0 nodes in blocks, 2 alone, 0 kept; equal on the example"
+
+
+@pytest.mark.parametrize("count", [0, 9, 2.5])
+def test_other_counts_are_refused(count):
+    with pytest.raises(UserError, match="max_count must be an integer from 1 to 8"):
+        ILIF(count)
