@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from plif_lightning.errors import UserError
 from plif_lightning.network.hooks import forward_hooks, restore_modes
+from plif_lightning.network.libraries import Library
 from plif_lightning.network.pooling import TimeDropout
 
 Call = tuple[nn.Module, Any, Any]
@@ -50,6 +52,10 @@ def _fixed_mask(module: Any, x: Tensor) -> Tensor:
     return ((uniform >= module.p).to(x.dtype) / (1 - module.p)).to(x.device)
 
 
+def _store_fixed_mask(module: Any, x: Tensor) -> None:
+    module.mask = _fixed_mask(module, x)
+
+
 def _fixed_mask_of_steps(module: Any, x: Tensor) -> Tensor:
     return _fixed_mask(module, x[0])
 
@@ -64,6 +70,7 @@ class EquivalenceTest:
         net: the network; it is left alone.
         x: an example.
         is_node: True for a spiking neuron.
+        library: the generation that the network is of.
 
     Attributes:
         net: the copy.
@@ -72,23 +79,24 @@ class EquivalenceTest:
         silent: nodes that fired too rarely or too often in the last comparison to prove anything.
     """
 
-    def __init__(self, net: nn.Module, x: Tensor, is_node: Callable[[nn.Module], bool]) -> None:
+    def __init__(self, net: nn.Module, x: Tensor, is_node: Callable[[nn.Module], bool], library: Library) -> None:
         self.net = copy.deepcopy(net).double()
         self.x = x.detach().double() if x.is_floating_point() else x.detach()
         self.nodes = {name: module for name, module in self.net.named_modules() if is_node(module)}
+        self.library, self._reset = library, library.reset
         self.repeats = True
         self.silent: list[str] = []
         self._context = ExitStack()
 
     def __enter__(self) -> "EquivalenceTest":
-        from spikingjelly.activation_based import functional, layer
-
-        self._reset = functional.reset_net
         self._context.enter_context(torch.random.fork_rng(devices=[self.x.device] if self.x.is_cuda else []))
         torch.manual_seed(0)
         for module in self.net.modules():
-            if isinstance(module, layer.Dropout):
-                module.create_mask = _fixed_mask.__get__(module)
+            if isinstance(module, self.library.layer.Dropout):
+                mask: Any = module
+                # The old one stores its mask, the new one returns it.
+                stores = partial(_store_fixed_mask, mask)
+                mask.create_mask = stores if self.library.single_steps else _fixed_mask.__get__(module)
             if isinstance(module, _BatchNorm):
                 self._randomise(module)
         try:

@@ -19,6 +19,7 @@ from plif_lightning.network.converted import BlockSequence, Converted, PassedOn,
 from plif_lightning.network.equivalence import Call, EquivalenceTest, record_calls
 from plif_lightning.network.foreign_surrogates import surrogate_of
 from plif_lightning.network.hooks import has_hooks
+from plif_lightning.network.libraries import library_of
 from plif_lightning.network.network import use_backend
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import Voting
@@ -28,7 +29,6 @@ from plif_lightning.network.recurrent import RecurrentContainer
 from plif_lightning.network.signals import output_levels
 from plif_lightning.neurons import CLIF, EIF, IF, KLIF, LIF, PLIF, QIF, Neuron
 from plif_lightning.neurons.published import ILIF, UndecayedKLIF, UndecayedLIF, UndecayedPLIF
-from plif_lightning.runtime.program import needed_by
 
 _log = logging.getLogger(__name__)
 MakeNeuron = Callable[[Any], nn.Module]
@@ -69,7 +69,8 @@ def from_spikingjelly(
     Without an example, layers of a plain `nn.Sequential` become blocks, and nothing is compared.
 
     Args:
-        net: in multi-step mode (`functional.set_step_mode(net, "m")`). It is only reset; its parameters are copied.
+        net: in multi-step mode (`functional.set_step_mode(net, "m")`), or of the older `clock_driven`, with its
+            `MultiStep...` nodes. It is only reset; its parameters are copied.
         x: an example [T, N, *], of which at most 4 samples are used; or images, if its forward repeats them.
         nodes: for user-defined neurons: class -> function of such a module that returns a `Neuron`, or a module with
             one, over the same input.
@@ -85,13 +86,13 @@ def from_spikingjelly(
     >>> converted(torch.zeros(8, 1, 3)).shape
     torch.Size([8, 1, 2])
     """
-    builder = _Builder(nodes or {})
+    builder = _Builder(net, nodes or {})
     builder.reset(net)
     builder.require_multi_step(net)
     if x is None:
         return builder.build(net)
     takes_frames, x = x.dim() != 4, x[:, :4] if x.dim() != 4 else x[:4]
-    with EquivalenceTest(net, x, builder.is_node) as trial:
+    with EquivalenceTest(net, x, builder.is_node, builder.library) as trial:
         try:
             plan = builder.record(trial.net, trial.x)
         except Exception as error:  # of a forward that asks a node for attributes that our neurons lack
@@ -148,14 +149,13 @@ class _Builder:
     """Builds converted networks; `record` finds the layers of blocks.
 
     Args:
+        net: as `from_spikingjelly`.
         nodes: as `from_spikingjelly`.
     """
 
-    def __init__(self, nodes: Mapping[type[nn.Module], MakeNeuron]) -> None:
-        with needed_by("a network of SpikingJelly"):
-            from spikingjelly.activation_based import base, functional, layer, neuron
-        self.nodes, self.layer, self.reset, self.stateful = nodes, layer, functional.reset_net, base.MemoryModule
-        self.known_nodes = {getattr(neuron, name): name for name in _NODES if hasattr(neuron, name)}
+    def __init__(self, net: nn.Module, nodes: Mapping[type[nn.Module], MakeNeuron]) -> None:
+        self.nodes, self.library = nodes, library_of(net, list(_NODES))
+        self.layer, self.known_nodes, self.single_steps, self.stateful, self.reset = self.library
 
     def is_node(self, module: nn.Module) -> bool:
         return type(module) in self.nodes or type(module) in self.known_nodes
@@ -172,6 +172,11 @@ class _Builder:
             if module is not holder
         }
         for name, module in net.named_modules():
+            if module not in held_modules and type(module) in self.single_steps and type(module) not in self.nodes:
+                raise UserError(
+                    f"{name or 'the node'} is a {type(module).__name__} of single steps: take "
+                    f"{self.single_steps[type(module)]}, and run [T, N, *] at once instead of a loop over time-steps."
+                )
             if module not in held_modules and self.is_node(module) and getattr(module, "step_mode", "m") == "s":
                 raise UserError(
                     f"{name or 'the node'} is in single-step mode: call functional.set_step_mode(net, 'm'), and run "
@@ -249,7 +254,7 @@ class _Builder:
     def _recurrent_parts(self, converted: Converted) -> Iterator[tuple[Any, list[Any]]]:
         """Containers of recurrent nodes over [T, N, F], each with its parts: perhaps a linear layer, and the node."""
         for container in list(converted.net.modules()):
-            if type(container) is self.layer.LinearRecurrentContainer and container.step_mode == "m":
+            if type(container) is self.layer.LinearRecurrentContainer and getattr(container, "step_mode", "s") == "m":
                 within: Any = container.sub_module
                 parts: list[Any] = [*within] if type(within) is nn.Sequential else [within]
                 linear = all(self._plain_class(part, (nn.Linear,)) for part in parts[:-1])
@@ -276,7 +281,7 @@ class _Builder:
             return "it is called in several places, and goes on from its state"
         if type(node) in self.nodes:
             return ""
-        if node.step_mode == "s" and not single_step:
+        if getattr(node, "step_mode", "m") == "s" and not single_step:
             return "single steps within a container"
         surrogate = node.surrogate_function
         if surrogate_of(surrogate) is None or not surrogate.spiking:
