@@ -1,7 +1,6 @@
 """Networks of SpikingJelly with the neurons and blocks of this package, under their original forward."""
 
 import copy
-import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,14 @@ from plif_lightning.network.network import use_backend
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import Voting
 from plif_lightning.network.over_time import OverTime, over_time
+from plif_lightning.network.places import (
+    flattened_layers,
+    holders_of,
+    names_of_shared,
+    origin_of,
+    put,
+    unconverted_leaves,
+)
 from plif_lightning.network.pooling import Pool2d, SpikeMaxPool2d, TimeDropout
 from plif_lightning.network.recurrent import RecurrentContainer
 from plif_lightning.network.signals import output_levels
@@ -196,7 +203,7 @@ class _Builder:
         before = torch.get_default_dtype()
         torch.set_default_dtype(example.dtype)
         try:
-            stored = self._replace_nodes(converted, _names_of_shared(converted.net) if plan is None else plan.twice)
+            stored = self._replace_nodes(converted, names_of_shared(converted.net) if plan is None else plan.twice)
             self._replace_containers(converted)
             self._replace_votes(converted)
             if plan is None:
@@ -241,10 +248,10 @@ class _Builder:
             for module in replacement.modules():
                 if isinstance(module, Neuron):  # its constants are no weights: SpikingJelly stores none
                     module._non_persistent_buffers_set.update(module._buffers)
-            _put(replacement.train(node.training), _holders_of(converted, node))
+            put(replacement.train(node.training), holders_of(converted, node))
         self._replace_recurrent(converted)
         if not any(isinstance(module, Neuron) for module in converted.modules()):
-            reasons = [f"{name}: {why}" for name, why in unconverted.items()] or _unconverted_leaves(converted.net)
+            reasons = [f"{name}: {why}" for name, why in unconverted.items()] or unconverted_leaves(converted.net)
             raise UserError(
                 f"{type(converted.net).__name__} has no node that can be replaced ({'; '.join(reasons) or 'none'}): "
                 "map classes of your own by nodes={Class: function of a module, returns a pl.Neuron}."
@@ -269,12 +276,12 @@ class _Builder:
                 recurrent = RecurrentContainer(container.rc, next(iter(linear), None), neuron)
                 name = next(name for name, module in converted.net.named_modules() if module is container)
                 converted.conversion.blocks.append(name)
-                _put(Replacement(recurrent, name, converted.calls), _holders_of(converted, container))
+                put(Replacement(recurrent, name, converted.calls), holders_of(converted, container))
 
     def _reason_to_keep(self, node: Any, twice: bool, single_step: bool = False) -> str:
         """Why a node stays as it is; empty if it can be replaced, or, in a `single_step`, its container can."""
         if not self.is_node(node):
-            return f"{type(node).__name__}{_origin_of(type(node))}"
+            return f"{type(node).__name__}{origin_of(type(node))}"
         if has_hooks(node):
             return "it has hooks"
         if twice and isinstance(node, self.stateful):
@@ -319,15 +326,15 @@ class _Builder:
         for name, module in list(converted.net.named_modules()):
             if isinstance(module, Neuron) and module not in in_blocks:
                 converted.conversion.alone.append(name or "the node")
-                holders = _holders_of(converted, module)
-                _put(Replacement(module, name or "the node", converted.calls), holders)
+                holders = holders_of(converted, module)
+                put(Replacement(module, name or "the node", converted.calls), holders)
 
     def _replace_votes(self, converted: Converted) -> None:
         """Replace the mean of each class's neurons, so that a task knows votes when it sees them."""
         module: Any
         for module in list(converted.net.modules()):
             if type(module) is self.layer.VotingLayer and module.step_mode == "m" and not has_hooks(module):
-                _put(Voting(module.voting_size), _holders_of(converted, module))
+                put(Voting(module.voting_size), holders_of(converted, module))
 
     def _replace_containers(self, converted: Converted) -> None:
         """Containers of plain layers over T N frames become Sequentials over [T, N, *]."""
@@ -335,7 +342,7 @@ class _Builder:
             if type(container) is self.layer.SeqToANNContainer and not has_hooks(container):
                 parts = list(container.children())
                 if all(self._plain_class(module, _STATELESS) and not has_hooks(module) for module in parts):
-                    _put(nn.Sequential(*map(self._over_time, parts)), _holders_of(converted, container))
+                    put(nn.Sequential(*map(self._over_time, parts)), holders_of(converted, container))
 
     def _over_time(self, module: Any) -> Any:
         """A layer over [T, N, *] for a layer of SpikingJelly or PyTorch; ours unchanged."""
@@ -386,12 +393,12 @@ class _Builder:
     def _form_chain(self, converted: Converted, names: Sequence[str], of_spikes: bool) -> None:
         """Put a block in the place of the first of some layers, and nothing in the places of the others."""
         parts = [converted.net.get_submodule(name) for name in names]
-        holders = [_holders_of(converted, module) for module in parts]  # before the block has them
+        holders = [holders_of(converted, module) for module in parts]  # before the block has them
         block = self._block(converted, dict(zip(names, parts, strict=True)), of_spikes)
         block.followed = len(parts) > 1
-        _put(block, holders[0])
+        put(block, holders[0])
         for of_module in holders[1:]:
-            _put(PassedOn(block, last=of_module is holders[-1]), of_module)
+            put(PassedOn(block, last=of_module is holders[-1]), of_module)
 
     def _block(self, converted: Converted, parts: Mapping[str, nn.Module], of_spikes: bool = False) -> Replacement:
         """The block of a chain of layers, by their names; `of_spikes`: its input was, see `Replacement`."""
@@ -418,7 +425,7 @@ class _Builder:
 
     def _form_in_sequences(self, converted: Converted) -> None:
         """Form blocks of layers of plain Sequentials, between which no forward of the user's runs."""
-        shared = _names_of_shared(converted.net)
+        shared = names_of_shared(converted.net)
         names = {module: name for name, module in converted.net.named_modules()}
         consumed: set[nn.Module] = set()
         for sequence in list(names):
@@ -429,7 +436,7 @@ class _Builder:
                 or names[sequence] in shared
             ):
                 continue
-            holders, layers = _holders_of(converted, sequence), [*_flatten(sequence, consumed, names, shared)]
+            holders, layers = holders_of(converted, sequence), [*flattened_layers(sequence, consumed, names, shared)]
             layers_of_sequence: list[nn.Module] = []
             while layers:
                 group_kinds, size = [self.kind(layers[0])], 1
@@ -442,7 +449,7 @@ class _Builder:
                 layers_of_sequence += (
                     [self._block(converted, {names[member]: member for member in group})] if forms else group
                 )
-            _put(BlockSequence(layers_of_sequence), holders)
+            put(BlockSequence(layers_of_sequence), holders)
 
     # --- recording
 
@@ -503,49 +510,3 @@ class _Builder:
 def _same_values(x: Tensor, spikes: Tensor) -> bool:
     """True if x holds these spikes, in another shape perhaps."""
     return x.numel() == spikes.numel() and torch.equal(x.reshape(-1), spikes.reshape(-1))
-
-
-def _names_of_shared(net: nn.Module) -> set[str]:
-    """First names of the modules that are registered under more names."""
-    paths: dict[nn.Module, list[str]] = {}
-    for name, module in net.named_modules(remove_duplicate=False):
-        paths.setdefault(module, []).append(name)
-    return {names[0] for names in paths.values() if len(names) > 1}
-
-
-def _flatten(
-    sequence: nn.Module, consumed: set[nn.Module], names: Mapping[nn.Module, str], shared: set[str]
-) -> Iterator[nn.Module]:
-    """Layers of a plain Sequential and of nested Sequentials, which are added to `consumed`."""
-    for layer in sequence._modules.values():  # not `children`, which leaves out a layer that is there twice
-        assert layer is not None
-        if type(layer) is nn.Sequential and not has_hooks(layer) and names[layer] not in shared:
-            consumed.add(layer)
-            yield from _flatten(layer, consumed, names, shared)
-        else:
-            yield layer
-
-
-def _holders_of(net: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Every place of a module: the module that holds it, and its name there."""
-    return [(holder, name) for holder in net.modules() for name, child in holder._modules.items() if child is module]
-
-
-def _put(module: nn.Module, holders: Sequence[tuple[nn.Module, str]]) -> None:
-    for holder, name in holders:
-        holder._modules[name] = module
-
-
-def _origin_of(kind: type) -> str:
-    """` (file:line)` of a class that is not of an installed package."""
-    try:
-        file, line = inspect.getsourcefile(kind), inspect.getsourcelines(kind)[1]
-    except (OSError, TypeError):
-        return ""
-    return "" if "site-packages" in str(file) else f" ({file}:{line})"
-
-
-def _unconverted_leaves(net: nn.Module) -> list[str]:
-    """Classes without layers in them that are of no installed package: perhaps neurons."""
-    name_of = {type(leaf): name for name, leaf in net.named_modules() if not [*leaf.children()]}
-    return [f"{name}: {kind.__name__}{origin}" for kind, name in name_of.items() if (origin := _origin_of(kind))]
