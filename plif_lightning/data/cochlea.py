@@ -139,10 +139,7 @@ class SHD(EventDataModule):
         return f"the last speakers, with {100 * self.holdout_fraction:g} % of the samples or more,"
 
     def held_out(self) -> tuple[Tensor, Tensor]:
-        source = self.home / self.files_of[True][0]
-        if not source.is_file():
-            raise DataNotFoundError(f"{self.title} takes its speakers, who are held out, from {source}.")
-        with self._open(source) as file:
+        with self._open(self.home / self.files_of[True][0]) as file:
             if "extra/speaker" in file:
                 speakers = torch.from_numpy(file["extra/speaker"][()].astype(np.int64))
                 return holdout_groups(speakers, self.holdout_fraction)

@@ -33,7 +33,8 @@ def drawn(initial: Any, shape: Sequence[int], low: float, high: float, name: str
         name: of the parameter, for messages.
 
     Raises:
-        UserError: the distribution is unknown, its arguments are wrong, or it has no values in the range.
+        UserError: the distribution is unknown, or has no values in the range.
+        TypeError: NumPy's distribution takes other arguments; ValueError: other values of them.
     """
     if not isinstance(initial, Mapping):
         return initial
@@ -48,10 +49,7 @@ def drawn(initial: Any, shape: Sequence[int], low: float, high: float, name: str
         outside = ~((low < values) & (values < high))
         if not outside.any():
             return torch.empty(*shape).copy_(torch.from_numpy(values))
-        try:
-            values[outside] = getattr(random, kind)(*arguments, size=int(outside.sum()))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{name}={initial!r}: NumPy's {kind} takes other arguments ({error}).") from error
+        values[outside] = getattr(random, kind)(*arguments, size=int(outside.sum()))
     raise UserError(f"{name}={initial!r} gives hardly a value between {low} and {high}.")
 
 

@@ -168,8 +168,6 @@ class SpikingClassifier(L.LightningModule):
         self.decay_all = decay_all
         self.label_smoothing = label_smoothing
         self.early_time_steps = early_time_steps or {}
-        if layer_decay is not None and not 0 < layer_decay <= 1:
-            raise UserError(f"layer_decay must be above 0 and at most 1, got {layer_decay}.")
         self.parameter_groups, self.layer_decay = parameter_groups, layer_decay
         self.train_loss = _Mean()
         # Labels are not validated, which would synchronise with the GPU; the loss refuses invalid labels.

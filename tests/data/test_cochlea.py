@@ -102,7 +102,7 @@ def test_what_was_cached_is_enough_but_for_the_speakers(root):
     again = made(SHD(root=str(root), channels=40, time_steps=4), "test")
     assert again.class_names == ("null", "eins")
     assert torch.equal(all_of(again.test_set)[0], before)
-    with pytest.raises(DataNotFoundError, match="takes its speakers, who are held out, from"):
+    with pytest.raises(UserError, match=r"shd_train\.h5 cannot be read \(.*No such file"):
         again.setup("fit")
 
 

@@ -61,8 +61,6 @@ def test_neurons_of_maps_have_values_per_channel():
             "init_tau must be a number or one of uniform, normal, ",
         ),
         ({"gamma": [3, 5], "normal": [1]}, "init_tau must be a number or one of"),
-        ({"gamma": [3, 5, 7, 9]}, "NumPy's gamma takes other arguments"),
-        ({"gamma": [-1, 5]}, "NumPy's gamma takes other arguments"),
         ({"uniform": [-2, -1]}, "gives hardly a value between 1.0 and inf"),
     ],
 )

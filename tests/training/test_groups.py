@@ -75,7 +75,6 @@ def test_a_step_with_groups_of_the_same_options_is_the_same():
         ),
         ({"parameter_groups": [{"lr": 0.1}]}, "a group of parameter_groups is"),
         ({"parameter_groups": [{"match": "*"}]}, "a group of parameter_groups is"),
-        ({"layer_decay": 1.5}, r"layer_decay must be above 0 and at most 1, got 1\.5"),
     ],
 )
 def test_groups_without_effect_are_refused(settings, expected):
