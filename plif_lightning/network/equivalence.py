@@ -159,13 +159,18 @@ class EquivalenceTest:
         settled.add(node)
         best = 2.0, node.v_threshold
         for threshold in (node.v_threshold, *((node.v_reset or 0.0) + above for above in _THRESHOLDS)):
-            node.v_threshold = threshold
-            self._reset(node)
+            self._set_threshold(node, threshold)
             rate = _rate(node(x))
             best = min(best, (abs(rate - 0.3), threshold))
             if 0.1 < rate < 0.5:
                 break
-        node.v_threshold = best[1]
+        self._set_threshold(node, best[1])
+
+    def _set_threshold(self, node: Any, threshold: float) -> None:
+        node.v_threshold = threshold
+        first_values = getattr(node, "_memories_rv", {})
+        if "v_threshold" in first_values:  # clock_driven keeps it as a state, which a reset restores
+            first_values["v_threshold"] = threshold
         self._reset(node)
 
     def _scale_weights(self, net: nn.Module) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from plif_lightning.dynamics import surrogate
-from plif_lightning.neurons.published import MOST_COUNTS
+from plif_lightning.neurons.published import MOST_COUNTS, straight_through
 
 
 @surrogate
@@ -69,7 +69,9 @@ def log_tailed_relu(u: Tensor, width: float) -> Tensor:
 def _straight_through(theirs: Any) -> tuple[Any, float] | None:
     """The derivative of integer firing, if it is 1 wherever a count rises."""
     counts = theirs.max_spike_count
-    return ("rectangle", 1.0) if counts <= MOST_COUNTS and (theirs.grad_min, theirs.grad_max) == (0, counts) else None
+    return (
+        (straight_through, 1.0) if counts <= MOST_COUNTS and (theirs.grad_min, theirs.grad_max) == (0, counts) else None
+    )
 
 
 # Class of SpikingJelly -> surrogate and width; None for parameters that have no counterpart.

@@ -213,15 +213,16 @@ def _mixes_samples(trial: _ForwardProbe, x: Tensor, output: Tensor) -> bool:
     if output.shape[1] < 2:
         return False
     of_batch = any(isinstance(norm, _BatchNorm) and norm.running_mean is None for norm in trial.net.modules())
-    samples = x.unbind(-4)
+    axis = 1 if has_time(x) else 0
+    samples = x.unbind(axis)
     try:
         if of_batch:  # all samples take part in the statistics, in any order
-            swapped = trial(torch.stack([samples[1], samples[0]], -4))
+            swapped = trial(torch.stack([samples[1], samples[0]], axis))
             differs = (swapped.flip(1) - output).abs() > _TOLERANCE * output.abs().max()
             return differs.float().mean().item() > _TOLERANCE
         # A form that skips silent inputs rounds otherwise, and may move a spike: once, but not for two other samples.
         partners = (-samples[0], -2 * samples[0])
-        changed = [trial(torch.stack([other, samples[1]], -4)) for other in partners]
+        changed = [trial(torch.stack([other, samples[1]], axis)) for other in partners]
         return not any(_equal(output[:, 1], votes[:, 1]) for votes in changed)
     except Exception:  # of a layer that does not take such inputs
         return False

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from plif_lightning.dynamics import Equations
+from plif_lightning.dynamics import Equations, surrogate
 from plif_lightning.errors import UserError
 from plif_lightning.neurons.modules import IF as IF
 from plif_lightning.neurons.modules import LIF, PLIF, Neuron
@@ -206,11 +206,18 @@ class GLIF(Neuron):
         return h, s
 
 
-class ILIF(Neuron):
-    """Integer LIF: the output is how many thresholds the potential holds, 0 to `max_count`, which are subtracted.
+@surrogate
+def straight_through(u: Any, width: float) -> Any:
+    """1 / width within half a width of the threshold: of counts, a gradient of 1 from 0 until the largest."""
+    return (u >= -width / 2).to(u.dtype) * (u < width / 2).to(u.dtype) / width
 
-    Its gradient is passed straight through while the potential lies between 0 and `max_count` thresholds. Layers after
-    it get numbers, not spikes.
+
+class ILIF(Neuron):
+    """Integer LIF: the output is the potential in thresholds, rounded, 0 to `max_count`; they are subtracted.
+
+    Its gradient is passed straight through while the potential lies between 0 and `max_count` thresholds, unless
+    another surrogate than `atan` is named, which then stands at each count's threshold. Layers after it get numbers,
+    not spikes.
 
     Args:
         max_count: D, the largest output, at most 8.
@@ -226,8 +233,9 @@ class ILIF(Neuron):
     def __init__(self, max_count: int = 4, k: Any = 0.75, **settings: Any) -> None:
         if max_count not in range(1, MOST_COUNTS + 1):
             raise UserError(f"max_count must be an integer from 1 to {MOST_COUNTS}, got {max_count!r}.")
-        straight = {"surrogate": "rectangle", "surrogate_width": 1.0}
-        super().__init__(max_count=float(max_count), k=k, **{**settings, **straight})
+        if settings.get("surrogate", "atan") == "atan":
+            settings |= {"surrogate": straight_through, "surrogate_width": 1.0}
+        super().__init__(max_count=float(max_count), k=k, **settings)
 
     def charge(v, x, k):
         return (1 - k) * v + x

@@ -304,6 +304,8 @@ def _plain(value: Any) -> Any:
     """A value as it returns from JSON; for a class, its name and non-default arguments."""
     if isinstance(value, Mapping) and "class_path" in value:
         return dict(_of_class("class", value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in sorted(value.items())}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:

@@ -10,7 +10,9 @@ from torch.optim import Optimizer
 
 from plif_lightning.errors import UserError
 from plif_lightning.network.names import parameter_names
+from plif_lightning.network.over_time import OverTime
 
+_CONTAINERS = nn.Sequential, nn.ModuleList, OverTime
 # Printed names of a pattern.
 _SHOWN = 4
 
@@ -42,18 +44,32 @@ def group_parameters(net: nn.Module, groups: Sequence[Mapping[str, Any]]) -> lis
         more = f" and {len(matched) - _SHOWN} more" if len(matched) > _SHOWN else ""
         rank_zero_info(f"{group['match']}: {own} for {', '.join(matched[:_SHOWN])}{more}")
     by_options: dict[str, dict[str, Any]] = {}
+    layers = _layers_of(net)
     for name, parameter in net.named_parameters():
-        layer = _layer_of(name)
-        marks = {"layer": layer, "is_own_decay": "weight_decay" in options[name]}
-        group = by_options.setdefault(repr((layer, options[name])), {"params": [], **options[name], **marks})
+        marks = {"layer": layers[name], "is_own_decay": "weight_decay" in options[name]}
+        group = by_options.setdefault(repr((layers[name], options[name])), {"params": [], **options[name], **marks})
         group["params"].append(parameter)
     return list(by_options.values())
 
 
-def _layer_of(name: str) -> str:
-    """The block of a structure that a parameter belongs to, such as `encoder.conv1`, or its module."""
-    path = name.split(".")
-    return ".".join(path[:2] if path[0] in ("encoder", "classifier") else path[:-1])
+def _layers_of(net: nn.Module) -> dict[str, str]:
+    """The layer of each parameter, in order of definition: a child of the network, or of a Sequential or ModuleList
+    in it, such as `encoder.conv1`; without a matrix of its own, as a BN, it belongs to the layer before.
+    """
+    layers: dict[str, str] = {}
+    for name, _ in net.named_parameters():
+        module, path = net, list[str]()
+        for part in name.split(".")[:-1]:
+            if module is not net and not isinstance(module, _CONTAINERS):
+                break
+            module = module.get_submodule(part)
+            path.append(part)
+        layers[name] = ".".join(path)
+    with_matrix = {layers[name] for name, parameter in net.named_parameters() if parameter.dim() > 1}
+    before = min(with_matrix, key=[*layers.values()].index, default="")
+    for name, layer in layers.items():
+        before = layers[name] = layer if layer in with_matrix else before
+    return layers
 
 
 def decay_by_depth(optimizer: Optimizer, decay: float) -> None:
@@ -62,5 +78,7 @@ def decay_by_depth(optimizer: Optimizer, decay: float) -> None:
     Source: Clark et al. 2020, "ELECTRA".
     """
     layers = list(dict.fromkeys(group["layer"] for group in optimizer.param_groups))
+    factors = {layer: decay ** (len(layers) - 1 - i) for i, layer in enumerate(layers)}
+    rank_zero_info("learning rate times " + ", ".join(f"{factor:.3g} {layer}" for layer, factor in factors.items()))
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * decay ** (len(layers) - 1 - layers.index(group["layer"]))
+        group["lr"] *= factors[group["layer"]]

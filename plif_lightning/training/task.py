@@ -90,7 +90,8 @@ class SpikingClassifier(L.LightningModule):
             weights of convolutions and FC layers.
         parameter_groups: options of the optimiser for parameters whose names match a pattern, such as
             [{match: "classifier.*", lr: 0.0001}, {match: "*.tau", weight_decay: 0.01}]; later ones win.
-        layer_decay: factor of the learning rate from each layer to the one before it; the last has the optimiser's.
+        layer_decay: factor of the learning rate, `parameter_groups` included, from each layer to the one before it, in
+            order of definition; the last has the optimiser's. Layers of a user-defined network are its children.
         early_time_steps: {T: number of epochs}: train with these numbers of time-steps first, in this order, then with
             `time_steps`. Evaluations always use `time_steps`. Frames of events are summed, so each T must divide
             `time_steps` there.

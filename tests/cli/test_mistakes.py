@@ -143,7 +143,7 @@ def test_out_of_memory_is_pytorchs_error(monkeypatch):
     def no_room(self, x):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes.")
 
-    monkeypatch.setattr("plif_lightning.training.task.SpikingClassifier.forward", no_room)
+    monkeypatch.setattr("plif_lightning.network.SpikingNetwork.forward", no_room)
     with pytest.raises(RuntimeError, match="tried to allocate 8589934592 bytes") as caught:
         fit(*TINY)
     assert not hasattr(caught.value, "__notes__")  # nothing was saved

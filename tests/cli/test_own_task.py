@@ -25,7 +25,9 @@ CALL = ("fit", "--config", "quickstart", *FEW, *SILENT)
 
 def test_a_task_of_ones_own_has_a_whole_life(own_task, capsys, tmp_path):
     main([*CALL, "--trainer.max_epochs", "1", "--run_folder", "P"])
-    main([*CALL, "--model", "my_task.Task", "--model.penalty", "0.1", "--trainer.max_epochs", "1", "--run_folder", "R"])
+    of_task = "--model", "my_task.Task", "--model.penalty", "0.1"
+    groups = '[{match: "classifier.*", lr: 1.0e-4}, {match: "*.tau", weight_decay: 0.01}]'
+    main([*CALL, *of_task, "--model.parameter_groups", groups, "--trainer.max_epochs", "1", "--run_folder", "R"])
     config = yaml.safe_load((tmp_path / "R/config.yaml").read_text())
     assert (config["task"], config["model"]["penalty"]) == ("my_task.Task", 0.1)
     assert "penalty/all" in (tmp_path / "R/metrics.csv").read_text().splitlines()[0]

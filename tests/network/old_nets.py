@@ -48,9 +48,19 @@ def plif():
     )
 
 
+def one_layer():
+    """A layer that is silent at its threshold."""
+    linear = layer.SeqToANNContainer(nn.Flatten(), nn.Linear(72, 5))
+    return nn.Sequential(linear, neuron.MultiStepLIFNode(tau=2.0, v_threshold=50.0))
+
+
 def main():
     x = 4 * torch.rand(5, 3, 2, 6, 6)
-    for make, expected in ((Former, "4 alone"), (plif, "2 nodes in blocks")):
+    for make, expected in (
+        (Former, "1 nodes in blocks, 3 alone"),
+        (plif, "2 nodes in blocks"),
+        (one_layer, "1 nodes in blocks"),
+    ):
         torch.manual_seed(0)
         net = make()
         converted = pl.from_spikingjelly(net, x)

@@ -168,6 +168,29 @@ def test_layers_that_take_the_batch_for_time_are_refused(norm, x):
     assert task(OverTime(norm))(x).shape == (4, 5, 3)
 
 
+@pytest.mark.parametrize("mixes", [False, True])
+def test_sequences_are_tried_too(mixes):
+    layers = nn.Sequential(nn.Linear(6, 8), pl.PLIF(), nn.Linear(8, 3))
+    net = TimeFirst(layers) if mixes else layers
+    module = pl.SpikingClassifier((6,), 3, 4, network=net)
+    if mixes:
+        with pytest.raises(UserError, match="TimeFirst mixes samples"):
+            module(torch.rand(5, 4, 6))
+    else:
+        assert module(torch.rand(5, 4, 6)).shape == (4, 5, 3)
+
+
+class TimeFirst(nn.Module):
+    """Neurons that take the samples [N, T, F] for time-steps."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = pl.over_time(layers)
+
+    def forward(self, x):
+        return self.layers(x.transpose(0, 1)).transpose(0, 1)
+
+
 def test_a_trial_that_fails_refuses_nothing():
     class Positive(OverTime):
         def forward(self, x):

@@ -36,6 +36,27 @@ def test_integer_lif_is_spikingjellys_in_values_and_gradients(count, threshold, 
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
 
 
+def test_the_gradient_of_integer_lif_is_one_from_zero_until_the_largest_count():
+    x = torch.tensor([[[-1.0, -0.25, 0.0, 1.0, 2.75, 3.0, 3.99, 4.25]]], requires_grad=True)
+    y = ILIF(4)(x)
+    assert y.tolist() == [[[0, 0, 0, 1, 3, 3, 4, 4]]]
+    y.sum().backward()
+    assert x.grad.tolist() == [[[0, 0, 1, 1, 1, 1, 1, 0]]]
+
+
+def test_integer_lif_takes_another_surrogate():
+    assert ILIF(surrogate="triangle", surrogate_width=0.5).firing.surrogate == "triangle"
+    with pytest.raises(UserError, match="atam"):
+        ILIF(surrogate="atam")
+    gradients = []
+    for backend in ("auto", "reference"):
+        x = torch.linspace(-1, 5, 40).view(1, 1, 40).requires_grad_()
+        pl.use_backend(ILIF(surrogate="triangle"), backend)(x).sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0][0, 0, 5] > 0  # below zero
+
+
 class Ternary(pl.Neuron):
     """Fires -1, 0 or 1."""
 

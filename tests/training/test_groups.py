@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 import plif_lightning as pl
 from plif_lightning.errors import UserError
@@ -43,6 +44,22 @@ def test_rates_decay_with_depth():
     rates = [found[f"{layer}.weight"][0] for layer in ("encoder.conv1.conv", "encoder.conv2.conv", "classifier.fc1.fc")]
     assert rates == [0.125, 0.25, 0.5]
     assert found["classifier.fc2.fc.weight"][0] == found["classifier.fc2.neuron.a"][0] == 1.0
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = pl.over_time(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 8), nn.BatchNorm1d(8), pl.PLIF()))
+        self.blocks = nn.ModuleList([pl.Recurrent(8, pl.PLIF()) for _ in range(2)])
+        self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+
+def test_layers_of_a_network_of_ones_own_are_its_children_with_a_matrix():
+    task = pl.SpikingClassifier((4,), 3, 5, network=Blocks(), layer_decay=0.5)
+    rates = {name: rate for name, (rate, _) in options_of(task, task.configure_optimizers()).items()}
+    of_layers = {"stem": 1e-3 / 8, "blocks.0": 1e-3 / 4, "blocks.1": 1e-3 / 2, "norm": 1e-3 / 2, "head": 1e-3}
+    for name, rate in rates.items():
+        assert rate == next(of for layer, of in of_layers.items() if name.startswith(layer)), name
 
 
 def test_neurons_parameters_have_the_names_of_their_values():
