@@ -47,11 +47,11 @@ class LayerCost(NamedTuple):
 
     Attributes:
         layer: name of the layer; `fc1.recurrent` for the recurrent products of `fc1`.
-        spikes: the input is binary, so operations are accumulates; otherwise they are multiply-accumulates. Always
-            False for layers that take the network's input directly.
-        firing: fraction of the inputs that are non-zero.
+        spikes: the input is spikes or counts of them, so operations are accumulates; otherwise they are
+            multiply-accumulates. Always False for layers that take the network's input directly.
+        firing: fraction of the inputs that are non-zero; of counts their mean, the spikes of an input and step.
         dense: operations without skipping, a pair of input and weight each.
-        actual: operations of non-zero inputs.
+        actual: operations of non-zero inputs, one for each spike of a count.
         once: operations of a conventional layer of this shape on one frame.
         runs: executions per sample: T, or 1 if the input is static.
         updates: neurons times steps.
@@ -261,7 +261,7 @@ class _Counter:
             analog = not self.of_spikes[name] and _is_input(x, self.x)
         else:
             analog = not self.layer_costs or _is_input(x, self.x)
-        spikes = not analog and bool(((x == 0) | (x == 1)).all())
+        spikes = not analog and bool(((x >= 0) & (x == x.round())).all())
         features = next((number for kind, number in _FEATURES.items() if isinstance(block, kind)), None)
         if features is not None:
             x = self._by_steps(x, features)
@@ -287,7 +287,7 @@ def _is_input(x: Tensor, of_network: Tensor) -> bool:
 
 def _layer_cost(name: str, block: nn.Module, x: Tensor, spikes: bool, samples: int) -> LayerCost:
     """The cost of a layer for a sample; `updates` is that of a step, which the caller multiplies by T."""
-    fired, steps = (x != 0).float(), len(x)  # 1 for a static input
+    fired, steps = (x if spikes else x != 0).float(), len(x)  # 1 for a static input
     conv, fc = (block if isinstance(block, kind) else getattr(block, name, None) for kind, name in _WEIGHTED)
     if conv is not None:
         images = fired.flatten(0, 1)

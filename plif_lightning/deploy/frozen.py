@@ -155,13 +155,14 @@ class _Conv(Frozen):
         self.neurons = {name: neuron}
         self._conv, self._pool = block.conv, block.kernel_pool
         self.form = "dense" if not events else "event-driven, int8" if int8 else "event-driven"
-        pools: tuple[Pool, Pool] = (self._pool, "none")
+        self._fuses_pool = neuron.fires  # the kernels pool and pack spikes, not numbers
+        pools: tuple[Pool, Pool] = (self._pool if neuron.fires else "none", "none")
         self._fire, self._fire_unpooled = (_FireStage(neuron.dynamics, bias, pool) for pool in pools)
         self._events: tuple[EventBlock, EventBlock] | None = None
         integers, scale = quantize(weight) if int8 else (weight, None)
         self._table = table_of(integers) if events else None
         self._scale: Tensor | None = scale
-        if self._table is not None and self._pool != "avg":
+        if self._table is not None and self._pool != "avg" and neuron.fires:
             unit_scale = torch.ones(1, len(weight), **_FACTORY)
             shift = torch.zeros_like(unit_scale) if bias is None else bias[None]
             rows = (
@@ -182,7 +183,7 @@ class _Conv(Frozen):
             is_pooled = self.on_spikes is None
             maps, after = self._events[0 if is_pooled else 1](_sparse(x.values), x.steps, first, last)
         else:
-            is_pooled = self.on_spikes is None and not last
+            is_pooled = self._fuses_pool and self.on_spikes is None and not last
             fired, after = (self._fire if is_pooled else self._fire_unpooled)(self._sums(x), x.steps, first, last)
             maps = fired.flatten(0, 1).permute(0, 3, 1, 2)
         if self.on_spikes is not None:
@@ -207,11 +208,11 @@ class _Conv(Frozen):
 
 
 class _FC(Frozen):
-    """An FC layer of spikes with its neurons, for rows or for maps."""
+    """An FC layer of spikes, or of other numbers, with its neurons, for rows or for maps."""
 
-    def __init__(self, name: str, block: FCBlock, int8: bool) -> None:
+    def __init__(self, name: str, block: FCBlock, of_spikes: bool, int8: bool) -> None:
         assert block.neuron is not None
-        self.neurons = {name: block.neuron}
+        self.neurons, self._of_spikes = {name: block.neuron}, of_spikes
         self.form = "event-driven, int8" if int8 else "event-driven"
         self._scale: Tensor | None
         weight, self._scale = quantize(block.fc.weight) if int8 else (block.fc.weight, None)
@@ -220,12 +221,7 @@ class _FC(Frozen):
     def _spikes(
         self, x: Signal, last: bool, before: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        if isinstance(x.values, SparseMaps):
-            bits, inputs = x.values.flattened(), math.prod(x.values.shape[1:])
-        else:
-            inputs = math.prod(x.values.shape[2:])
-            bits = pack_spikes(x.values.reshape(-1, inputs)).words
-        totals = linear_of_bits(bits, inputs, self._table, self._scale)
+        totals = self._sums(x.values)
         length, (rows, outputs) = 1 if x.is_held else x.steps, totals.shape
         shape = length, rows // length, 1, 1, outputs
         first = None if before is None else _together([v.reshape(shape[1:]) for v in before])
@@ -234,6 +230,15 @@ class _FC(Frozen):
         if self.on_spikes is not None:
             self._tell(spikes)
         return spikes, None if after is None else tuple(v.view(spikes.shape[1:]) for v in after)
+
+    def _sums(self, x: Maps) -> Tensor:
+        """[T N or N, O], without the bias."""
+        if isinstance(x, SparseMaps):
+            return linear_of_bits(x.flattened(), math.prod(x.shape[1:]), self._table, self._scale)
+        rows = x.flatten(0, 1).flatten(1)
+        if self._of_spikes:
+            return linear_of_bits(pack_spikes(rows).words, rows.shape[1], self._table, self._scale)
+        return conv_events(SparseMaps.of(rows[:, :, None, None]), self._table, torch.float32).flatten(1)
 
 
 class _AsItIs(Frozen):
@@ -403,18 +408,20 @@ def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
     net = network_of(net)
     folded = fold(copy.deepcopy(net).float()).cpu().requires_grad_(False)
     use_backend(folded, "cpu", "never")
-    all_fire = all(neuron.fires for _, neuron in folded.neurons())
+    neurons = [neuron for _, neuron in folded.neurons()]
+    all_fire, all_run = (all(getattr(n, name) for n in neurons) for name in ("fires", "runs_equations"))
     layers: dict[str, Frozen] = {}
     for i, (spec, (name, block)) in enumerate(zip(net.layer_specs, folded.blocks().items(), strict=True)):
         stage = "encoder" if name in dict(folded.encoder.named_children()) else "classifier"
         neuron_of_block = getattr(block, "neuron", None)
-        is_binary, of_spikes = neuron_of_block is not None and neuron_of_block.fires, spec.spikes_in and all_fire
-        neuron = f"{stage}.{name}.neuron"
-        if is_binary and isinstance(block, ConvBlock) and not refuses_conv(block) and block.pool_name is not None:
+        # Numbers of neurons, such as counts, are zero as often as spikes.
+        runs, of_neurons = neuron_of_block is not None and neuron_of_block.runs_equations, spec.spikes_in and all_run
+        neuron, int8 = f"{stage}.{name}.neuron", engine == "int8" and of_neurons and all_fire
+        if runs and isinstance(block, ConvBlock) and not refuses_conv(block) and block.pool_name is not None:
             frames = i == 0 and net.input_shape[0] == _POLARITIES and net.inputs.name == "direct"
-            layers[name] = _Conv(neuron, block, of_spikes or frames, int8=engine == "int8" and of_spikes)
-        elif is_binary and isinstance(block, FCBlock) and block.recurrent is None and of_spikes:
-            layers[name] = _FC(neuron, block, engine == "int8")
+            layers[name] = _Conv(neuron, block, of_neurons or frames, int8)
+        elif runs and isinstance(block, FCBlock) and block.recurrent is None and of_neurons:
+            layers[name] = _FC(neuron, block, all_fire, int8)
         else:
             layers[name] = _AsItIs(f"{stage}.{name}", block, flat=stage == "classifier")
     _log.info("deployed: %s", "; ".join(f"{name} {layer.form}" for name, layer in layers.items()))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from plif_lightning.dynamics import surrogate
-from plif_lightning.neurons.published import MOST_COUNTS, straight_through
+from plif_lightning.neurons.published import MOST_COUNTS
 
 
 @surrogate
@@ -66,12 +66,12 @@ def log_tailed_relu(u: Tensor, width: float) -> Tensor:
     return torch.where(u <= 0, 0.0, 1 / u.clamp(min=1.0))
 
 
-def _straight_through(theirs: Any) -> tuple[Any, float] | None:
-    """The derivative of integer firing, if it is 1 wherever a count rises."""
-    counts = theirs.max_spike_count
-    return (
-        (straight_through, 1.0) if counts <= MOST_COUNTS and (theirs.grad_min, theirs.grad_max) == (0, counts) else None
-    )
+def counts_like_ilif(theirs: Any) -> bool:
+    """True for integer firing whose gradient is 1 wherever a count rises."""
+    if type(theirs).__name__ != "MultiLevelSpikeCount":
+        return False
+    most: int = theirs.max_spike_count
+    return most <= MOST_COUNTS and (theirs.grad_min, theirs.grad_max) == (0, most)
 
 
 # Class of SpikingJelly -> surrogate and width; None for parameters that have no counterpart.
@@ -89,7 +89,6 @@ SURROGATES: dict[str, Callable[[Any], tuple[Any, float] | None]] = {
     "PiecewiseLeakyReLU": lambda theirs: (piecewise_leaky_relu, float(theirs.w)) if theirs.c == 0.01 else None,
     "S2NN": lambda theirs: (s2nn, 1 / theirs.alpha) if theirs.beta == 1 else None,
     "LeakyKReLU": lambda theirs: (half_line, 1 / theirs.k) if theirs.leak == 0 else None,
-    "MultiLevelSpikeCount": _straight_through,
     "LogTailedReLU": lambda theirs: (log_tailed_relu, 1.0) if theirs.alpha == 0 else None,
 }
 

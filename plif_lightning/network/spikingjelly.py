@@ -16,7 +16,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.network.blocks import ConvBlock, FCBlock
 from plif_lightning.network.converted import BlockSequence, Converted, PassedOn, Replacement
 from plif_lightning.network.equivalence import Call, EquivalenceTest, record_calls
-from plif_lightning.network.foreign_surrogates import surrogate_of
+from plif_lightning.network.foreign_surrogates import counts_like_ilif, surrogate_of
 from plif_lightning.network.hooks import has_hooks
 from plif_lightning.network.libraries import library_of
 from plif_lightning.network.network import use_backend
@@ -291,14 +291,15 @@ class _Builder:
         if getattr(node, "step_mode", "m") == "s" and not single_step:
             return "single steps within a container"
         surrogate = node.surrogate_function
-        if surrogate_of(surrogate) is None or not surrogate.spiking:
+        known = counts_like_ilif if _NODES[self.known_nodes[type(node)]][0] is ILIF else surrogate_of
+        if not known(surrogate) or not surrogate.spiking:
             return f"surrogate {type(surrogate).__name__}"
         return "scale_reset=True" if getattr(node, "scale_reset", False) else ""
 
     def _neuron(self, node: Any) -> Neuron:
         """The neuron with a node's equations and constants."""
         kind, undecayed, arguments = _NODES[self.known_nodes[type(node)]]
-        name, width = surrogate_of(node.surrogate_function) or ("", 0.0)
+        name, width = surrogate_of(node.surrogate_function) or ("atan", 1.0)
         firing = {
             "v_threshold": node.v_threshold,
             "v_reset": node.v_reset or 0.0,

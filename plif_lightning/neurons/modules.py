@@ -65,8 +65,8 @@ class Neuron(nn.Module):
         state: names of the states; a state named v starts at V_reset, any other at zero.
         equations: the neuron's equations.
         declared: its parameters, by name.
-        fires: its output is the spikes of its equations, zeros and ones: `run` and `forward` are not overridden, and
-            no equation `fire` gives other values.
+        runs_equations: its output is that of its equations: `run` and `forward` are not overridden.
+        fires: and it is spikes, zeros and ones: no equation `fire` gives other values.
         settings: the constructor arguments, by name.
         backend: the form that runs: the fastest on the device of x, unless set by `use_backend`.
 
@@ -77,6 +77,7 @@ class Neuron(nn.Module):
     state: ClassVar[tuple[str, ...]] = ("v",)
     equations: ClassVar[Equations]
     declared: ClassVar[dict[str, Parameter]] = {}
+    runs_equations: ClassVar[bool] = True
     fires: ClassVar[bool] = True
     settings: dict[str, Any]
 
@@ -98,13 +99,13 @@ class Neuron(nn.Module):
             elif isinstance(function, staticmethod):
                 functions[name] = function.__func__
         cls.declared = _declared_in(cls)
-        cls.fires = cls.run is Neuron.run and cls.forward is Neuron.forward
         if "equations" not in vars(cls) and functions["charge"] is not None:
             state = (cls.state,) if isinstance(cls.state, str) else tuple(cls.state)
             cls.equations = Equations(state, **functions)
-            cls.fires = cls.fires and functions["fire"] is None
         elif any(functions.values()) or "state" in vars(cls):
             raise UserError(f"{cls.__name__} has no charge, or `equations` beside other equations: write one of them.")
+        cls.runs_equations = cls.run is Neuron.run and cls.forward is Neuron.forward
+        cls.fires = cls.runs_equations and getattr(getattr(cls, "equations", None), "fire", None) is None
         if cls.declared and getattr(cls.__init__, "is_generated", cls.__init__ is Neuron.__init__):
             cls.__init__ = _constructor(cls.declared)  # type: ignore[method-assign]
 

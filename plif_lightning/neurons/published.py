@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from plif_lightning.dynamics import Equations, surrogate
+from plif_lightning.dynamics import Equations
 from plif_lightning.errors import UserError
 from plif_lightning.neurons.modules import IF as IF
 from plif_lightning.neurons.modules import LIF, PLIF, Neuron
@@ -206,18 +206,11 @@ class GLIF(Neuron):
         return h, s
 
 
-@surrogate
-def straight_through(u: Any, width: float) -> Any:
-    """1 / width within half a width of the threshold: of counts, a gradient of 1 from 0 until the largest."""
-    return (u >= -width / 2).to(u.dtype) * (u < width / 2).to(u.dtype) / width
-
-
 class ILIF(Neuron):
     """Integer LIF: the output is the potential in thresholds, rounded, 0 to `max_count`; they are subtracted.
 
-    Its gradient is passed straight through while the potential lies between 0 and `max_count` thresholds, unless
-    another surrogate than `atan` is named, which then stands at each count's threshold. Layers after it get numbers,
-    not spikes.
+    Halves are rounded to even counts, as PyTorch's. The gradient is passed straight through while the potential lies
+    between 0 and `max_count` thresholds, so that there is no surrogate. Layers after it get numbers, not spikes.
 
     Args:
         max_count: D, the largest output, at most 8.
@@ -233,16 +226,19 @@ class ILIF(Neuron):
     def __init__(self, max_count: int = 4, k: Any = 0.75, **settings: Any) -> None:
         if max_count not in range(1, MOST_COUNTS + 1):
             raise UserError(f"max_count must be an integer from 1 to {MOST_COUNTS}, got {max_count!r}.")
-        if settings.get("surrogate", "atan") == "atan":
-            settings |= {"surrogate": straight_through, "surrogate_width": 1.0}
+        if (own := settings.get("surrogate", "atan")) != "atan":
+            raise UserError(f"ILIF passes gradients straight through: surrogate {own} would have no effect.")
         super().__init__(max_count=float(max_count), k=k, **settings)
 
     def charge(v, x, k):
         return (1 - k) * v + x
 
-    def fire(h, spike, v_threshold, max_count):
+    def fire(h, v_threshold, max_count):
         u = h / v_threshold
-        return sum(torch.where(max_count > i, spike(u, i + 0.5), 0.0) for i in range(MOST_COUNTS))
+        u = torch.where(u < 0, 0.0, torch.where(u > max_count, max_count, u))
+        reached = [u > i + 0.5 if i % 2 == 0 else u >= i + 0.5 for i in range(MOST_COUNTS)]
+        # The sum is the count to the bit: the difference is exact, since both are within a factor of two.
+        return u + (sum(each.to(u.dtype) for each in reached) - u).detach()
 
     def after(h, s, v_threshold):
         return h - s * v_threshold

@@ -484,7 +484,7 @@ def test_its_arguments_lead_to_ours(given, message):
         pl.LIF(**given)
 
 
-@pytest.mark.parametrize("name", [name for name in SURROGATES if name != "MultiLevelSpikeCount"])  # of integers
+@pytest.mark.parametrize("name", SURROGATES)
 def test_gradients_of_every_surrogate_are_spikingjellys(name):
     theirs = getattr(surrogate, name)()
     ours, width = SURROGATES[name](theirs)
@@ -496,7 +496,10 @@ def test_gradients_of_every_surrogate_are_spikingjellys(name):
     assert str(converted.conversion).startswith("1 nodes in blocks, 0 alone, 0 kept; equal on the example")
 
 
-OTHERS = [surrogate.S2NN(beta=2.0), surrogate.LeakyKReLU(leak=0.1), surrogate.DeterministicPass()]
+OTHERS = [
+    *(surrogate.S2NN(beta=2.0), surrogate.LeakyKReLU(leak=0.1), surrogate.DeterministicPass()),
+    surrogate.MultiLevelSpikeCount(2),
+]
 
 
 @pytest.mark.parametrize("theirs", OTHERS)

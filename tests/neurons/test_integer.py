@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import plif_lightning as pl
-from plif_lightning.deploy import deployed
+from plif_lightning.deploy import cost, deployed
 from plif_lightning.deploy.exporting import to_export
 from plif_lightning.errors import UserError
+from plif_lightning.network.own import record_spikes
 from plif_lightning.neurons.published import ILIF
 from tests.benchmarks.step import make_fire
 
@@ -36,25 +37,18 @@ def test_integer_lif_is_spikingjellys_in_values_and_gradients(count, threshold, 
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
 
 
-def test_the_gradient_of_integer_lif_is_one_from_zero_until_the_largest_count():
-    x = torch.tensor([[[-1.0, -0.25, 0.0, 1.0, 2.75, 3.0, 3.99, 4.25]]], requires_grad=True)
-    y = ILIF(4)(x)
-    assert y.tolist() == [[[0, 0, 0, 1, 3, 3, 4, 4]]]
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_halves_are_rounded_to_even_and_ends_have_a_gradient(backend):
+    x = torch.tensor([[[-1.0, -0.25, 0.0, 0.5, 1.0, 1.5, 2.5, 3.0, 3.5, 4.0, 4.25]]], requires_grad=True)
+    y = pl.use_backend(ILIF(4), backend)(x)
+    assert y.tolist() == [[[0, 0, 0, 0, 1, 2, 2, 3, 4, 4, 4]]]
     y.sum().backward()
-    assert x.grad.tolist() == [[[0, 0, 1, 1, 1, 1, 1, 0]]]
+    assert x.grad.tolist() == [[[0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0]]]
 
 
-def test_integer_lif_takes_another_surrogate():
-    assert ILIF(surrogate="triangle", surrogate_width=0.5).firing.surrogate == "triangle"
-    with pytest.raises(UserError, match="atam"):
-        ILIF(surrogate="atam")
-    gradients = []
-    for backend in ("auto", "reference"):
-        x = torch.linspace(-1, 5, 40).view(1, 1, 40).requires_grad_()
-        pl.use_backend(ILIF(surrogate="triangle"), backend)(x).sum().backward()
-        gradients.append(x.grad)
-    torch.testing.assert_close(*gradients)
-    assert gradients[0][0, 0, 5] > 0  # below zero
+def test_integer_lif_has_no_surrogate():
+    with pytest.raises(UserError, match="ILIF passes gradients straight through: surrogate triangle would have no"):
+        ILIF(surrogate="triangle")
 
 
 class Ternary(pl.Neuron):
@@ -118,6 +112,32 @@ def test_a_network_of_integers_is_the_reference_in_every_form(structure, ties):
         torch.testing.assert_close(to_export(net, static=False).module()(x), votes)
 
 
+@pytest.mark.parametrize("engine", ["float32", "int8"])
+def test_deployed_layers_of_counts_are_event_driven(engine):
+    torch.manual_seed(0)
+    structure = "c8k3s1-BN-ILIF-MPk2s2-c8k3s1-BN-ILIF-MPk2s2-FC12-ILIF-FC6-ILIF-APk2s2"
+    net = pl.SpikingNetwork((2, 12, 12), 3, 4, structure=structure)
+    make_fire(net)
+    x = torch.poisson(torch.rand(4, 3, 2, 12, 12))
+    frozen = deployed(net.eval(), engine)
+    assert frozen.forms == dict.fromkeys(("conv1", "conv2", "fc1", "fc2"), "event-driven")
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(x), net(x))
+
+
+def test_each_spike_of_a_count_costs_an_accumulate():
+    torch.manual_seed(0)
+    net = pl.SpikingNetwork((2, 6, 6), 3, 4, structure="c8k3s1-BN-ILIF-FC3-PLIF")
+    make_fire(net)
+    x, counts = 3 * torch.rand(4, 5, 2, 6, 6), {}
+    with record_spikes(net, counts.__setitem__):
+        net.eval()(x)
+    of_fc = cost(net, x).layers[1]
+    assert counts["conv1"].max() > 1
+    assert of_fc.accumulates == pytest.approx(3 * counts["conv1"].sum().item() / 5)
+    assert (of_fc.macs, of_fc.firing) == (of_fc.updates, pytest.approx(counts["conv1"].mean().item()))
+
+
 def test_spikingjellys_integer_nodes_are_converted():
     layer = pytest.importorskip("spikingjelly.activation_based.layer", reason="test extra `bench`")
     from spikingjelly.activation_based import neuron, surrogate
@@ -131,6 +151,44 @@ def test_spikingjellys_integer_nodes_are_converted():
     )
     converted = pl.from_spikingjelly(net, 3 * torch.rand(5, 4, 2, 6, 6))
     assert str(converted.conversion) == "0 nodes in blocks, 2 alone, 0 kept; equal on the example"
+
+
+class SdtBlock(nn.Module):
+    """As in SDT-V3: integer neurons before separable convolutions and linear attention, residual sums of potentials."""
+
+    def __init__(self, channels, nodes):
+        super().__init__()
+        wide = [nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.BatchNorm2d(2 * channels)]
+        narrow = [nn.Conv2d(2 * channels, channels, 1, bias=False), nn.BatchNorm2d(channels)]
+        depth = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels, bias=False)
+        self.wide, self.narrow = nn.Sequential(*wide), nn.Sequential(depth, *narrow)
+        maps = [nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels)) for _ in range(4)]
+        self.maps = nn.ModuleList(maps)
+        self.nodes = nn.ModuleList(nodes)
+
+    def forward(self, x):
+        def over_time(layers, y):
+            return layers(y.flatten(0, 1)).unflatten(0, y.shape[:2])
+
+        x = x + over_time(self.narrow, self.nodes[1](over_time(self.wide, self.nodes[0](x))))
+        shared = self.nodes[2](x)
+        q, k, v = (self.nodes[3 + i](over_time(self.maps[i], shared)).flatten(3) for i in range(3))
+        attended = self.nodes[6](0.25 * (v @ k.mT) @ q).unflatten(3, x.shape[3:])
+        return x + over_time(self.maps[3], attended)
+
+
+def test_a_block_of_sdt_v3_is_converted():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="test extra `bench`")
+    from spikingjelly.activation_based import functional
+
+    torch.manual_seed(0)
+    net = SdtBlock(6, [neuron.ILIFNode(step_mode="m") for _ in range(7)])
+    x = 3 * torch.rand(4, 3, 6, 5, 5)
+    converted = pl.from_spikingjelly(net, x)
+    assert str(converted.conversion) == "0 nodes in blocks, 7 alone, 0 kept; equal on the example"
+    functional.reset_net(net.eval())
+    with torch.no_grad():
+        torch.testing.assert_close(converted.eval()(x), net(x))
 
 
 @pytest.mark.parametrize("count", [0, 9, 2.5])
