@@ -109,7 +109,8 @@ def recurrent_spikes(
     assert weight is not None
     values = x.values if recurrent.bias is None else x.values + recurrent.bias.to(x.values.dtype)
     if is_plain(recurrent) and _is_fused(weight, neuron, values):
-        return run_recurrent(values, weight, neuron.dynamics, x.steps), True
+        real = torch.promote_types(values.dtype, torch.float32)  # bfloat16 is computed in float32
+        return run_recurrent(values.to(real), weight.to(real), neuron.dynamics, x.steps).to(values.dtype), True
     inputs = _all_inputs(weight, neuron, values, x.steps)
     if is_plain(neuron):
         return neuron.run(inputs)[0], False
@@ -119,7 +120,7 @@ def recurrent_spikes(
 
 def _is_fused(weight: Tensor, neuron: Neuron, values: Tensor) -> bool:
     """True if the fused form takes these inputs [T, N, F] of recurrent neurons."""
-    is_cpu = values.device.type == "cpu" and values.dtype == weight.dtype != torch.bfloat16
+    is_cpu = values.device.type == "cpu" and values.dtype in (weight.dtype, torch.bfloat16)
     # Other shapes are the loop's: [T, N, L, F] runs there, and another F is an error of PyTorch's.
     is_cpu = is_cpu and values.shape[2:] == weight.shape[:1]
     return is_cpu and is_plain(neuron) and neuron.backend.fuses(values.device, values.dtype)

@@ -76,6 +76,19 @@ def test_fused_spikes_equal_the_loops_in_float32():
     assert torch.equal(fused, pl.use_backend(layer, "reference")(x))
 
 
+def test_bfloat16_is_fused_in_float32(fused_calls):
+    """Beside the float32 layer on the same rounded inputs."""
+    layer, x = a_layer(pl.PLIF(), torch.float32), an_input(torch.float32).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = values_and_gradients(layer, x)
+    exact = values_and_gradients(layer, x.float())
+    assert len(fused_calls) == 2
+    assert mixed[0].dtype == mixed[1].dtype == torch.bfloat16
+    assert torch.equal(mixed[0].float(), exact[0])
+    for ours, reference in zip(mixed[1:], exact[1:], strict=True):
+        torch.testing.assert_close(ours.float(), reference, rtol=0.02, atol=0.02 * float(reference.abs().max()))
+
+
 @pytest.mark.parametrize("decay_input", [True, False])
 def test_recurrent_layer_equals_spikingjellys_container(decay_input):
     from spikingjelly.activation_based import functional, layer, neuron, surrogate
