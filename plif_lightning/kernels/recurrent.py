@@ -10,16 +10,17 @@ from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.equations import Dynamics, program
 from plif_lightning.dynamics.reference import in_real_precision
 from plif_lightning.kernels import ops
-from plif_lightning.kernels.bits import pack_spikes
+from plif_lightning.kernels.bits import array_of_bits, words_for
 from plif_lightning.kernels.dense import product
-from plif_lightning.kernels.layout import BACKWARD, POOLS, Geometry, real_type, rows_of
+from plif_lightning.kernels.layout import BACKWARD, POOLS, Geometry, real_type, rows_of, threads_for
 from plif_lightning.kernels.ops import outside_compile
 from plif_lightning.kernels.parallel import parallel
-from plif_lightning.kernels.sparse import linear_of_bits, linear_weight_of_bits
+from plif_lightning.kernels.sparse import TABLE_WORDS, linear_weight_of_bits
 
 # Up to this share of spikes a step's recurrent product gathers the rows of what spiked: from 0.3 on, a dense product of
 # 64 samples and 256 neurons is as fast (one thread, Zen 4).
 _EVENT_DRIVEN = 0.25
+_ONE = np.float32(1)
 
 
 class _RecurrentFunction(torch.autograd.Function):
@@ -34,15 +35,15 @@ class _RecurrentFunction(torch.autograd.Function):
         inputs, spikes = y.new_empty(steps, *y.shape[1:]), y.new_empty(steps, *y.shape[1:])
         states = y.new_empty(steps, len(program(neuron).states), y[0].numel())
         layer = _Layer(y, learned, neuron)
-        table = weight.detach().t().contiguous()  # [F, F'], a row for each neuron that spikes
+        recurrent = _RecurrentProduct(weight, spikes)
         rows = _rows(inputs), _rows(spikes), states.numpy()
         for t in range(steps):
             x = y[t if len(y) > 1 else 0]
-            _add_recurrent(x, spikes[t - 1], table, inputs[t]) if t else inputs[t].copy_(x)
+            recurrent.add(x, t - 1, inputs[t]) if t else inputs[t].copy_(x)
             before = rows[2][t - 1] if t else layer.none
             io = rows[0][t : t + 1], layer.none, layer.norm, layer.fire, (before, rows[2][t]), rows[1][t : t + 1]
             parallel(cpu.forward, layer.geometry.units, layer.geometry.threads, *io, layer.sizes)
-        bits = _few_spikes(spikes) if trains else None
+        bits = recurrent.packed() if trains else None
         ctx.save_for_backward(weight, learned, inputs, states, spikes if bits is None else bits)
         ctx.settings = neuron, len(y), bits is not None, through_time
         return spikes
@@ -115,21 +116,52 @@ def _rows(values: Tensor) -> Any:
     return values.reshape(len(values), -1).numpy()
 
 
-def _few_spikes(spikes: Tensor) -> Tensor | None:
-    """Spikes [*, F] as bits [*, F / 64], if they are few; None otherwise."""
-    if spikes.dtype != torch.float32:
-        return None
-    bits = pack_spikes(spikes.flatten(0, -2))
-    return bits.words.unflatten(0, spikes.shape[:-1]) if bits.number <= _EVENT_DRIVEN * spikes.numel() else None
+class _RecurrentProduct:
+    """Products of a step's spikes [N, F] and the recurrent weight; if few spiked, sums of the weight's rows of those.
 
+    Arrays are made once for all steps: at 64 samples, allocations took as long as the sums.
 
-def _add_recurrent(x: Tensor, spikes: Tensor, table: Tensor, out: Tensor) -> None:
-    """out = x + spikes table, of [N, F], [N, F] and the weight's transpose [F, F']; if few spiked, by rows of it."""
-    bits = _few_spikes(spikes)
-    if bits is None:
-        torch.addmm(x, spikes, table, out=out)
-    else:
-        linear_of_bits(bits, len(table), table, out=out).add_(x)
+    Args:
+        weight: [F', F].
+        spikes: of all steps [T, N, F], filled in from step to step; of float64 all products are dense.
+    """
+
+    def __init__(self, weight: Tensor, spikes: Tensor) -> None:
+        steps, batch, features = spikes.shape
+        self._spikes, self._packs = spikes, spikes.dtype == torch.float32
+        self._table = weight.detach().t().contiguous()  # [F, F'], a row for each neuron that spikes
+        self._bits = torch.empty(steps, batch, words_for(features), dtype=torch.int64, device="cpu")
+        self._numbers = np.zeros((steps, threads_for(batch * features), 2), np.int64)
+        self._sums = torch.empty(batch, features, dtype=spikes.dtype, device="cpu")
+        self._arrays = spikes.numpy(), array_of_bits(self._bits), self._table.numpy(), self._sums.numpy()
+
+    def add(self, x: Tensor, t: int, out: Tensor) -> None:
+        """out = x + the product of step t, [N, F]."""
+        from plif_lightning.kernels import cpu_sparse  # deferred: imports numba
+
+        number = self._pack(t) if self._packs else self._sums.numel()
+        if number > _EVENT_DRIVEN * self._sums.numel():
+            torch.addmm(x, self._spikes[t], self._table, out=out)
+            return
+        _, bits, table, sums = self._arrays
+        blocks, threads = words_for(sums.shape[1]), threads_for(number * sums.shape[1])
+        parallel(cpu_sparse.linear_of_table, blocks, threads, bits[t], table, sums, TABLE_WORDS)
+        torch.add(self._sums, x, out=out)
+
+    def packed(self) -> Tensor | None:
+        """The spikes of all steps as bits [T, N, F / 64], if they are few."""
+        if not self._packs:
+            return None
+        self._pack(len(self._bits) - 1)  # which no step has read
+        return self._bits if self._numbers[:, :, 0].sum() <= _EVENT_DRIVEN * self._spikes.numel() else None
+
+    def _pack(self, t: int) -> int:
+        """Write the bits of a step, and return how many are set."""
+        from plif_lightning.kernels import cpu_sparse
+
+        spikes, bits, numbers = self._arrays[0][t], self._arrays[1][t], self._numbers[t]
+        parallel(cpu_sparse.pack_bits, len(spikes), len(numbers), spikes, _ONE, bits, numbers)
+        return int(numbers[:, 0].sum())
 
 
 @outside_compile

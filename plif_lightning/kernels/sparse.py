@@ -44,7 +44,7 @@ from plif_lightning.kernels.parallel import parallel
 _GRAD_AT_A_TIME = 3 * 2**15
 _GRAD_OF_ROWS = (1024, 128)
 _FC_BLOCK = (8, 2**9)
-_TABLE_WORDS = 4
+TABLE_WORDS = 4
 _NO_SCALE = np.ones(1, np.float32)  # for tables of floats
 
 
@@ -117,7 +117,7 @@ def linear_of_bits(
     if threads > 1:  # that was if all inputs were spikes
         threads = threads_for(number_of_spikes(bits) * table.shape[1])
     arrays = array_of_bits(bits), table.numpy(), totals.numpy()
-    parallel(cpu_sparse.linear_of_table, blocks, threads, *arrays, _TABLE_WORDS)
+    parallel(cpu_sparse.linear_of_table, blocks, threads, *arrays, TABLE_WORDS)
     return totals if scale is None else totals * scale
 
 
