@@ -37,6 +37,7 @@ from plif_lightning.cli.trained import read_to_test
 from plif_lightning.configs import network_of
 from plif_lightning.deploy import Engine, deployed
 from plif_lightning.network import SpikingNetwork
+from plif_lightning.network.signals import Signal
 from plif_lightning.runtime.process import processor
 from plif_lightning.training.losses import rate_mse
 from tests.benchmarks.step import inputs, make_fire, peak, peak_of_imports
@@ -123,18 +124,18 @@ def fire_as_trained(net: SpikingNetwork, x: Tensor, training: bool) -> dict[str,
     net.train(training)
     shares = {}
     with torch.no_grad():
-        x = net.inputs((x[None] if x.dim() == 4 else x).float())
+        signal = net.inputs.run(Signal((x[None] if x.dim() == 4 else x).float(), net.time_steps), None)
         for name, block in [*net.encoder.named_children(), *net.classifier.named_children()]:
-            x = x.flatten(2) if name == "fc1" else x
+            signal = signal._replace(values=signal.values.flatten(2)) if name == "fc1" else signal
             weight = block.norm.bn.weight if hasattr(block, "norm") else block.fc.weight
             first, low, high = weight.clone(), 0.1, 100.0
             for _ in range(12):
                 middle = (low * high) ** 0.5
                 weight.copy_(first * middle)
-                y = block(x)
-                shares[name] = (y != 0).float().mean().item()
+                y = block.run(signal, None)
+                shares[name] = (y.values != 0).float().mean().item()
                 low, high = (middle, high) if shares[name] < SHARE else (low, middle)
-            x = y
+            signal = y
     return shares
 
 
@@ -166,7 +167,7 @@ def with_peers(net: SpikingNetwork, with_compiled: bool = False) -> Contenders:
         found[title] = (other, lambda x, n=other, m=mode: run_peer(n, x, net.time_steps, m))
     if with_compiled:
         other, forward = found["SpikingJelly, multi-step"]
-        found["SpikingJelly, compiled"] = (other, torch.compile(forward))
+        found["SpikingJelly, compiled"] = (other, torch.compile(forward, dynamic=False))
     return found
 
 
