@@ -89,7 +89,7 @@ class SpikingClassifier(L.LightningModule):
         decay_all: apply weight decay to time constants, thresholds, BN and biases too, not only to the
             weights of convolutions and FC layers.
         parameter_groups: options of the optimiser for parameters whose names match a pattern, such as
-            [{match: "classifier.*", lr: 0.0001}, {match: "*.tau", weight_decay: 0.01}]; later ones win.
+            `[{match: "classifier.*", lr: 0.0001}, {match: "*.tau", weight_decay: 0.01}]`; later ones win.
         layer_decay: factor of the learning rate, `parameter_groups` included, from each layer to the one before it, in
             order of definition; the last has the optimiser's. Layers of a user-defined network are its children.
         early_time_steps: {T: number of epochs}: train with these numbers of time-steps first, in this order, then with
