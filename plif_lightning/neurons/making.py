@@ -121,7 +121,10 @@ def _with_tau(kind: type[Neuron], init_tau: Any, is_shared: bool) -> dict[str, A
     if kind is IF and is_shared:
         return {}
     declared = ", ".join(kind.declared) or "none"
-    raise UserError(f"init_tau={init_tau} has no meaning for {kind.__name__}; its own parameters are {declared}.")
+    raise UserError(
+        f"init_tau={init_tau} has no meaning for {kind.__name__}, whose own parameters are {declared}: leave it at its "
+        "default, 2.0."
+    )
 
 
 def _settings_for(kind: type[Neuron], settings: Mapping[str, Any]) -> dict[str, Any]:
