@@ -43,7 +43,7 @@ class _RecurrentFunction(torch.autograd.Function):
             before = rows[2][t - 1] if t else layer.none
             io = rows[0][t : t + 1], layer.none, layer.norm, layer.fire, (before, rows[2][t]), rows[1][t : t + 1]
             parallel(cpu.forward, layer.geometry.units, layer.geometry.threads, *io, layer.sizes)
-        bits = recurrent.packed() if trains else None
+        bits = recurrent.bits_if_few() if trains else None
         ctx.save_for_backward(weight, learned, inputs, states, spikes if bits is None else bits)
         ctx.settings = neuron, len(y), bits is not None, through_time
         return spikes
@@ -148,7 +148,7 @@ class _RecurrentProduct:
         parallel(cpu_sparse.linear_of_table, blocks, threads, bits[t], table, sums, TABLE_WORDS)
         torch.add(self._sums, x, out=out)
 
-    def packed(self) -> Tensor | None:
+    def bits_if_few(self) -> Tensor | None:
         """The spikes of all steps as bits [T, N, F / 64], if they are few."""
         if not self._packs:
             return None

@@ -20,7 +20,7 @@ _SHOWN = 4
 def group_parameters(net: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Parameter groups for an optimiser: each parameter has the options of all patterns that match, later ones win.
 
-    A group also says its `layer`, and if its weight decay is its own (`is_own_decay`).
+    A group also names its `layer`, and says if a pattern set its weight decay (`sets_decay`).
 
     Args:
         net: the network; names begin in it.
@@ -32,21 +32,21 @@ def group_parameters(net: nn.Module, groups: Sequence[Mapping[str, Any]]) -> lis
     names = parameter_names(net)
     options: dict[str, dict[str, Any]] = {name: {} for name in names}
     for group in groups:
-        own = {name: value for name, value in group.items() if name != "match"}
-        if "match" not in group or not own:
+        of_group = {name: value for name, value in group.items() if name != "match"}
+        if "match" not in group or not of_group:
             raise UserError(f"a group of parameter_groups is {{match: PATTERN, OPTION: VALUE}}, got {dict(group)}.")
         matched = [name for name, of in names.items() if any(fnmatchcase(n, group["match"]) for n in of)]
         if not matched:
             shown = ", ".join(name for of in names.values() for name in of)
             raise UserError(f"parameter_groups: {group['match']} matches none of {shown}.")
         for name in matched:
-            options[name] |= own
+            options[name] |= of_group
         more = f" and {len(matched) - _SHOWN} more" if len(matched) > _SHOWN else ""
-        rank_zero_info(f"{group['match']}: {own} for {', '.join(matched[:_SHOWN])}{more}")
+        rank_zero_info(f"{group['match']}: {of_group} for {', '.join(matched[:_SHOWN])}{more}")
     by_options: dict[str, dict[str, Any]] = {}
     layers = _layers_of(net)
     for name, parameter in net.named_parameters():
-        marks = {"layer": layers[name], "is_own_decay": "weight_decay" in options[name]}
+        marks = {"layer": layers[name], "sets_decay": "weight_decay" in options[name]}
         group = by_options.setdefault(repr((layers[name], options[name])), {"params": [], **options[name], **marks})
         group["params"].append(parameter)
     return list(by_options.values())
@@ -54,7 +54,7 @@ def group_parameters(net: nn.Module, groups: Sequence[Mapping[str, Any]]) -> lis
 
 def _layers_of(net: nn.Module) -> dict[str, str]:
     """The layer of each parameter, in order of definition: a child of the network, or of a Sequential or ModuleList
-    in it, such as `encoder.conv1`; without a matrix of its own, as a BN, it belongs to the layer before.
+    in it, such as `encoder.conv1`; without a matrix, as a BN, it belongs to the layer before.
     """
     layers: dict[str, str] = {}
     for name, _ in net.named_parameters():
@@ -73,7 +73,7 @@ def _layers_of(net: nn.Module) -> dict[str, str]:
 
 
 def decay_by_depth(optimizer: Optimizer, decay: float) -> None:
-    """Multiply each group's learning rate by decay ** (layers behind its own); the last layer keeps its rate.
+    """Multiply each group's learning rate by decay ** (number of layers behind it); the last layer keeps its rate.
 
     Source: Clark et al. 2020, "ELECTRA".
     """

@@ -115,7 +115,7 @@ def custom_loss(loss: Loss, votes: Tensor, label: Tensor, smoothing: float = 0.0
     return loss(votes, target, **context)
 
 
-# Arguments that a loss of one's own may have beside votes and target: the batch, the network's input (time first), the
+# Arguments that a user-defined loss may have beside votes and target: the batch, the network's input (time first), the
 # network, the task, and the outputs of the layers that its attribute `layers` names.
 CONTEXT = ("batch", "x", "net", "task", "features")
 

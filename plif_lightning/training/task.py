@@ -385,7 +385,7 @@ class SpikingClassifier(L.LightningModule):
             names = self._weight_names() if self._weights is None else self._weights
             weights = {id(p) for name, p in self.named_parameters() if _WRAPPERS.sub("", name) in names}
             decaying = [group for group in optimizer.param_groups if group.get("weight_decay")]
-            for group in [group for group in decaying if not group.get("is_own_decay")]:
+            for group in [group for group in decaying if not group.get("sets_decay")]:
                 not_weights = [p for p in group["params"] if id(p) not in weights]
                 group["params"] = [p for p in group["params"] if id(p) in weights]
                 if not_weights:
