@@ -35,12 +35,14 @@ def data_title(run: Run) -> str:
     """Display name of the data set: the paper's, or the run's, marked where it would read like the paper's."""
     title = str(run.section("data").get("title") or run.data_set)
     distinct = f"{title} ({run.data_set})" if title in (*paper.TITLES, *paper.TITLES.values()) else title
-    return paper.TITLES.get(run.data_set, distinct)
+    sequence = run.setting("data.sequence")
+    return paper.TITLES.get(run.data_set, distinct) + (f" by {sequence}" if sequence else "")
 
 
 def setting_of(run: Run) -> Setting:
     """Data set, neuron, tau and pooling: the columns of the paper's tables. An IF neuron has no tau."""
-    data_set, run_settings = run.data_set if run.data_set in paper.TITLES else data_title(run), run.settings
+    is_papers = run.data_set in paper.TITLES and not run.setting("data.sequence")
+    data_set, run_settings = run.data_set if is_papers else data_title(run), run.settings
     if "model.network" in run_settings:
         return Setting(data_set, str(run_settings["model.network"]), math.nan, "?")
     neuron = str(run_settings.get("model.neuron", "?" if run.record.get("of_another_program") else "plif"))

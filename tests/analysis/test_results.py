@@ -132,6 +132,13 @@ def test_of_the_same_settings_and_seed_the_latest_counts_everywhere(tmp_path):
     assert [group.accuracy for group in groups(runs)] == [95.0]
 
 
+def test_images_as_sequences_are_another_data_set_than_the_papers(tmp_path):
+    write_run(tmp_path / "runs" / "a", data="MNIST")
+    write_run(tmp_path / "runs" / "b", data="MNIST", data_arguments={"sequence": "rows"})
+    table = measured_table(add_published(tmp_path / "results.jsonl", find_runs(tmp_path / "runs")))
+    assert [row[:2] for row in table.rows] == [["MNIST", "99.72, 99.63"], ["MNIST by rows", ""]]
+
+
 def test_subset_of_the_data_is_not_compared_with_the_paper(tmp_path):
     write_run(tmp_path / "runs" / "a", samples=(1000, 100), data="NMNIST")
     table = measured_table(add_published(tmp_path / "results.jsonl", find_runs(tmp_path / "runs")))
