@@ -87,6 +87,8 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
         shutil.copy(REPOSITORY / "tests/examples/own_neuron.py", tmp_path / "my_neurons.py")
     if "my_task" in command:
         shutil.copy(REPOSITORY / "tests/examples/own_task.py", tmp_path / "my_task.py")
+    if "every_epoch" in command:
+        monkeypatch.syspath_prepend(REPOSITORY / "tests/examples")
     if "my_losses" in command:
         page = (REPOSITORY / "docs/howto/network.md").read_text()
         imports = (

@@ -1,9 +1,13 @@
 """The examples, and the code of the tutorials that users copy, do what they say."""
 
+import pandas as pd
 import pytest
 import torch
 
 import plif_lightning as pl
+from plif_lightning.cli import main
+from tests.cli.calls import SILENT
+from tests.conftest import REPOSITORY
 from tests.examples import own_neuron
 from tests.examples.tutorials import cell, source
 
@@ -12,6 +16,16 @@ from tests.examples.tutorials import cell, source
 def test_neuron_example_runs(capsys):
     assert own_neuron.main() > 0.8
     assert "m after the last step: (2, 100)" in capsys.readouterr().out
+
+
+def test_both_protocols_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "tests/examples")
+    monkeypatch.chdir(tmp_path)
+    adding = "--config", "binary_adding", "--data.time_steps", "12", "--data.training_size", "600", *SILENT
+    both = "--trainer.callbacks+", "every_epoch.TestEveryEpoch", "--test_after_fit", "true"
+    main(["fit", *adding, *both, "--trainer.max_epochs", "1", "--run_folder", "R"])
+    metrics = pd.read_csv("R/metrics.csv")
+    assert metrics["test_each_epoch/acc"].dropna().item() == pytest.approx(metrics["test/acc"].dropna().item())
 
 
 TYPED = """
