@@ -29,7 +29,8 @@ class SHD(EventDataModule):
 
     Files of one's own in the same HDF5 format take their place: `spikes/times` [s] and `spikes/units` of each
     recording, `labels`, and, optional, `extra/keys` (names of the classes) and `extra/speaker`. tonic downloads the
-    published ones. With `validation=holdout` the last speakers are held out, so that none is in both sets.
+    published ones. With `validation=holdout` the last speakers are held out, so that none is in both sets; of
+    a file without speakers, the last of each class.
 
     Args:
         channels: number of channels of the cochlea.
@@ -130,20 +131,31 @@ class SHD(EventDataModule):
 
     @property
     def protocol(self) -> str:
-        if self.validation == "test":
-            return super().protocol
-        return f"B: best-on-validation epoch, {self._held_out_in_words} held out"
+        held_out = "" if self.validation == "test" else self._held_out_in_words
+        return f"B: best-on-validation epoch, {held_out} held out" if held_out else super().protocol
 
     @property
     def _held_out_in_words(self) -> str:
+        if self.has_files and self._speakers is None:
+            return ""
         return f"the last speakers, with {100 * self.holdout_fraction:g} % of the samples or more,"
 
-    def held_out(self) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def _speakers(self) -> Tensor | None:
+        """The speaker of each training recording; None for a file without them."""
+        if not self.has_files:
+            raise DataNotFoundError(
+                f"the speakers of {self.title} are in {self.files_of[True][0]}: put it into {self.home}, or pass "
+                "--data.validation test."
+            )
         with self._open(self.home / self.files_of[True][0]) as file:
-            if "extra/speaker" in file:
-                speakers = torch.from_numpy(file["extra/speaker"][()].astype(np.int64))
-                return holdout_groups(speakers, self.holdout_fraction)
-        return holdout_split(self.labels(train=True), self.holdout_fraction)
+            speakers = file["extra/speaker"][()] if "extra/speaker" in file else None
+        return None if speakers is None else torch.from_numpy(speakers.astype(np.int64))
+
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        if self._speakers is None:
+            return holdout_split(self.labels(train=True), self.holdout_fraction)
+        return holdout_groups(self._speakers, self.holdout_fraction)
 
 
 @dataclass(eq=False, repr=False)

@@ -47,7 +47,7 @@ class LayerCost(NamedTuple):
 
     Attributes:
         layer: name of the layer; `fc1.recurrent` for the recurrent products of `fc1`.
-        spikes: the input is spikes or counts of them, so operations are accumulates; otherwise they are
+        spikes: the input is spikes, or a neuron's counts of them, so operations are accumulates; otherwise they are
             multiply-accumulates. Always False for layers that take the network's input directly.
         firing: fraction of the inputs that are non-zero; of counts their mean, the spikes of an input and step.
         dense: operations without skipping, a pair of input and weight each.
@@ -237,6 +237,7 @@ class _Counter:
 
     def __init__(self, net: nn.Module, x: Tensor) -> None:
         self.net, self.x = net, x
+        self.has_counts = any(isinstance(neuron, Neuron) and not neuron.fires for neuron in net.modules())
         self.samples = x.shape[1] if has_time(x) else len(x)
         self.layer_costs: list[LayerCost] = []
         if isinstance(net, SpikingNetwork):
@@ -261,7 +262,7 @@ class _Counter:
             analog = not self.of_spikes[name] and _is_input(x, self.x)
         else:
             analog = not self.layer_costs or _is_input(x, self.x)
-        spikes = not analog and bool(((x >= 0) & (x == x.round())).all())
+        spikes = not analog and self._are_spikes(x)
         features = next((number for kind, number in _FEATURES.items() if isinstance(block, kind)), None)
         if features is not None:
             x = self._by_steps(x, features)
@@ -269,7 +270,12 @@ class _Counter:
         recurrent = getattr(block, "recurrent", None)
         if isinstance(recurrent, RecurrentLinear):
             before = torch.cat([torch.zeros_like(output[:1]), output[:-1]])
-            self.layer_costs.append(_layer_cost(f"{name}.recurrent", recurrent, before, True, self.samples))
+            spikes = self._are_spikes(before)
+            self.layer_costs.append(_layer_cost(f"{name}.recurrent", recurrent, before, spikes, self.samples))
+
+    def _are_spikes(self, x: Tensor) -> bool:
+        """True for zeros and ones; in a network whose neurons count, for whole numbers, but not for sums of spikes."""
+        return bool(((x >= 0) & (x == x.round()) if self.has_counts else (x == 0) | (x == 1)).all())
 
     def _by_steps(self, x: Tensor, features: int) -> Tensor:
         """The input of a plain layer as [T, N, *]: it may see steps and samples as a single dimension."""

@@ -95,5 +95,6 @@ SURROGATES: dict[str, Callable[[Any], tuple[Any, float] | None]] = {
 
 def surrogate_of(theirs: Any) -> tuple[Any, float] | None:
     """Surrogate and width that a surrogate function of SpikingJelly is; None if it is none."""
-    make = SURROGATES.get(type(theirs).__name__)
+    kind = type(theirs)
+    make = SURROGATES.get(kind.__name__) if kind.__module__.startswith("spikingjelly.") else None
     return None if make is None else make(theirs)

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from plif_lightning.dynamics.firing import Firing, FiringKeywords, Keywords
+from plif_lightning.dynamics.surrogate import surrogate_name
 from plif_lightning.errors import UserError
 from plif_lightning.neurons import published
 from plif_lightning.neurons.modules import IF, Neuron, TauPer
@@ -200,5 +201,8 @@ def as_plain(neuron: Any) -> Any:
         raise UserError(
             f"neuron {kind.__name__} is defined in a function: move it to a module, or no file can name it."
         )
-    # Checkpoints may not hold NumPy's numbers.
-    return {"class_path": path, "init_args": {n: v.item() if hasattr(v, "item") else v for n, v in settings.items()}}
+    # Checkpoints may hold neither NumPy's numbers nor functions.
+    plain = {n: v.item() if hasattr(v, "item") else v for n, v in settings.items()}
+    if "surrogate" in plain:
+        plain["surrogate"] = surrogate_name(plain["surrogate"])
+    return {"class_path": path, "init_args": plain}

@@ -210,20 +210,21 @@ class ILIF(Neuron):
     """Integer LIF: the output is the potential in thresholds, rounded, 0 to `max_count`; they are subtracted.
 
     Halves are rounded to even counts, as PyTorch's. The gradient is passed straight through while the potential lies
-    between 0 and `max_count` thresholds, so that there is no surrogate. Layers after it get numbers, not spikes.
+    between 0 and `max_count` thresholds, so that there is no surrogate. Layers after it get numbers, not spikes; as the
+    last layer its votes exceed 1.
 
     Args:
         max_count: D, the largest output, at most 8.
-        k: 1 / tau; the input is not divided by tau.
+        k: 1 / tau, SpikeYOLO's is 0.75; the input is not divided by tau.
 
     Source: Luo et al. 2024, "Integer-Valued Training and Spike-Driven Inference Spiking Neural Network for
     High-performance and Energy-efficient Object Detection" (SpikeYOLO); SpikingJelly's `ILIFNode`.
     """
 
-    k = fixed(0.75, "unit")
+    k = fixed(0.5, "unit")
     max_count = fixed(4.0, "positive")
 
-    def __init__(self, max_count: int = 4, k: Any = 0.75, **settings: Any) -> None:
+    def __init__(self, max_count: int = 4, k: Any = 0.5, **settings: Any) -> None:
         if max_count not in range(1, MOST_COUNTS + 1):
             raise UserError(f"max_count must be an integer from 1 to {MOST_COUNTS}, got {max_count!r}.")
         if (own := settings.get("surrogate", "atan")) != "atan":

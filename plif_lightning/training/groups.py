@@ -9,10 +9,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from plif_lightning.errors import UserError
+from plif_lightning.network.converted import BlockSequence
 from plif_lightning.network.names import parameter_names
 from plif_lightning.network.over_time import OverTime
 
-_CONTAINERS = nn.Sequential, nn.ModuleList, OverTime
+_CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict, OverTime, BlockSequence
 # Printed names of a pattern.
 _SHOWN = 4
 
@@ -53,15 +54,17 @@ def group_parameters(net: nn.Module, groups: Sequence[Mapping[str, Any]]) -> lis
 
 
 def _layers_of(net: nn.Module) -> dict[str, str]:
-    """The layer of each parameter, in order of definition: a child of the network, or of a Sequential or ModuleList
-    in it, such as `encoder.conv1`; without a matrix, as a BN, it belongs to the layer before.
+    """The layer of each parameter, in order of definition: a child of the network, or of a Sequential, ModuleList or
+    ModuleDict in it, such as `encoder.conv1`; without a matrix, as a BN, it belongs to the layer before.
     """
     layers: dict[str, str] = {}
     for name, _ in net.named_parameters():
         module, path = net, list[str]()
+        is_wrapper = True  # a module around the network, such as a converted one
         for part in name.split(".")[:-1]:
-            if module is not net and not isinstance(module, _CONTAINERS):
+            if not is_wrapper and not isinstance(module, _CONTAINERS):
                 break
+            is_wrapper = is_wrapper and len([*module.children()]) == 1
             module = module.get_submodule(part)
             path.append(part)
         layers[name] = ".".join(path)
@@ -78,6 +81,8 @@ def decay_by_depth(optimizer: Optimizer, decay: float) -> None:
     Source: Clark et al. 2020, "ELECTRA".
     """
     layers = list(dict.fromkeys(group["layer"] for group in optimizer.param_groups))
+    if len(layers) == 1 or not 0 < decay <= 1:
+        raise UserError(f"layer_decay must lie in (0, 1], of two layers or more, got {decay} of {', '.join(layers)}.")
     factors = {layer: decay ** (len(layers) - 1 - i) for i, layer in enumerate(layers)}
     rank_zero_info("learning rate times " + ", ".join(f"{factor:.3g} {layer}" for layer, factor in factors.items()))
     for group in optimizer.param_groups:

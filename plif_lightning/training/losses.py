@@ -129,7 +129,7 @@ def context_of(loss: Any) -> set[str]:
     if not callable(loss):
         return set()
     parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
-    wanted = {*parameters} & {*CONTEXT}
+    wanted = {*list(parameters)[2:]} & {*CONTEXT}  # behind votes and target, whatever their names
     if "features" in wanted and not getattr(loss, "layers", None):
         raise UserError('a loss that takes features names their layers in its attribute `layers`, such as ("conv2",).')
     return wanted

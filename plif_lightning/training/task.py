@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
@@ -20,7 +21,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from plif_lightning.data.loading import Batch, as_batch, merge_time_steps, time_first
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.fingerprint import fingerprint, require_same
 from plif_lightning.network.hooks import layer_outputs
@@ -89,7 +90,8 @@ class SpikingClassifier(L.LightningModule):
         decay_all: apply weight decay to time constants, thresholds, BN and biases too, not only to the
             weights of convolutions and FC layers.
         parameter_groups: options of the optimiser for parameters whose names match a pattern, such as
-            `[{match: "classifier.*", lr: 0.0001}, {match: "*.tau", weight_decay: 0.01}]`; later ones win.
+            `[{match: "classifier.*", lr: 0.0001}, {match: "*.tau", weight_decay: 0.01}]`; later ones win. A weight
+            decay is that of all that match, of time constants, BN and biases too.
         layer_decay: factor of the learning rate, `parameter_groups` included, from each layer to the one before it, in
             order of definition; the last has the optimiser's. Layers of a user-defined network are its children.
         early_time_steps: {T: number of epochs}: train with these numbers of time-steps first, in this order, then with
@@ -136,7 +138,9 @@ class SpikingClassifier(L.LightningModule):
             if name in self.hparams:
                 self.hparams[name] = plain_value(self.hparams[name])
         for name, value in self.hparams.items():
-            if not _is_plain(value):
+            if isinstance(value, np.generic):
+                self.hparams[name] = value.item()
+            elif not _is_plain(value):
                 raise UserError(
                     f"{name} is a {type(value).__name__}, which a checkpoint cannot hold: let "
                     f"{type(self).__name__} take a path, a name or numbers, and make the object of them."
@@ -160,7 +164,8 @@ class SpikingClassifier(L.LightningModule):
         self._weights: set[str] | None = None
         self.custom_loss = loss if isinstance(loss, nn.Module) else None  # its buffers follow to the device
         self._loss_for = partial(loss_named, loss, tet_lambda)
-        self._context, self._layers = context_of(loss), tuple(getattr(loss, "layers", ()))
+        self._context = context_of(loss)
+        self._layers = tuple(loss.layers) if "features" in self._context else ()  # type: ignore[arg-type, union-attr]
         self.loss = self._named_loss = self._loss_for(has_votes(self.network))
         # The default is a lambda, which jsonargparse reads; a function with a name can be pickled.
         is_default = optimizer is inspect.signature(SpikingClassifier).parameters["optimizer"].default
@@ -378,6 +383,8 @@ class SpikingClassifier(L.LightningModule):
             if others := [parameter for parameter in self.parameters() if id(parameter) not in network]:
                 groups.append({"params": others, "layer": groups[-1]["layer"]})  # of a loss
             optimizer = self.optimizer(groups)
+            for group in self.parameter_groups or ():
+                require_known_arguments(f"parameter_groups: {group['match']}", group, ["match", *optimizer.defaults])
             if self.layer_decay is not None:
                 decay_by_depth(optimizer, self.layer_decay)
         if not self.decay_all:

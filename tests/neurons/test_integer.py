@@ -26,7 +26,7 @@ def test_integer_lif_is_spikingjellys_in_values_and_gradients(count, threshold, 
     x, weight = 3 * torch.randn(9, 4, 50, dtype=torch.float64), torch.randn(9, 4, 50, dtype=torch.float64)
     counts = surrogate.MultiLevelSpikeCount(count)
     theirs = neuron.ILIFNode(4 / 3, threshold, counts, detach_reset=detach, step_mode="m")
-    ours = pl.use_backend(ILIF(count, v_threshold=threshold, detach_reset=detach).double(), backend)
+    ours = pl.use_backend(ILIF(count, 0.75, v_threshold=threshold, detach_reset=detach).double(), backend)
     results = []
     for module in (ours, theirs):
         given = x.clone().requires_grad_()
@@ -35,6 +35,17 @@ def test_integer_lif_is_spikingjellys_in_values_and_gradients(count, threshold, 
         results.append((y.detach(), given.grad))
     assert results[0][0].max() == count
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+def test_signed_spikes_cost_multiplications():
+    torch.manual_seed(0)
+    layer = pl.Recurrent(8, Ternary())
+    x = 3 * torch.randn(6, 5, 8)
+    before = layer(x)[:-1]
+    recurrent = cost(layer, x).layers[1]
+    assert (before < 0).any()
+    assert not recurrent.spikes
+    assert recurrent.actual == pytest.approx(8 * (before != 0).sum().item() / 5)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

@@ -62,6 +62,37 @@ def test_layers_of_a_network_of_ones_own_are_its_children_with_a_matrix():
         assert rate == next(of for layer, of in of_layers.items() if name.startswith(layer)), name
 
 
+def test_layers_within_wrappers_are_found():
+    layers = nn.Sequential(nn.Linear(4, 8), pl.PLIF(), nn.Linear(8, 3))
+    for net in (layers, nn.Sequential(layers), nn.ModuleDict({"nodes": nn.ModuleDict(dict(layers.named_children()))})):
+        task = pl.SpikingClassifier((4,), 3, 5, network=net, layer_decay=0.5)
+        rates = [rate for rate, _ in options_of(task, task.configure_optimizers()).values()]
+        assert rates == [5e-4, 5e-4, 5e-4, 1e-3, 1e-3]
+
+
+@pytest.mark.parametrize(("structure", "decay"), [("FC3-PLIF", 0.5), (TEXT, 0.0), (TEXT, 1.5)])
+def test_a_decay_without_effect_is_refused(structure, decay):
+    with pytest.raises(UserError, match=r"layer_decay must lie in \(0, 1\], of two layers or more"):
+        optimizer_of(structure, layer_decay=decay)
+
+
+def test_tied_values_and_parameters_beside_the_declared_ones_have_names():
+    class Gain(pl.PLIF):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(()))
+
+        def forward(self, x, time_steps=None):
+            return super().forward(self.gain * x, time_steps)
+
+    net = nn.Sequential(nn.Linear(4, 8), Gain(), nn.Linear(8, 3), pl.PLIF())
+    net[3].a = net[1].a
+    groups = [{"match": "net.1.gain", "lr": 0.1}, {"match": "net.3.tau", "lr": 0.2}]
+    task = pl.SpikingClassifier((4,), 3, 5, network=net, parameter_groups=groups)
+    found = options_of(task, task.configure_optimizers())
+    assert (found["net.1.gain"][0], found["net.1.a"][0]) == (0.1, 0.2)
+
+
 def test_neurons_parameters_have_the_names_of_their_values():
     groups = [{"match": "*.slope", "lr": 0.1}, {"match": "*.v_threshold", "lr": 0.2}]
     task, optimizer = optimizer_of("FC8-KLIF-FC3-KLIF", parameter_groups=groups, learn_threshold=True)
@@ -90,6 +121,7 @@ def test_a_step_with_groups_of_the_same_options_is_the_same():
             {"parameter_groups": [{"match": "head.*", "lr": 0.1}]},
             r"head\.\* matches none of encoder\.conv1\.conv\.weight",
         ),
+        ({"parameter_groups": [{"match": "*.tau", "lrr": 0.1}]}, r"\*\.tau has no argument lrr\. Did you mean lr"),
         ({"parameter_groups": [{"lr": 0.1}]}, "a group of parameter_groups is"),
         ({"parameter_groups": [{"match": "*"}]}, "a group of parameter_groups is"),
     ],

@@ -45,6 +45,17 @@ class Imitate(nn.Module):
         return (features["fc1"] - wanted["fc1"]).square().mean() + 0 * votes.sum()
 
 
+class TimmStyle(nn.Module):
+    """Its votes are named as an argument of the context, and its `layers` are none of the network's."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Identity())
+
+    def forward(self, x, target):
+        return F.cross_entropy(10 * self.layers(x).mean(0), target)
+
+
 def task_of(loss="per_step", **settings):
     torch.manual_seed(1)
     adam = partial(torch.optim.Adam, lr=0.01)
@@ -108,6 +119,15 @@ def test_a_loss_is_given_what_it_names(tmp_path):
     assert seen["task"] is task
     assert seen["net"] is task.network
     assert seen["batch"].sample.tolist() == list(range(6))
+
+
+def test_the_first_two_arguments_may_have_any_name(tmp_path):
+    task = task_of(TimmStyle())
+    fit(task, tmp_path)
+    x, label = next(iter(loader()))
+    with torch.no_grad():
+        loss, votes = task._evaluate(pl.data.loading.as_batch((x, label)), x)
+    assert loss == F.cross_entropy(10 * votes.mean(0), label)
 
 
 def test_layers_of_features_must_be_named_and_there():
