@@ -110,7 +110,7 @@ def work_of_backward(real, steps, states, run, channels, pooled, map_windows):
     by_step = working_rows(2, width, real)  # gradients of a step: of its window, and of X
     tied, winner = aligned_rows(width, real), working_rows(steps if pooled else 1, width, real)
     number = np.empty(run, np.uint32)
-    for i in range(run):
+    for i in range(run if pooled else 0):
         number[i] = i // channels + i % channels * map_windows
     return history, by_states, x, by_x, spikes, by_step, tied, winner, number
 
@@ -183,7 +183,7 @@ def backward_unit(y, added, norm, neuron, v_first, grads, sums, slot, of_unit, s
         for i in range(rows):
             read_input(y, first, offsets[i], chunk, n, added, scale, shift, first, x, i)
             _fill(by_x, i, n, zero)
-    for t in range(steps):
+    for t in range(steps if pooled_max else steps - 1):  # the last step's spikes only choose winners
         s = t if norm_rows > 1 else 0
         for i in range(rows):
             if not (constant or direct):

@@ -496,11 +496,12 @@ def linear(begin, end, slot, bits, weight, out, words, outputs):
 
 
 @compile_cached
-def linear_of_table(begin, end, slot, bits, table, totals, words):
+def linear_of_table(begin, end, slot, bits, table, totals, words, adds):
     """FC layer, blocks begin .. end - 1 of 64 outputs, with the weight's columns as rows of a table [K, O].
 
     For few rows R: only table rows of inputs that spiked are loaded, and `words` words of inputs are processed for all
-    R at a time, while they are in the cache. totals are [R, O]: float32, or int32 for a table of integers.
+    R at a time, while they are in the cache. totals are [R, O]: float32, or int32 for a table of integers; the sums
+    replace them, or are added to them.
     """
     flat = totals.reshape(totals.size)
     outputs = table.shape[1]
@@ -510,8 +511,9 @@ def linear_of_table(begin, end, slot, bits, table, totals, words):
         last = min(first + words, bits.shape[1])
         for r in range(bits.shape[0]):
             m = _list(bits, r, first, last, indices, 0)
-            if m or first == 0:
-                _sum(table, 0, 0, column, n, indices, (0, m), flat, r * outputs + column, first == 0)
+            fresh = first == 0 and not adds
+            if m or fresh:
+                _sum(table, 0, 0, column, n, indices, (0, m), flat, r * outputs + column, fresh)
 
 
 @compile_cached

@@ -35,11 +35,10 @@ class _RecurrentFunction(torch.autograd.Function):
         inputs, spikes = y.new_empty(steps, *y.shape[1:]), y.new_empty(steps, *y.shape[1:])
         states = y.new_empty(steps, len(program(neuron).states), y[0].numel())
         layer = _Layer(y, learned, neuron)
-        recurrent = _RecurrentProduct(weight, spikes)
+        recurrent = _RecurrentProduct(weight, spikes, inputs)
         rows = _rows(inputs), _rows(spikes), states.numpy()
-        for t in range(steps):
-            x = y[t if len(y) > 1 else 0]
-            recurrent.add(x, t - 1, inputs[t]) if t else inputs[t].copy_(x)
+        for t, x in enumerate(y.expand(steps, *y.shape[1:]).unbind()):
+            recurrent.write_input(x, t)
             before = rows[2][t - 1] if t else layer.none
             io = rows[0][t : t + 1], layer.none, layer.norm, layer.fire, (before, rows[2][t]), rows[1][t : t + 1]
             parallel(cpu.forward, layer.geometry.units, layer.geometry.threads, *io, layer.sizes)
@@ -61,10 +60,11 @@ class _RecurrentFunction(torch.autograd.Function):
         grad_states = torch.empty_like(states[:2])
         total = torch.empty_like(inputs[0])
         rows = _rows(inputs), states.numpy(), _rows(grads), grad_states.numpy()
+        of_steps, given = grads.unbind(), grad_out.unbind()
         sums = ops.sums_for(layer.geometry, 0, learned, states.dtype)
         for t in reversed(range(steps)):
             ends = t + 1 == steps or not through_time
-            grad = grad_out[t] if ends else torch.addmm(grad_out[t], grads[t + 1], weight, out=total)
+            grad = given[t] if ends else torch.addmm(given[t], of_steps[t + 1], weight, out=total)
             before, grad_before = (rows[1][t - 1], rows[3][t % 2]) if t else (layer.none, layer.none)
             after = rows[3][(t + 1) % 2] if t + 1 < steps else layer.none
             gradients = grad.reshape(1, -1).numpy(), after, rows[2][t : t + 1], grad_before
@@ -124,36 +124,37 @@ class _RecurrentProduct:
     Args:
         weight: [F', F].
         spikes: of all steps [T, N, F], filled in from step to step; of float64 all products are dense.
+        inputs: of the neurons at all steps [T, N, F], which `write_input` writes.
     """
 
-    def __init__(self, weight: Tensor, spikes: Tensor) -> None:
+    def __init__(self, weight: Tensor, spikes: Tensor, inputs: Tensor) -> None:
         steps, batch, features = spikes.shape
-        self._spikes, self._packs = spikes, spikes.dtype == torch.float32
+        self._spikes, self._packs, self._inputs = spikes.unbind(), spikes.dtype == torch.float32, inputs.unbind()
         self._table = weight.detach().t().contiguous()  # [F, F'], a row for each neuron that spikes
         self._bits = torch.empty(steps, batch, words_for(features), dtype=torch.int64, device="cpu")
         self._numbers = np.zeros((steps, threads_for(batch * features), 2), np.int64)
-        self._sums = torch.empty(batch, features, dtype=spikes.dtype, device="cpu")
-        self._arrays = spikes.numpy(), array_of_bits(self._bits), self._table.numpy(), self._sums.numpy()
+        self._arrays = spikes.numpy(), array_of_bits(self._bits), self._table.numpy(), inputs.numpy()
 
-    def add(self, x: Tensor, t: int, out: Tensor) -> None:
-        """out = x + the product of step t, [N, F]."""
+    def write_input(self, x: Tensor, t: int) -> None:
+        """Write x [N, F] + the product of step t - 1."""
         from plif_lightning.kernels import cpu_sparse  # deferred: imports numba
 
-        number = self._pack(t) if self._packs else self._sums.numel()
-        if number > _EVENT_DRIVEN * self._sums.numel():
-            torch.addmm(x, self._spikes[t], self._table, out=out)
+        number = (self._pack(t - 1) if self._packs else x.numel()) if t else 0
+        if number > _EVENT_DRIVEN * x.numel():
+            torch.addmm(x, self._spikes[t - 1], self._table, out=self._inputs[t])
             return
-        _, bits, table, sums = self._arrays
-        blocks, threads = words_for(sums.shape[1]), threads_for(number * sums.shape[1])
-        parallel(cpu_sparse.linear_of_table, blocks, threads, bits[t], table, sums, TABLE_WORDS)
-        torch.add(self._sums, x, out=out)
+        self._inputs[t].copy_(x)
+        if number:
+            _, bits, table, inputs = self._arrays
+            blocks, threads = words_for(len(table)), threads_for(number * len(table))
+            parallel(cpu_sparse.linear_of_table, blocks, threads, bits[t - 1], table, inputs[t], TABLE_WORDS, True)
 
     def bits_if_few(self) -> Tensor | None:
         """The spikes of all steps as bits [T, N, F / 64], if they are few."""
         if not self._packs:
             return None
         self._pack(len(self._bits) - 1)  # which no step has read
-        return self._bits if self._numbers[:, :, 0].sum() <= _EVENT_DRIVEN * self._spikes.numel() else None
+        return self._bits if self._numbers[:, :, 0].sum() <= _EVENT_DRIVEN * self._arrays[0].size else None
 
     def _pack(self, t: int) -> int:
         """Write the bits of a step, and return how many are set."""

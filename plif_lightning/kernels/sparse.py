@@ -117,7 +117,7 @@ def linear_of_bits(
     if threads > 1:  # that was if all inputs were spikes
         threads = threads_for(number_of_spikes(bits) * table.shape[1])
     arrays = array_of_bits(bits), table.numpy(), totals.numpy()
-    parallel(cpu_sparse.linear_of_table, blocks, threads, *arrays, TABLE_WORDS)
+    parallel(cpu_sparse.linear_of_table, blocks, threads, *arrays, TABLE_WORDS, False)
     return totals if scale is None else totals * scale
 
 

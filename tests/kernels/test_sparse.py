@@ -182,8 +182,10 @@ def test_narrow_fc_layers_are_event_driven_at_low_densities(share, expected):
     assert not Backend().skips("linear", x.bfloat16(), weight).output
 
 
-def test_only_a_weight_that_learns_has_a_gradient_to_make_faster():
-    (output, gradient), (shape, of_weight) = BREAK_EVEN["conv"][0], LAYERS["conv"]
+@pytest.mark.parametrize("amx", [False, True])
+def test_only_a_weight_that_learns_has_a_gradient_to_make_faster(amx, monkeypatch):
+    monkeypatch.setattr(backend, "_has_amx", lambda: amx)
+    (output, gradient), (shape, of_weight) = BREAK_EVEN["conv"][amx], LAYERS["conv"]
     between = first_ones(shape, int((output + gradient) / 2 * torch.Size(shape).numel()))
     weight = torch.zeros(of_weight)
     assert not Backend().skips("conv", between, weight).any
