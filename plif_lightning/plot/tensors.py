@@ -1,6 +1,6 @@
 """Plots of a network's inputs, states and spikes, from arrays and tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -184,14 +184,56 @@ def frames(x: Any, axes: Sequence[Axes] | None = None, *, sample: int = 0) -> ND
     return np.asarray(axes)
 
 
-def _grid(count: int) -> list[Axes]:
-    """New axes in rows of ten."""
+def maps(
+    layers: Mapping[str, Any], axes: Sequence[Axes] | None = None, *, sample: int = 0, size: Sequence[int] | None = None
+) -> NDArray[Any]:
+    """Plot the activation map of each layer: the firing rate at each place, over all time-steps and channels.
+
+    Args:
+        layers: traces by name, as of `traces`, or spikes: [T, N, C, H, W], or [T, N, C, L] of L patches, such as those
+            of attention. Others, as of FC layers, have no places and are left out.
+        axes: for each map; None creates new ones.
+        sample: index of the sample.
+        size: height and width of the L patches; by default they are a square.
+
+    Returns:
+        The axes, one for each map.
+
+    Raises:
+        UserError: no layer has places, or L patches are not of this size.
+    """
+    rates = {}
+    for name, layer in layers.items():
+        spikes = _array(getattr(layer, "spikes", layer))
+        if spikes.ndim not in (4, 5):
+            continue
+        rate = _sample(spikes, sample).mean((0, 1))
+        if rate.ndim == 1:
+            height, width = size or (round(rate.size**0.5),) * 2
+            if height * width != rate.size:
+                raise UserError(f"{name} has {rate.size} patches: pass their height and width as size=(H, W).")
+            rate = rate.reshape(height, width)
+        rates[name] = rate
+    if not rates:
+        raise UserError("maps need layers [T, N, C, H, W] or [T, N, C, L], of which there are none.")
+    if axes is None:
+        axes = _grid(len(rates), columns=5, width=2.0)
+    for ax, (name, rate) in zip(axes, rates.items(), strict=True):
+        ax.imshow(rate, vmin=0, cmap="magma", interpolation="nearest")
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_title(f"{name}\nup to {100 * rate.max():.0f} %", fontsize=7)
+    return np.asarray(axes)
+
+
+def _grid(count: int, columns: int = 10, width: float = 1.1) -> list[Axes]:
+    """New axes in rows of `columns`, each `width` inches wide."""
     from matplotlib import pyplot
 
-    columns = min(10, count)
+    columns = min(columns, count)
     rows = -(-count // columns)
     figure, grid = pyplot.subplots(
-        rows, columns, squeeze=False, figsize=(1.1 * columns, 1.3 * rows), layout="constrained"
+        rows, columns, squeeze=False, figsize=(width * columns, (width + 0.2) * rows), layout="constrained"
     )
     for unused in grid.flat[count:]:
         figure.delaxes(unused)

@@ -6,6 +6,7 @@ import torch
 from matplotlib import pyplot
 
 import plif_lightning as pl
+from plif_lightning.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +78,21 @@ def test_a_response_is_the_rate_at_each_constant_input():
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0, 0, 0.5, 1])
     torch.manual_seed(0)
     assert len(pl.plot.response(pl.PLIF({"uniform": [2, 9]}, "channel", 3)).lines) == 3
+
+
+def test_a_map_is_a_layers_rate_at_each_place():
+    spikes = torch.zeros(4, 2, 3, 2, 5)
+    spikes[:2, 1, 0, 1, 4] = 1
+    traces = pl.traces(torch.nn.Sequential(pl.PLIF(), torch.nn.Flatten(), pl.PLIF()), 5 * torch.ones(3, 2, 6, 9))[1]
+    patches = traces["0"].spikes  # [3, 2, 6, 9]: nine patches
+    axes = pl.plot.maps({"conv": spikes, "attention": patches, "fc": traces["2"]}, sample=1)
+    expected = np.zeros((2, 5))
+    expected[1, 4] = 2 / 12
+    np.testing.assert_allclose(axes[0].images[0].get_array(), expected)
+    np.testing.assert_allclose(axes[1].images[0].get_array(), patches[:, 1].mean((0, 1)).view(3, 3))
+    assert [ax.get_title() for ax in axes] == ["conv\nup to 17 %", "attention\nup to 100 %"]
+    with pytest.raises(UserError, match=r"conv has 8 patches: pass .* size=\(H, W\)"):
+        pl.plot.maps({"conv": spikes.flatten(3)[..., :8]})
+    assert pl.plot.maps({"conv": spikes.flatten(3)}, size=(2, 5))[0].images[0].get_array().shape == (2, 5)
+    with pytest.raises(UserError, match="there are none"):
+        pl.plot.maps({"fc": traces["2"]})
