@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 
 if __package__ is None:
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -48,6 +49,12 @@ SHOWN = {
 }
 
 
+# The benchmark's accuracies on binary adding [%], the best epoch on its test set, by structure and neuron.
+THEIRS = {
+    ("feed-forward", "LIF"): 29.60, ("feed-forward", "PLIF"): 29.40, ("feed-forward", "GLIF"): 90.15,
+    ("recurrent", "LIF"): 53.35, ("recurrent", "PLIF"): 53.25,
+}  # fmt: skip
+
 # docs/benchmarks.md: the Fashion-MNIST network as trained, memory of the CIFAR10-DVS network; ours and SpikingJelly's.
 BESIDE = {"training step": (113, 316, "ms"), "inference": (21.9, 120, "ms"), "memory": (459, 4572, "MiB")}
 
@@ -65,6 +72,32 @@ def accuracies() -> Table:
         run = f"{name}, {cell['epochs']} epochs ({cell['protocol']})"
         rows.append([cell["data set"].partition(" (")[0], run, cell["accuracy [%]"], of_paper, cell["minutes"]])
     return Table("", "", ["data set", "network, training", "accuracy [%]", "paper [%]", "minutes"], rows, [])
+
+
+def binary_adding() -> Table:
+    """Accuracies of each run on binary adding, by both protocols, beside the benchmark's."""
+    found = defaultdict(list)
+    for run in read_published(ALL_RUNS):
+        if run.section("data").get("title") == "binary adding":
+            neuron = run.setting("model.neuron")
+            name = str(neuron["class_path"] if isinstance(neuron, dict) else neuron).rpartition(".")[2]
+            layers = "recurrent" if run.setting("model.structure").startswith("R") else "feed-forward"
+            found[layers, name.removeprefix("Undecayed")].append(run)
+    rows = []
+    for (layers, neuron), theirs in THEIRS.items():
+        runs = sorted(found[layers, neuron], key=lambda run: run.seed)
+        best = [max(row.get("test_each_epoch/acc", 0.0) for row in run.metrics) for run in runs]
+        cells = [shares_in_words(best), f"{theirs:.2f}", shares_in_words([run.accuracy for run in runs])]
+        minutes = [run.metrics[-1]["seconds"] / 60 for run in runs]
+        rows.append([f"{neuron}, {layers}", *cells, f"{min(minutes):.0f} to {max(minutes):.0f}"])
+    columns = ["network", "best epoch on the test set (A)", "Ma et al. (A)", "held-out epoch (B)", "minutes"]
+    return Table("", "", columns, rows, [])
+
+
+def shares_in_words(shares: list[float]) -> str:
+    """Each share [%], and their mean."""
+    each = ", ".join(f"{100 * share:.2f}" for share in shares)
+    return each if len(shares) == 1 else f"{each}: {100 * fmean(shares):.2f}"
 
 
 def with_table(page: str, heading: str, table: str) -> str:
@@ -85,6 +118,7 @@ def compact(table: Table) -> str:
 def renewed(page: str) -> str:
     """The page with the tables that the results give."""
     page = with_table(page, "Accuracy", compact(accuracies()))
+    page = with_table(page, "Binary adding", compact(binary_adding()))
     return with_table(page, "Leaderboard", compact(gains_table(read_published(LEADERBOARD))))
 
 

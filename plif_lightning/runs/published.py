@@ -48,6 +48,9 @@ def _without_local_settings(block: Mapping[str, Any], above: str = "") -> dict[s
 def _published_rows(run: Run) -> list[dict[str, float]]:
     best = run.best_metrics
     epochs = {*_EPOCHS, *([best["epoch"] + 1] if best else [])}
+    for name in {name for row in run.metrics for name in row if name.endswith("/acc") and name != "train/acc"}:
+        # of other sets than the one that chooses, too, which callbacks may measure
+        epochs.add(max((row[name], -row["epoch"], row["epoch"] + 1) for row in run.metrics if name in row)[2])
     for level, above in pairwise((*_LEVELS, math.inf)):
         # In float32 metrics 0.9 is slightly less. If an epoch is the first at more than a level, the highest counts.
         shares = ((row["epoch"] + 1, round(100 * row[run.val_key], 4)) for row in run.metrics if run.val_key in row)

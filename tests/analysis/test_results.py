@@ -231,7 +231,8 @@ def test_another_file_than_of_published_runs_is_named_with_its_line(tmp_path, ca
 # --- the results of this project
 
 
-def test_published_commands_reproduce_their_configurations():
+def test_published_commands_reproduce_their_configurations(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "tests" / "examples")  # with the callback of some
     for run in {run.key: run for run in read_published(RESULTS)}.values():
         config = parsed(*only_command(run))
         data = config["data"]["init_args"]

@@ -1,0 +1,72 @@
+"""The configurations of binary adding beside the benchmark's equations (Ma et al. 2025), as a loop over steps."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from plif_lightning.network import SpikingNetwork
+from plif_lightning.network.network import ARGUMENTS
+from tests.test_configs import parsed
+
+LIF = "plif_lightning.neurons.published.UndecayedLIF"
+
+
+class Rectangle(torch.autograd.Function):
+    """Its surrogate: 1 within half of its width, 0.4, of the threshold."""
+
+    @staticmethod
+    def forward(ctx, v, threshold):
+        ctx.save_for_backward(v - threshold)
+        return (v > threshold).to(v)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (ctx.saved_tensors[0].abs() < 0.2), None
+
+
+def run(x, decay, threshold, recurrent):
+    v = y = torch.zeros_like(x[0])
+    spikes = []
+    for step in x:
+        v = decay * v * (1 - y) + step + F.linear(y, recurrent)
+        y = Rectangle.apply(v, threshold)
+        spikes.append(y)
+    return torch.stack(spikes)
+
+
+@pytest.mark.parametrize(
+    ("variant", "neuron", "decay", "threshold"),
+    [
+        ((), "LIF", 1 - 1 / 50, 0.5),
+        ((), "PLIF", 1 / (1 + math.exp(-10)), 0.5),
+        (("--config", "binary_adding_recurrent"), "LIF", 0.5, 0.4),
+        (("--config", "binary_adding_recurrent"), "PLIF", 0.5, 0.4),
+    ],
+)
+def test_networks_of_binary_adding_are_the_benchmarks(variant, neuron, decay, threshold):
+    of_lif = ("--model.neuron", LIF, *(() if variant else ("--model.init_tau", "50"))) if neuron == "LIF" else ()
+    model = parsed("--config", "binary_adding", *variant, *of_lif)["model"]
+    torch.manual_seed(3)
+    net = SpikingNetwork((2,), 10, 100, **{name: model[name] for name in ARGUMENTS if name in model}).double()
+    x = torch.randint(0, 2, (100, 20, 2)).double()
+    ours = net(x).squeeze(0)
+    ours.logsumexp(-1).sum().backward()
+
+    given = {name.removeprefix("classifier."): p for name, p in net.named_parameters()}
+    own = {name: p.detach().clone().requires_grad_() for name, p in given.items()}
+    spikes = x
+    for layer in ("fc1", "fc2"):
+        raw = own.get(f"{layer}.neuron.a")
+        of_layer = decay if raw is None else 1 - torch.sigmoid(raw)
+        assert raw is None or (1 - raw.detach().sigmoid()).item() == pytest.approx(decay, rel=1e-6)
+        recurrent = own.get(f"{layer}.recurrent.weight", torch.zeros(128, 128).double())
+        inputs = F.linear(spikes, own[f"{layer}.fc.weight"], own[f"{layer}.fc.bias"])
+        spikes = run(inputs, of_layer, threshold, recurrent)
+    theirs = F.linear(spikes[-1], own["fc3.fc.weight"], own["fc3.fc.bias"])
+    theirs.logsumexp(-1).sum().backward()
+    assert 0.05 < spikes.mean() < 0.5
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for name, p in given.items():  # a fixed tau is stored in float32
+        torch.testing.assert_close(p.grad, own[name].grad, rtol=1e-6, atol=1e-7)
