@@ -85,11 +85,13 @@ def binary_adding() -> Table:
             found[layers, name.removeprefix("Undecayed")].append(run)
     rows = []
     for (layers, neuron), theirs in THEIRS.items():
-        runs = sorted(found[layers, neuron], key=lambda run: run.seed)
+        if not (runs := sorted(found[layers, neuron], key=lambda run: run.seed)):
+            continue
         best = [max(row.get("test_each_epoch/acc", 0.0) for row in run.metrics) for run in runs]
         cells = [shares_in_words(best), f"{theirs:.2f}", shares_in_words([run.accuracy for run in runs])]
         minutes = [run.metrics[-1]["seconds"] / 60 for run in runs]
-        rows.append([f"{neuron}, {layers}", *cells, f"{min(minutes):.0f} to {max(minutes):.0f}"])
+        ends = dict.fromkeys(f"{end:.0f}" for end in (min(minutes), max(minutes)))
+        rows.append([f"{neuron}, {layers}", *cells, " to ".join(ends)])
     columns = ["network", "best epoch on the test set (A)", "Ma et al. (A)", "held-out epoch (B)", "minutes"]
     return Table("", "", columns, rows, [])
 
