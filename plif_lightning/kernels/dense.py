@@ -81,7 +81,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: An
             return conv2d(*_widen(x, weight, bias), **settings).bfloat16()
     x, settings = _without_stride(x, weight.shape, settings)
     window = _Window.of(x, weight.shape, **settings)
-    convolve = _conv2d_of_patches if takes_patches(x, weight, window.settings[0]) else F.conv2d
+    convolve = _conv2d_of_patches if takes_patches(x, weight, settings.get("stride", 1)) else F.conv2d
     if any(window.idle):
         weight = F.pad(weight, [-taps for taps in window.idle])
     return convolve(window.padded_input(x), weight, bias, *window.settings)
@@ -113,11 +113,13 @@ class _Taps(NamedTuple):
         idle: taps at the beginning and at the end that see padding only, as all but the middle tap of 3 on a map
             of a single pixel.
         padding: zeros on either side of the input, for the other taps.
+        stride: 1 for a single output, to which it makes no difference.
         around: further ones at the beginning and at the end; below zero: inputs that the other taps do not see.
     """
 
     idle: Sides
     padding: int
+    stride: int
     around: Sides = (0, 0)
 
     @classmethod
@@ -128,22 +130,27 @@ class _Taps(NamedTuple):
         last = max(0, kernel - -(-(size + before) // dilation))
         if first + last >= kernel:  # every output sees padding only
             first = last = 0
+        stride = 1 if outputs == 1 else stride
         before -= first * dilation
         after = (outputs - 1) * stride + dilation * (kernel - first - last - 1) + 1 - size - before
         # On a map narrower than the stride a tap in the middle may step over it: zeros in memory are right for oneDNN.
         steps_over = size < stride and outputs > 1
         if 0 <= before - after < stride and before >= 0 and not steps_over:
-            return cls((first, last), before)
-        return cls((first, last), 0, (before, after))
+            return cls((first, last), before, stride)
+        return cls((first, last), 0, stride, (before, after))
 
 
 class _Window(NamedTuple):
-    """A convolution on a CPU without taps that see padding only, for which oneDNN's bfloat16 weight gradient is wrong.
+    """A convolution on a CPU without what oneDNN gets wrong in bfloat16; seen with torch 2.13.
 
-    It takes them from memory beyond the map (1e4 to 1e36, inf, NaN, or finite and wrong by 90 %). Seen with torch 2.13
-    on AMD EPYC (Zen 4): on maps narrower than the stride (1x1 and 14x1 at 2, 9x2 at 3); from 128 input channels on with
-    kernels of height 5 on maps of height 1, and of height 7 on heights 1 and 2. Processors for which oneDNN has no
-    bfloat16 (Zen 3) do not show it.
+    The weight's gradient of taps that see padding only: it takes them from memory beyond the map (1e4 to 1e36, inf,
+    NaN, or finite and wrong by 90 %). On AMD EPYC (Zen 4): on maps narrower than the stride (1x1 and 14x1 at 2, 9x2
+    at 3); from 128 input channels on with kernels of height 5 on maps of height 1, and of height 7 on heights 1 and 2.
+
+    The output at a stride, where it is one pixel wide and higher (1e20 to 1e39, NaN, or wrong by 80 %). On an Intel
+    Xeon with AMX: from 128 channels to 128, kernels of width 2 and more.
+
+    Processors for which oneDNN has no bfloat16 (Zen 3) do not show either.
 
     Attributes:
         idle: taps to leave out on the left, right, top and bottom.
@@ -175,7 +182,7 @@ class _Window(NamedTuple):
         sizes = zip(x.shape[2:], shape[2:], strides, paddings, dilations, strict=True)
         rows, columns = (_Taps.of(*side) for side in sizes)
         padding = rows.padding, columns.padding
-        settings = strides, padding, dilations, groups
+        settings = (rows.stride, columns.stride), padding, dilations, groups
         return cls([*columns.idle, *rows.idle], [*columns.around, *rows.around], settings)
 
     def padded_input(self, x: Tensor) -> Tensor:
