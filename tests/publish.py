@@ -93,9 +93,7 @@ def binary_adding() -> Table:
         chosen = [run.accuracy or 0.0 for run in runs]
         minutes = [run.metrics[-1]["seconds"] / 60 for run in runs]
         ends = dict.fromkeys(f"{end:.0f}" for end in (min(minutes), max(minutes)))
-        rows.append(
-            [network, of_seeds(best), THEIRS.get(network, ""), of_seeds(chosen), " to ".join(ends)],
-        )
+        rows.append([network, of_seeds(best), THEIRS.get(network, ""), of_seeds(chosen), " to ".join(ends)])
     columns = ["network", "best epoch on the test set (A)", "Ma et al. (A)", "held-out epoch (B)", "minutes"]
     return Table("", "", columns, rows, [])
 

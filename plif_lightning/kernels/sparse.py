@@ -96,9 +96,7 @@ def in_vectors(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, missing)) if missing else rows
 
 
-def linear_of_bits(
-    bits: Tensor, inputs: int, table: Tensor, scale: Tensor | None = None, out: Tensor | None = None
-) -> Tensor:
+def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | None = None) -> Tensor:
     """FC layer [R, O] of spikes as bits [R, K / 64], K = `inputs`; no gradients.
 
     Args:
@@ -106,13 +104,12 @@ def linear_of_bits(
         inputs: K.
         table: `table_of` the weight, [K, O], contiguous: float32 or int8.
         scale: factor of each output [O], for a table of integers.
-        out: a contiguous tensor [R, O] for the sums; None for a new one.
     """
     from plif_lightning.kernels import cpu_sparse
 
     assert len(table) == inputs
     dtype = torch.float32 if scale is None else torch.int32
-    totals = torch.empty(len(bits), table.shape[1], dtype=dtype, device="cpu") if out is None else out
+    totals = torch.empty(len(bits), table.shape[1], dtype=dtype, device="cpu")
     blocks, threads = words_for(table.shape[1]), threads_for(len(bits) * inputs * table.shape[1])
     if threads > 1:  # that was if all inputs were spikes
         threads = threads_for(number_of_spikes(bits) * table.shape[1])
