@@ -517,39 +517,41 @@ def linear_of_table(begin, end, slot, bits, table, totals, words, adds):
 
 
 @compile_cached
-def linear_weight(begin, end, slot, bits, grad, out, outputs, at_a_time):
+def linear_weight(begin, end, slot, bits, grad, out, outputs, at_a_time, words):
     """Gradient of the weight [O, K] of an FC layer, words begin .. end - 1 of 64 inputs, from the output's [R, O].
 
-    The block of a word's inputs by `outputs` outputs is summed up in the cache, `at_a_time` rows after another, which
-    all of its inputs share, then transposed to `out`.
+    A block of `words` words' inputs by `outputs` outputs is summed up in the cache, `at_a_time` rows after another,
+    which all of its inputs share, then transposed to `out`.
     """
     rows = grad.shape[0]
     chunks = (rows + at_a_time - 1) // at_a_time
-    lists = np.empty((64, rows), np.int32)
-    bounds = np.zeros((chunks + 1, 64), np.int64)  # of each chunk of rows, in the list of each input
+    lists = np.empty((64 * words, rows), np.int32)
+    bounds = np.zeros((chunks + 1, 64 * words), np.int64)  # of each chunk of rows, in the list of each input
     indices = lists.reshape(lists.size)
     stride = outputs + _GAP
-    of_block, flat = aligned_rows(64 * stride, np.float32), out.reshape(out.size)
-    block = of_block.reshape((64, stride))
+    of_block, flat = aligned_rows(64 * words * stride, np.float32), out.reshape(out.size)
+    block = of_block.reshape((64 * words, stride))
     inputs = out.shape[1]
-    for w in range(begin, end):
+    for first in range(begin, end, words):
+        last = min(first + words, end)
         for chunk in range(chunks):
             counts = bounds[chunk + 1]
             counts[:] = bounds[chunk]
             for r in range(chunk * at_a_time, min((chunk + 1) * at_a_time, rows)):
-                word = bits[np.uintp(r), np.uintp(w)]
-                while word != 0:
-                    c = lowest_bit(word)
-                    lists[np.uintp(c), np.uintp(counts[c])] = r
-                    counts[c] += 1
-                    word &= word - np.uint64(1)
-        of_word = min(64, inputs - 64 * w)
+                for w in range(first, last):
+                    word = bits[np.uintp(r), np.uintp(w)]
+                    while word != 0:
+                        c = 64 * (w - first) + lowest_bit(word)
+                        lists[np.uintp(c), np.uintp(counts[c])] = r
+                        counts[c] += 1
+                        word &= word - np.uint64(1)
+        of_words = min(64 * last, inputs) - 64 * first
         for output in range(0, grad.shape[1], outputs):
             n = min(outputs, grad.shape[1] - output)
             for chunk in range(chunks):
-                for c in range(of_word):
+                for c in range(of_words):
                     of_input = (c * rows + bounds[chunk, c], c * rows + bounds[chunk + 1, c])
                     _sum(grad, 0, 0, output, n, indices, of_input, of_block, c * stride, chunk == 0)
             # Few rows of `out` at a time: their distance may be a power of two as well.
             for j in range(0, n, 16):
-                _transpose(block, 0, of_word, j, min(16, n - j), flat, (output + j) * inputs + 64 * w, inputs)
+                _transpose(block, 0, of_words, j, min(16, n - j), flat, (output + j) * inputs + 64 * first, inputs)

@@ -38,11 +38,11 @@ from plif_lightning.kernels.layout import (
 from plif_lightning.kernels.ops import outside_compile
 from plif_lightning.kernels.parallel import parallel
 
-# Block sizes that keep a block and its lists in the second-level cache: values of a feature map's gradient, outputs
-# and rows of an FC layer's output gradient, words of inputs and bytes of outputs of an FC weight, words of inputs of a
-# table.
+# Block sizes that keep a block and its lists in the second-level cache: values of a feature map's gradient; outputs
+# and rows of an FC layer's output gradient, and words of inputs; words of inputs and bytes of outputs of an FC weight;
+# words of inputs of a table.
 _GRAD_AT_A_TIME = 3 * 2**15
-_GRAD_OF_ROWS = (1024, 128)
+_GRAD_OF_ROWS = (256, 256, 4)
 _FC_BLOCK = (8, 2**9)
 TABLE_WORDS = 4
 _NO_SCALE = np.ones(1, np.float32)  # for tables of floats
@@ -259,9 +259,9 @@ def _linear_events(bits: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def _as(value: float, dtype: torch.dtype) -> float:
-    """`value` rounded to `dtype`."""
-    return torch.tensor(value, dtype=dtype, device="cpu").item()
+def _times(x: Tensor, value: float, dtype: torch.dtype) -> Tensor:
+    """x times `value` rounded to `dtype`; x itself where spikes are 1, as they are without dropout."""
+    return x if value == 1 else x * torch.tensor(value, dtype=dtype, device="cpu").item()
 
 
 def linear_weight_of_bits(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
@@ -286,7 +286,7 @@ class _LinearOfSpikes(torch.autograd.Function):
         ctx.save_for_backward(bits, weight, None if narrow is weight else narrow)
         ctx.settings = value, skip
         if skip.output:
-            return _linear_events(bits, narrow).mul_(_as(value, x.dtype)).to(x.dtype)
+            return _times(_linear_events(bits, narrow), value, x.dtype).to(x.dtype)
         return product(x.detach(), narrow.detach().t())
 
     @staticmethod
@@ -299,7 +299,7 @@ class _LinearOfSpikes(torch.autograd.Function):
         grad_weight = None
         if ctx.needs_input_grad[1]:
             # The output's gradient has few rows: scaling it is cheaper than scaling the weight's gradient.
-            scaled, inputs = (grad * _as(value, grad.dtype)).contiguous(), weight.shape[1]
+            scaled, inputs = _times(grad, value, grad.dtype).contiguous(), weight.shape[1]
             if skip.gradient:
                 grad_weight = linear_weight_of_bits(bits, scaled, inputs)
             else:
