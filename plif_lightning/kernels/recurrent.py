@@ -17,10 +17,11 @@ from plif_lightning.kernels.ops import outside_compile
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.sparse import TABLE_WORDS, linear_weight_of_bits
 
-# Up to this share of spikes a step's recurrent product gathers the rows of what spiked: from 0.3 on, a dense product of
-# 64 samples and 256 neurons is as fast (one thread, Zen 4).
+# Up to this share of spikes the recurrent products of the next steps gather the rows of what spiked: from 0.3 on, a
+# dense product of 64 samples and 256 neurons is as fast (one thread, Zen 4).
 _EVENT_DRIVEN = 0.25
-_ONE = np.float32(1)
+# Steps from one choice of products to the next.
+_STEPS = 8
 
 
 class _RecurrentFunction(torch.autograd.Function):
@@ -30,21 +31,31 @@ class _RecurrentFunction(torch.autograd.Function):
     def forward(
         ctx: Any, y: Tensor, weight: Tensor, learned: Tensor, neuron: str, steps: int, through_time: bool, trains: bool
     ) -> Tensor:
-        from plif_lightning.kernels import cpu  # deferred: imports numba
+        from plif_lightning.kernels import cpu_recurrent  # deferred: imports numba
 
-        inputs, spikes = y.new_empty(steps, *y.shape[1:]), y.new_empty(steps, *y.shape[1:])
-        states = y.new_empty(steps, len(program(neuron).states), y[0].numel())
-        layer = _Layer(y, learned, neuron)
-        recurrent = _RecurrentProduct(weight, spikes, inputs)
-        rows = _rows(inputs), _rows(spikes), states.numpy()
-        for t, x in enumerate(y.expand(steps, *y.shape[1:]).unbind()):
-            recurrent.write_input(x, t)
-            before = rows[2][t - 1] if t else layer.none
-            io = rows[0][t : t + 1], layer.none, layer.norm, layer.fire, (before, rows[2][t]), rows[1][t : t + 1]
-            parallel(cpu.forward, layer.geometry.units, layer.geometry.threads, *io, layer.sizes)
-        bits = recurrent.bits_if_few() if trains else None
-        ctx.save_for_backward(weight, learned, inputs, states, spikes if bits is None else bits)
-        ctx.settings = neuron, len(y), bits is not None, through_time
+        y, batch, features = y.detach().contiguous(), *y.shape[1:]
+        inputs, spikes = y.new_empty(steps, batch, features), y.new_empty(steps, batch, features)
+        layer, threads = _Layer(y, learned, neuron), threads_for(_STEPS * batch * features)
+        states = y.new_empty(steps + 1, len(program(neuron).states), batch * features)
+        states[0] = torch.from_numpy(layer.fire[-1])[:, None]
+        table = weight.detach().t().contiguous()  # a row for each neuron that spikes
+        bits = torch.empty(steps, batch, words_for(features), dtype=torch.int64, device="cpu")
+        numbers = np.zeros((steps, threads, 2), np.int64)
+        packs = y.dtype == torch.float32  # in float64 all products are dense
+        events = (array_of_bits(bits), table.numpy(), numbers) if packs else None
+        arrays = y.numpy(), inputs.numpy(), states.numpy(), spikes.numpy(), layer.fire, layer.geometry.run, events
+        few, most, t = packs, _EVENT_DRIVEN * batch * features, 0
+        while t < steps:
+            last = min(t + _STEPS, steps) if few else t + 1
+            dense = t > 0 and not few
+            if dense:
+                torch.addmm(y[t if len(y) > 1 else 0], spikes[t - 1], table, out=inputs[t])
+            parallel(cpu_recurrent.forward, batch, threads, t, last, not dense, *arrays, TABLE_WORDS)
+            few = packs and numbers[t:last, :, 0].sum() <= most * (last - t)
+            t = last
+        are_few = trains and packs and numbers[:, :, 0].sum() <= most * steps
+        ctx.save_for_backward(weight, learned, inputs, states, bits if are_few else spikes)
+        ctx.settings = neuron, len(y), are_few, through_time
         return spikes
 
     @staticmethod
@@ -65,7 +76,7 @@ class _RecurrentFunction(torch.autograd.Function):
         for t in reversed(range(steps)):
             ends = t + 1 == steps or not through_time
             grad = given[t] if ends else torch.addmm(given[t], of_steps[t + 1], weight, out=total)
-            before, grad_before = (rows[1][t - 1], rows[3][t % 2]) if t else (layer.none, layer.none)
+            before, grad_before = (rows[1][t], rows[3][t % 2]) if t else (layer.none, layer.none)
             after = rows[3][(t + 1) % 2] if t + 1 < steps else layer.none
             gradients = grad.reshape(1, -1).numpy(), after, rows[2][t : t + 1], grad_before
             io = rows[0][t : t + 1], layer.none, layer.norm, layer.fire, before, gradients, sums
@@ -114,55 +125,6 @@ class _Layer:
 def _rows(values: Tensor) -> Any:
     """Values [T, N, F] as an array [T, N F] that shares their memory."""
     return values.reshape(len(values), -1).numpy()
-
-
-class _RecurrentProduct:
-    """Products of a step's spikes [N, F] and the recurrent weight; if few spiked, sums of the weight's rows of those.
-
-    Arrays are made once for all steps: at 64 samples, allocations took as long as the sums.
-
-    Args:
-        weight: [F', F].
-        spikes: of all steps [T, N, F], filled in from step to step; of float64 all products are dense.
-        inputs: of the neurons at all steps [T, N, F], which `write_input` writes.
-    """
-
-    def __init__(self, weight: Tensor, spikes: Tensor, inputs: Tensor) -> None:
-        steps, batch, features = spikes.shape
-        self._spikes, self._packs, self._inputs = spikes.unbind(), spikes.dtype == torch.float32, inputs.unbind()
-        self._table = weight.detach().t().contiguous()  # [F, F'], a row for each neuron that spikes
-        self._bits = torch.empty(steps, batch, words_for(features), dtype=torch.int64, device="cpu")
-        self._numbers = np.zeros((steps, threads_for(batch * features), 2), np.int64)
-        self._arrays = spikes.numpy(), array_of_bits(self._bits), self._table.numpy(), inputs.numpy()
-
-    def write_input(self, x: Tensor, t: int) -> None:
-        """Write x [N, F] + the product of step t - 1."""
-        from plif_lightning.kernels import cpu_sparse  # deferred: imports numba
-
-        number = (self._pack(t - 1) if self._packs else x.numel()) if t else 0
-        if number > _EVENT_DRIVEN * x.numel():
-            torch.addmm(x, self._spikes[t - 1], self._table, out=self._inputs[t])
-            return
-        self._inputs[t].copy_(x)
-        if number:
-            _, bits, table, inputs = self._arrays
-            blocks, threads = words_for(len(table)), threads_for(number * len(table))
-            parallel(cpu_sparse.linear_of_table, blocks, threads, bits[t - 1], table, inputs[t], TABLE_WORDS, True)
-
-    def bits_if_few(self) -> Tensor | None:
-        """The spikes of all steps as bits [T, N, F / 64], if they are few."""
-        if not self._packs:
-            return None
-        self._pack(len(self._bits) - 1)  # which no step has read
-        return self._bits if self._numbers[:, :, 0].sum() <= _EVENT_DRIVEN * self._arrays[0].size else None
-
-    def _pack(self, t: int) -> int:
-        """Write the bits of a step, and return how many are set."""
-        from plif_lightning.kernels import cpu_sparse
-
-        spikes, bits, numbers = self._arrays[0][t], self._arrays[1][t], self._numbers[t]
-        parallel(cpu_sparse.pack_bits, len(spikes), len(numbers), spikes, _ONE, bits, numbers)
-        return int(numbers[:, 0].sum())
 
 
 @outside_compile

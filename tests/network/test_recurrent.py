@@ -8,6 +8,7 @@ import plif_lightning as pl
 from plif_lightning.deploy import deployed
 from plif_lightning.deploy.exporting import to_export
 from plif_lightning.errors import UserError
+from plif_lightning.kernels import layout
 from plif_lightning.network import recurrent
 from plif_lightning.network.hooks import record_spikes
 from plif_lightning.network.recurrent import RecurrentLinear
@@ -70,10 +71,24 @@ def test_fused_form_equals_the_loop_in_float64(name, bias, held, fused_calls):
         torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)
 
 
-def test_fused_spikes_equal_the_loops_in_float32():
-    layer, x = a_layer(pl.PLIF(), torch.float32), an_input(torch.float32)
-    fused = layer(x)
-    assert torch.equal(fused, pl.use_backend(layer, "reference")(x))
+@pytest.mark.parametrize(("added", "share"), [(0.8, 0.15), (2.0, 0.6)])
+@pytest.mark.parametrize("settings", [{}, {"tau_per": "channel", "channels": 100}])
+def test_fused_spikes_equal_the_loops_in_float32(settings, added, share, monkeypatch):
+    """On two threads, rows that fill no vectors; sums of multiples of 1/64 are exact in any order."""
+    monkeypatch.setattr(layout, "WORTH_THREADS", 0)
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    layer = pl.Recurrent(100, pl.PLIF(**settings))
+    x = torch.randint(-64, 65, (20, 9, 100), generator=torch.Generator().manual_seed(1)) / 64
+    with torch.no_grad():
+        layer.recurrent.weight.copy_((64 * layer.recurrent.weight).round() / 64)
+    try:
+        torch.set_num_threads(2)
+        fused = layer(x + added)
+    finally:
+        torch.set_num_threads(threads)
+    assert abs(fused.mean() - share) < 0.1
+    assert torch.equal(fused, pl.use_backend(layer, "reference")(x + added))
 
 
 def test_bfloat16_is_fused_in_float32(fused_calls):
