@@ -10,7 +10,7 @@ from plif_lightning.cli import main
 from plif_lightning.data import Digits
 from plif_lightning.network import load_network
 from tests import writers
-from tests.cli.calls import FEW, fit
+from tests.cli.calls import FEW, TINY, fit
 
 
 def test_images_by_rows_are_trained_tested_exported_and_counted(tmp_path, monkeypatch, capsys):
@@ -30,6 +30,12 @@ def test_images_by_rows_are_trained_tested_exported_and_counted(tmp_path, monkey
     torch.testing.assert_close(torch.from_numpy(onnx), votes)
     main(["cost", *checkpoint, "--samples", "4"])
     assert "fc1.recurrent" in capsys.readouterr().out
+
+
+def test_numbers_too_small_to_be_normal_are_zeros_in_training():
+    torch.set_flush_denormal(False)
+    fit(*FEW, *TINY, "--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false")
+    assert (torch.tensor([1e-20]) * 1e-20).item() == 0
 
 
 def test_words_of_ones_own_are_trained_compared_and_streamed(tmp_path, monkeypatch, capsys):
