@@ -80,7 +80,8 @@ def layer_outputs(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Te
         UserError: there is no such layer.
     """
     short = getattr(net, "layers", None)
-    modules = {**dict(net.named_modules()), **(short() if callable(short) else {})}
+    # `layers` of another module may be a layer of that name.
+    modules = {**dict(net.named_modules()), **(short() if inspect.ismethod(short) else {})}
     if unknown := [name for name in names if name not in modules]:
         raise UserError(f"the network has no layer {', '.join(unknown)}; it has {', '.join(filter(None, modules))}.")
     outputs: dict[str, Tensor] = {}

@@ -138,3 +138,11 @@ def test_layers_of_features_must_be_named_and_there():
         layer_outputs(task_of().network, ["fc9"]),
     ):
         pass
+
+
+def test_a_network_may_call_a_layer_layers():
+    net = nn.Module()
+    net.layers = nn.Linear(3, 2)
+    with layer_outputs(net, ["layers"]) as outputs:
+        y = net.layers(torch.ones(4, 3))
+    assert outputs["layers"] is y
