@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import torch
 import yaml
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
@@ -56,7 +55,7 @@ from plif_lightning.runs.lock import in_use, lock_run, remove_empty
 from plif_lightning.runs.record import update
 from plif_lightning.runs.run import read_run
 from plif_lightning.runtime.files import is_address
-from plif_lightning.runtime.process import ignore_loaders_end, on_termination
+from plif_lightning.runtime.process import flush_subnormals, ignore_loaders_end, on_termination
 from plif_lightning.structure import FROM_DATA
 from plif_lightning.training.task import SpikingClassifier
 
@@ -405,9 +404,7 @@ def run(expanded: Expanded) -> int:
         UserError: a mistake that this project refuses; other errors are raised as they are.
     """
     quieten()
-    # Gradients through hundreds of steps fall below 1e-38, which Intel's processors multiply many times as slowly: a
-    # training step of PS-MNIST (T = 784) took 3.7 times as long. Threads inherit it, so it comes before they begin.
-    torch.set_flush_denormal(True)
+    flush_subnormals()
     require_data_set((expanded.stored.config or {}).get("data", {}))
     stop = StopOnSignal(requeues=expanded.is_named)
     try:

@@ -38,6 +38,18 @@ def tune_allocator() -> None:
         mallopt(_M_TOP_PAD, 2**28)
 
 
+def flush_subnormals() -> None:
+    """Let this thread, and those that it starts, take numbers below 1e-38 as zeros; no effect on some processors.
+
+    Gradients through hundreds of steps and the potentials of silent neurons become so small, and Intel's processors
+    compute several times as slowly with them: a training step of PS-MNIST (T = 784) took 3.7 times as long, neurons in
+    silence 3 times.
+    """
+    import torch  # deferred: `tune_allocator` comes before it
+
+    torch.set_flush_denormal(True)
+
+
 def cores() -> int:
     """Return the number of cores that this process may use, 61 at most."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -32,9 +32,14 @@ def test_images_by_rows_are_trained_tested_exported_and_counted(tmp_path, monkey
     assert "fc1.recurrent" in capsys.readouterr().out
 
 
-def test_numbers_too_small_to_be_normal_are_zeros_in_training():
+@pytest.mark.parametrize("command", ["fit", "stream"])
+def test_numbers_too_small_to_be_normal_are_zeros(command):
     torch.set_flush_denormal(False)
-    fit(*FEW, *TINY, "--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false")
+    if command == "fit":
+        fit(*FEW, *TINY, "--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false")
+    else:
+        with pytest.raises(SystemExit):
+            main(["stream", "--ckpt_path", "absent.ckpt", "--file", "absent.npy"])
     assert (torch.tensor([1e-20]) * 1e-20).item() == 0
 
 
