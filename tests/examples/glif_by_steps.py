@@ -18,7 +18,7 @@ class Spike(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         near = grad * (ctx.saved_tensors[0].abs() < 0.2)
-        return near, -near
+        return near, -near if ctx.needs_input_grad[1] else None
 
 
 class GLIF(nn.Module):

@@ -11,23 +11,10 @@ from plif_lightning.network.network import ARGUMENTS
 from plif_lightning.neurons.published import GLIF
 from tests.examples import glif_by_steps
 from tests.examples.adaptive_neuron import AdaptiveLIF
+from tests.examples.glif_by_steps import Spike
 from tests.test_configs import parsed
 
 LIF = "plif_lightning.neurons.published.UndecayedLIF"
-
-
-class Rectangle(torch.autograd.Function):
-    """Its surrogate: 1 within half of its width, 0.4, of the threshold."""
-
-    @staticmethod
-    def forward(ctx, v, threshold):
-        ctx.save_for_backward(v - threshold)
-        return (v > threshold).to(v)
-
-    @staticmethod
-    def backward(ctx, grad):
-        near = grad * (ctx.saved_tensors[0].abs() < 0.2)
-        return near, -near if ctx.needs_input_grad[1] else None
 
 
 def run(x, decay, threshold, recurrent):
@@ -35,7 +22,7 @@ def run(x, decay, threshold, recurrent):
     spikes = []
     for step in x:
         v = decay * v * (1 - y) + step + F.linear(y, recurrent)
-        y = Rectangle.apply(v, threshold)
+        y = Spike.apply(v, threshold)
         spikes.append(y)
     return torch.stack(spikes)
 
@@ -99,7 +86,7 @@ def test_adaptive_neuron_is_the_benchmarks():
         adaptation = rho * adaptation + (1 - rho) * s
         threshold = 0.3 + neuron.beta * adaptation
         v = v * torch.exp(-1 / tau_m) + step - threshold * s
-        s = Rectangle.apply(v, threshold)
+        s = Spike.apply(v, threshold)
         theirs.append(s)
     theirs = torch.stack(theirs)
     assert 0.05 < theirs.mean() < 0.5
