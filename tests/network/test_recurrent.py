@@ -1,5 +1,6 @@
-"""Recurrent layers: equal to SpikingJelly's and snnTorch's, in every form and step by step."""
+"""Recurrent layers: equal to SpikingJelly's, snnTorch's and Norse's, in every form and step by step."""
 
+# ruff: noqa: N805  # equations have no self
 import pytest
 import torch
 from torch import nn
@@ -181,6 +182,48 @@ def test_recurrent_layer_equals_snntorchs_rleaky():
     y = ours(x)
     assert 0.05 < y.mean() < 0.95
     torch.testing.assert_close(y, torch.stack(outputs))
+
+
+@pl.surrogate
+def superspike(u, width):
+    return 1 / (1 + u.abs() / width).square()
+
+
+class OfNorse(pl.Neuron):
+    """Its LIF neurons: a current that decays, and a potential that it charges."""
+
+    state = ("v", "current")
+    k = pl.fixed(0.1, "unit")
+    keep = pl.fixed(0.8, "unit")
+
+    def charge(v, current, x, k):
+        return v + k * (current + x - v)
+
+    def after(reset, current, x, keep):
+        return reset, keep * (current + x)
+
+
+def test_recurrent_layer_equals_norses(fused_calls):
+    lif = pytest.importorskip("norse.torch.functional.lif", reason="test extra `bench`")
+    settings = {"tau_mem_inv": 100.0, "tau_syn_inv": 200.0, "v_th": 0.6}
+    parameters = lif.LIFParameters(**{name: torch.tensor(value).double() for name, value in settings.items()})
+    ours = a_layer(OfNorse(v_threshold=0.6, surrogate=superspike, surrogate_width=1.0))  # 1.1 leaves its alpha out
+    x, y = an_input(steps=30), an_input(steps=30)
+    weight = ours.recurrent.weight.detach().clone().requires_grad_()
+    state = lif.LIFState(*torch.zeros(3, N, F).double())
+    theirs = []
+    for step in y:
+        z, state = lif.lif_step(step, state, torch.eye(F).double(), weight, parameters, dt=0.001)
+        theirs.append(z)
+    spikes, theirs = ours(x), torch.stack(theirs)
+    assert fused_calls
+    assert 0.05 < spikes.mean() < 0.95
+    assert torch.equal(spikes, theirs)
+    factor = torch.linspace(0, 1, 30).double()[:, None, None]
+    (spikes * factor).sum().backward()
+    (theirs * factor).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-7)  # fixed parameters are float32
+    torch.testing.assert_close(ours.recurrent.weight.grad, weight.grad, rtol=1e-5, atol=1e-7)
 
 
 def test_single_steps_equal_the_sequence_and_hooks_see_it():
