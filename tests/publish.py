@@ -54,12 +54,12 @@ SHOWN = {
 
 # The benchmark's accuracies on binary adding [%], the best epoch on its test set, by network.
 THEIRS = {
-    "LIF, tau = 50": "29.60", "LIF, tau = 333": "29.60", "PLIF": "29.40",
-    "ALIF": "40.30", "GLIF": "90.15", "GLIF, a conductance for each step": "90.15",
+    "LIF, tau = 50": "29.60", "PLIF": "29.40",
+    "ALIF": "40.30", "GLIF, a conductance for each step": "90.15",
     "recurrent, LIF, tau = 2": "53.35", "recurrent, PLIF": "53.25",
 }  # fmt: skip
 # Names of classes of one's own, which tests/examples holds.
-OWN = {"AdaptiveLIF": "ALIF", "Network": "GLIF, a conductance for each step"}
+OWN = {"adaptive_neuron.AdaptiveLIF": "ALIF", "glif_by_steps.Network": "GLIF, a conductance for each step"}
 
 # docs/benchmarks.md: the Fashion-MNIST network as trained, memory of the CIFAR10-DVS network; ours and SpikingJelly's.
 BESIDE = {"training step": (113, 316, "ms"), "inference": (21.9, 120, "ms"), "memory": (459, 4572, "MiB")}
@@ -87,8 +87,8 @@ def binary_adding() -> Table:
         if run.section("data").get("title") == "binary adding":
             chosen = run.setting("model.network") or run.setting("model.neuron")
             path = str(chosen["class_path"] if isinstance(chosen, dict) else chosen)
-            name = path.rpartition(".")[2].removeprefix("Undecayed")
-            name = OWN.get(name, name) + (f", tau = {run.setting('model.init_tau'):.0f}" if name == "LIF" else "")
+            name = OWN.get(path, path.rpartition(".")[2].removeprefix("Undecayed"))
+            name += f", tau = {run.setting('model.init_tau'):.0f}" if name == "LIF" else ""
             found["recurrent, " * str(run.setting("model.structure")).startswith("R") + name].append(run)
     rows = []
     for network, runs in sorted(found.items()):

@@ -55,7 +55,7 @@ from plif_lightning.runs.lock import in_use, lock_run, remove_empty
 from plif_lightning.runs.record import update
 from plif_lightning.runs.run import read_run
 from plif_lightning.runtime.files import is_address
-from plif_lightning.runtime.process import flush_subnormals, ignore_loaders_end, on_termination
+from plif_lightning.runtime.process import ignore_loaders_end, on_termination, subnormals_as_zeros
 from plif_lightning.structure import FROM_DATA
 from plif_lightning.training.task import SpikingClassifier
 
@@ -397,6 +397,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
 
 
+@subnormals_as_zeros()
 def run(expanded: Expanded) -> int:
     """Train or evaluate.
 
@@ -404,7 +405,6 @@ def run(expanded: Expanded) -> int:
         UserError: a mistake that this project refuses; other errors are raised as they are.
     """
     quieten()
-    flush_subnormals()
     require_data_set((expanded.stored.config or {}).get("data", {}))
     stop = StopOnSignal(requeues=expanded.is_named)
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.cli.trained import Trained, checkpoint_parser, for_evaluation, read_trained
 from plif_lightning.errors import UserError
-from plif_lightning.runtime.process import flush_subnormals
+from plif_lightning.runtime.process import subnormals_as_zeros
 
 if TYPE_CHECKING:
     from plif_lightning.deploy.streaming import StreamingNetwork
@@ -245,10 +245,10 @@ def _until_interrupted() -> Iterator[None]:
             raise
 
 
+@subnormals_as_zeros()
 def stream(argv: list[str]) -> int:
     """Classify a recording as its events arrive, and return the exit status: 1 without a decision."""
     options = _stream_parser().parse_args(argv)
-    flush_subnormals()
     trained = read_trained(options.ckpt_path)
     _take_step_length(options, trained)
     network = _network(options, trained)

@@ -52,7 +52,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     The input is spikes, which are exact, so only the weight is rounded, and no data is needed to choose scales.
     """
-    scale = weight.detach().flatten(1).abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+    scale = (weight.detach().flatten(1).abs().amax(1) / 127).clamp(min=torch.finfo(weight.dtype).tiny)
     integers = (weight.detach() / scale.view(-1, *[1] * (weight.dim() - 1))).round()
     return integers.to(torch.int8), scale.float()
 

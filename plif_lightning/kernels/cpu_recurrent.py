@@ -12,10 +12,11 @@ from plif_lightning.runtime.compiled import compile_cached, inner
 
 
 @inner
-def _fire(neuron, x, before, after, out, begin, end, run, tail):
+def _fire(neuron, x, before, after, out, begin, end, run, vector):
     """Neurons begin .. end - 1 of a step: spikes `out` and states `after` of inputs x and states `before`.
 
-    x and out are [N F], states [S, N F].
+    x and out are [N F], states [S, N F]. The neurons' code takes whole vectors: what is left of a run, less than one,
+    goes through `vector` [2 + S, LANES], a row each for x, spikes and states.
     """
     fire, _, parameters, start = neuron
     size, width = before.shape[1], parameters.shape[1]
@@ -31,56 +32,56 @@ def _fire(neuron, x, before, after, out, begin, end, run, tail):
                     parameters.ctypes.data, width, out.ctypes.data + at,
                 ),
             )  # fmt: skip
-        if whole < n:  # less than a vector: in rows of one
+        if whole < n:
             for i in range(n - whole):
                 j = first + whole + i
-                tail[0, i] = x[j]
+                vector[0, i] = x[j]
                 for s in range(start.size):
-                    tail[2 + s, i] = before[s, j]
-            of_x, row = tail.ctypes.data, LANES * x.itemsize
+                    vector[2 + s, i] = before[s, j]
+            of_x, row = vector.ctypes.data, LANES * x.itemsize
             of_states = of_x + 2 * row
             of_parameters = parameters.ctypes.data + (whole * x.itemsize if width > 1 else 0)
             call(fire, (LANES, of_x, of_states, LANES, of_states, LANES, of_parameters, width, of_x + row))
             for i in range(n - whole):
                 j = first + whole + i
-                out[j] = tail[1, i]
+                out[j] = vector[1, i]
                 for s in range(start.size):
-                    after[s, j] = tail[2 + s, i]
+                    after[s, j] = vector[2 + s, i]
 
 
 @compile_cached
-def forward(begin, end, slot, first, last, gathers, y, inputs, states, spikes, neuron, run, events, words):
+def forward(begin, end, slot, first, last, writes_input, y, inputs, states, spikes, neuron, run, events, words):
     """Steps first .. last - 1 of samples begin .. end - 1; `slot` is the thread's number.
 
     Args:
-        gathers: whether to write the neurons' input; else it is complete.
+        writes_input: whether `inputs` is to be written for these steps; else it is complete.
         y: input without the recurrent part [T or 1, N, F].
         inputs: of the neurons [T, N, F].
         states: before the first step and after each [T + 1, S, N F].
         spikes: [T, N, F].
         neuron: `layout.NeuronCode`.
-        run: neurons at a time, a multiple of F where its parameters differ.
-        events: the spikes as bits [T, N, F / 64], the recurrent weight's columns as rows [F, F'] and the numbers of
-            spikes [T, slots, 2], as `pack_bits` counts them; None if spikes are not packed.
+        run: neurons at a time, a multiple of F where their parameters differ.
+        events: the spikes as bits [T, N, ceil(F / 64)], the recurrent weight's columns as rows [F, F] and the numbers
+            of spikes [T, slots, 2], as `pack_bits` counts them; None if spikes are not packed.
         words: of inputs at a time, see `linear_of_table`.
     """
     features = inputs.shape[2]
-    tail = aligned_rows((2 + states.shape[1]) * LANES, y.dtype).reshape((2 + states.shape[1], LANES))
-    tail[:] = 0
+    blocks = (features + 63) // 64
+    vector = aligned_rows((2 + states.shape[1]) * LANES, y.dtype).reshape((2 + states.shape[1], LANES))
+    vector[:] = 0
     for t in range(first, last):
-        if gathers:
+        if writes_input:
             inputs[t, begin:end] = y[t if y.shape[0] > 1 else 0, begin:end]
             if events is not None:
-                bits, table, _ = events
+                bits, table, numbers = events
                 if t > 0:
-                    blocks = (features + 63) // 64
                     linear_of_table(0, blocks, slot, bits[t - 1, begin:end], table, inputs[t, begin:end], words, True)
         x, out = inputs[t].reshape(inputs[t].size), spikes[t].reshape(spikes[t].size)
-        _fire(neuron, x, states[t], states[t + 1], out, begin * features, end * features, run, tail)
+        _fire(neuron, x, states[t], states[t + 1], out, begin * features, end * features, run, vector)
         if events is not None:
             bits, table, numbers = events
             pack_bits(0, end - begin, slot, spikes[t, begin:end], np.float32(1), bits[t, begin:end], numbers[t])
-    keep(tail)
+    keep(vector)
     keep(neuron[2])
     keep(inputs)
     keep(states)

@@ -523,7 +523,7 @@ def linear_weight(begin, end, slot, bits, grad, out, outputs, at_a_time, words):
     A block of `words` words' inputs by `outputs` outputs is summed up in the cache, `at_a_time` rows after another,
     which all of its inputs share, then transposed to `out`.
     """
-    rows = grad.shape[0]
+    rows, words = grad.shape[0], min(words, end - begin)
     chunks = (rows + at_a_time - 1) // at_a_time
     lists = np.empty((64 * words, rows), np.int32)
     bounds = np.zeros((chunks + 1, 64 * words), np.int64)  # of each chunk of rows, in the list of each input

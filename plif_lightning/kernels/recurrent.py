@@ -20,7 +20,7 @@ from plif_lightning.kernels.sparse import TABLE_WORDS, linear_weight_of_bits
 # Up to this share of spikes the recurrent products of the next steps gather the rows of what spiked: from 0.3 on, a
 # dense product of 64 samples and 256 neurons is as fast (one thread, Zen 4).
 _EVENT_DRIVEN = 0.25
-# Steps from one choice of products to the next.
+# Steps from one choice of products to the next; at first 1, 1, 2 and 4.
 _STEPS = 8
 
 
@@ -35,23 +35,26 @@ class _RecurrentFunction(torch.autograd.Function):
 
         y, batch, features = y.detach().contiguous(), *y.shape[1:]
         inputs, spikes = y.new_empty(steps, batch, features), y.new_empty(steps, batch, features)
-        layer, threads = _Layer(y, learned, neuron), threads_for(_STEPS * batch * features)
+        layer = _Layer(y, learned, neuron)
         states = y.new_empty(steps + 1, len(program(neuron).states), batch * features)
-        states[0] = torch.from_numpy(layer.fire[-1])[:, None]
+        states[0] = torch.from_numpy(layer.fire[-1])[:, None]  # `NeuronCode.start`
         table = weight.detach().t().contiguous()  # a row for each neuron that spikes
         bits = torch.empty(steps, batch, words_for(features), dtype=torch.int64, device="cpu")
-        numbers = np.zeros((steps, threads, 2), np.int64)
+        numbers = np.zeros((steps, torch.get_num_threads(), 2), np.int64)
         packs = y.dtype == torch.float32  # in float64 all products are dense
         events = (array_of_bits(bits), table.numpy(), numbers) if packs else None
         arrays = y.numpy(), inputs.numpy(), states.numpy(), spikes.numpy(), layer.fire, layer.geometry.run, events
-        few, most, t = packs, _EVENT_DRIVEN * batch * features, 0
+        most = _EVENT_DRIVEN * batch * features  # spikes of a step
+        few, sums, t = packs, 0, 0
         while t < steps:
-            last = min(t + _STEPS, steps) if few else t + 1
+            last = min(2 * t, t + _STEPS, steps) if few and t else t + 1
             dense = t > 0 and not few
             if dense:
                 torch.addmm(y[t if len(y) > 1 else 0], spikes[t - 1], table, out=inputs[t])
+            threads = threads_for((last - t) * batch * features + sums)
             parallel(cpu_recurrent.forward, batch, threads, t, last, not dense, *arrays, TABLE_WORDS)
-            few = packs and numbers[t:last, :, 0].sum() <= most * (last - t)
+            number = int(numbers[t:last, :, 0].sum())
+            few, sums = packs and number <= most * (last - t), number * features
             t = last
         are_few = trains and packs and numbers[:, :, 0].sum() <= most * steps
         ctx.save_for_backward(weight, learned, inputs, states, bits if are_few else spikes)

@@ -38,11 +38,11 @@ from plif_lightning.kernels.layout import (
 from plif_lightning.kernels.ops import outside_compile
 from plif_lightning.kernels.parallel import parallel
 
-# Block sizes that keep a block and its lists in the second-level cache: values of a feature map's gradient; outputs
-# and rows of an FC layer's output gradient, and words of inputs; words of inputs and bytes of outputs of an FC weight;
-# words of inputs of a table.
+# Block sizes that keep a block and its lists in the second-level cache: values of a feature map's gradient, outputs
+# and rows of an FC layer's output gradient, words of inputs and bytes of outputs of an FC weight, words of inputs of a
+# table.
 _GRAD_AT_A_TIME = 3 * 2**15
-_GRAD_OF_ROWS = (256, 256, 4)
+_GRAD_OF_ROWS = (256, 256)
 _FC_BLOCK = (8, 2**9)
 TABLE_WORDS = 4
 _NO_SCALE = np.ones(1, np.float32)  # for tables of floats
@@ -272,7 +272,10 @@ def linear_weight_of_bits(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
         return torch.zeros(grad.shape[1], inputs, dtype=torch.float32, device="cpu")
     out = torch.empty(grad.shape[1], inputs, dtype=torch.float32, device="cpu")
     arrays = array_of_bits(bits), array_of_rows(grad), out.numpy()
-    parallel(cpu_sparse.linear_weight, words_for(inputs), threads_for(out.numel()), *arrays, *_GRAD_OF_ROWS)
+    # A wide or long gradient is read once for four words of inputs; a small one stays in the cache meanwhile, where
+    # one word at a time is up to 1.8 times as fast (Intel Xeon with AMX).
+    words = 4 if grad.shape[1] >= 512 or grad.numel() >= 2**19 else 1
+    parallel(cpu_sparse.linear_weight, words_for(inputs), threads_for(out.numel()), *arrays, *_GRAD_OF_ROWS, words)
     return out
 
 

@@ -79,9 +79,11 @@ def layer_outputs(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Te
     Raises:
         UserError: there is no such layer.
     """
-    short = getattr(net, "layers", None)
-    # `layers` of another module may be a layer of that name.
-    modules = {**dict(net.named_modules()), **(short() if inspect.ismethod(short) else {})}
+    from plif_lightning.network.network import SpikingNetwork  # deferred: it imports this module
+
+    original = getattr(net, "_orig_mod", net)  # of a compiled one
+    short = original.layers() if isinstance(original, SpikingNetwork) else {}
+    modules = {**dict(net.named_modules()), **short}
     if unknown := [name for name in names if name not in modules]:
         raise UserError(f"the network has no layer {', '.join(unknown)}; it has {', '.join(filter(None, modules))}.")
     outputs: dict[str, Tensor] = {}

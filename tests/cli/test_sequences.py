@@ -1,13 +1,16 @@
 """Sequences from the command line: trained, tested, exported and counted."""
 
 import json
+from typing import ClassVar
 
 import onnxruntime
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from plif_lightning.cli import main
 from plif_lightning.data import Digits
+from plif_lightning.errors import UserError
 from plif_lightning.network import load_network
 from tests import writers
 from tests.cli.calls import FEW, TINY, fit
@@ -32,15 +35,30 @@ def test_images_by_rows_are_trained_tested_exported_and_counted(tmp_path, monkey
     assert "fc1.recurrent" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["fit", "stream"])
-def test_numbers_too_small_to_be_normal_are_zeros(command):
-    torch.set_flush_denormal(False)
-    if command == "fit":
-        fit(*FEW, *TINY, "--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false")
-    else:
-        with pytest.raises(SystemExit):
-            main(["stream", "--ckpt_path", "absent.ckpt", "--file", "absent.npy"])
-    assert (torch.tensor([1e-20]) * 1e-20).item() == 0
+def are_zeros():
+    return (torch.tensor([1e-20]) * 1e-20).item() == 0
+
+
+class Seen(Callback):
+    products: ClassVar = []
+
+    def on_train_start(self, trainer, task):
+        self.products.append(are_zeros())
+
+
+def test_numbers_below_the_normal_ones_are_zeros_while_a_command_runs(monkeypatch):
+    def read(path):
+        Seen.products.append(are_zeros())
+        raise UserError("no checkpoint")
+
+    monkeypatch.setattr("plif_lightning.cli.streaming.read_trained", read)
+    monkeypatch.setattr(Seen, "products", [])
+    callback = ("--trainer.callbacks", f"{__name__}.Seen", "--trainer.enable_checkpointing", "false")
+    fit(*FEW, *TINY, "--trainer.max_epochs", "1", *callback)
+    with pytest.raises(SystemExit):
+        main(["stream", "--ckpt_path", "R", "--file", "E"])
+    assert Seen.products == [True, True]
+    assert not are_zeros()
 
 
 def test_words_of_ones_own_are_trained_compared_and_streamed(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """The adaptive LIF of Yin et al. 2021, as Ma et al. 2025 compare it: a neuron of one's own.
 
+With this file in the working directory:
+
 python main.py fit --config binary_adding --model.neuron adaptive_neuron.AdaptiveLIF --model.init_tau 2.0
     --model.tau_per neuron --model.v_threshold 0.3 --model.optimizer.lr 0.005
 """

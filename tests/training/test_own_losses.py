@@ -140,9 +140,16 @@ def test_layers_of_features_must_be_named_and_there():
         pass
 
 
-def test_a_network_may_call_a_layer_layers():
+class ItsOwnLayers(nn.Module):
+    def layers(self, x):
+        return x
+
+
+def test_a_network_may_have_layers_of_its_own():
     net = nn.Module()
     net.layers = nn.Linear(3, 2)
     with layer_outputs(net, ["layers"]) as outputs:
         y = net.layers(torch.ones(4, 3))
     assert outputs["layers"] is y
+    with layer_outputs(ItsOwnLayers(), []):
+        pass
