@@ -232,7 +232,9 @@ def test_another_file_than_of_published_runs_is_named_with_its_line(tmp_path, ca
 
 
 def test_published_commands_reproduce_their_configurations(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "tests" / "examples")  # with the callback of some
+    folder = REPOSITORY / "tests" / "examples"  # with the callback, the neuron and the network of some
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
     for run in {run.key: run for run in read_published(RESULTS)}.values():
         config = parsed(*only_command(run))
         data = config["data"]["init_args"]

@@ -1,8 +1,8 @@
 """GLIF with a conductance for each time-step, as Yao et al. 2022 have it: a network of one's own, a loop in PyTorch.
 
-With this file and glif_by_steps.yaml in the working directory:
+With this file and glif_steps.yaml in the working directory:
 
-python main.py fit --config glif_by_steps.yaml
+python main.py fit --config glif_steps.yaml
 """
 
 import torch
