@@ -245,10 +245,13 @@ def _until_interrupted() -> Iterator[None]:
             raise
 
 
-@subnormals_as_zeros()
 def stream(argv: list[str]) -> int:
     """Classify a recording as its events arrive, and return the exit status: 1 without a decision."""
-    options = _stream_parser().parse_args(argv)
+    return _stream(_stream_parser().parse_args(argv))
+
+
+@subnormals_as_zeros()
+def _stream(options: argparse.Namespace) -> int:
     trained = read_trained(options.ckpt_path)
     _take_step_length(options, trained)
     network = _network(options, trained)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.modules import module as _every
@@ -79,10 +79,8 @@ def layer_outputs(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Te
     Raises:
         UserError: there is no such layer.
     """
-    from plif_lightning.network.network import SpikingNetwork  # deferred: it imports this module
-
-    original = getattr(net, "_orig_mod", net)  # of a compiled one
-    short = original.layers() if isinstance(original, SpikingNetwork) else {}
+    # A network of one's own may mean something else by `layers`.
+    short = cast(Any, net).layers() if hasattr(net, "layer_specs") else {}
     modules = {**dict(net.named_modules()), **short}
     if unknown := [name for name in names if name not in modules]:
         raise UserError(f"the network has no layer {', '.join(unknown)}; it has {', '.join(filter(None, modules))}.")
