@@ -15,8 +15,8 @@ from plif_lightning.runtime.compiled import compile_cached, inner
 def _fire(neuron, x, before, after, out, begin, end, run, vector):
     """Neurons begin .. end - 1 of a step: spikes `out` and states `after` of inputs x and states `before`.
 
-    x and out are [N F], states [S, N F]. The neurons' code takes whole vectors: what is left of a run, less than one,
-    goes through `vector` [2 + S, LANES], a row each for x, spikes and states.
+    x and out are [N F], states [S, N F]. The neurons' code takes whole vectors: the remainder of a run is copied to
+    `vector` [2 + S, LANES], a row each for x, the spikes and every state, and back.
     """
     fire, _, parameters, start = neuron
     size, width = before.shape[1], parameters.shape[1]

@@ -44,21 +44,21 @@ class _RecurrentFunction(torch.autograd.Function):
         packs = y.dtype == torch.float32  # in float64 all products are dense
         events = (array_of_bits(bits), table.numpy(), numbers) if packs else None
         arrays = y.numpy(), inputs.numpy(), states.numpy(), spikes.numpy(), layer.fire, layer.geometry.run, events
-        most = _EVENT_DRIVEN * batch * features  # spikes of a step
-        few, sums, t = packs, 0, 0
+        limit = _EVENT_DRIVEN * batch * features  # spikes of a step
+        event_driven, fired, total, t = packs, 0, 0, 0
         while t < steps:
-            last = min(2 * t, t + _STEPS, steps) if few and t else t + 1
-            dense = t > 0 and not few
+            last = min(2 * t, t + _STEPS, steps) if event_driven and t else t + 1
+            dense = t > 0 and not event_driven
             if dense:
                 torch.addmm(y[t if len(y) > 1 else 0], spikes[t - 1], table, out=inputs[t])
-            threads = threads_for((last - t) * batch * features + sums)
+            threads = threads_for((last - t) * batch * features + fired * features)
             parallel(cpu_recurrent.forward, batch, threads, t, last, not dense, *arrays, TABLE_WORDS)
-            number = int(numbers[t:last, :, 0].sum())
-            few, sums = packs and number <= most * (last - t), number * features
-            t = last
-        are_few = trains and packs and numbers[:, :, 0].sum() <= most * steps
-        ctx.save_for_backward(weight, learned, inputs, states, bits if are_few else spikes)
-        ctx.settings = neuron, len(y), are_few, through_time
+            fired = int(numbers[t:last, :, 0].sum())
+            event_driven = packs and fired <= limit * (last - t)
+            total, t = total + fired, last
+        are_bits = trains and packs and total <= limit * steps
+        ctx.save_for_backward(weight, learned, inputs, states, bits if are_bits else spikes)
+        ctx.settings = neuron, len(y), are_bits, through_time
         return spikes
 
     @staticmethod
