@@ -35,9 +35,9 @@ exclude_patterns = ["_build", "**/.ipynb_checkpoints", "paper.md"]  # JOSS build
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "attrs_inline", "deflist"]
 myst_heading_anchors = 3
-# Notebooks run with every build: a page that does not work is an error.
-nb_execution_mode = "cache"
-
+# Notebooks run with every build: a page that does not work is an error. No cache: its database, shared by parallel
+# processes, can fail when they make it at once, and it would show old outputs after a change of the package.
+nb_execution_mode = "force"
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
