@@ -370,13 +370,7 @@ def compare(expanded: Expanded, parsed: dict[str, Any]) -> list[str]:
     if expanded.command == "fit":
         refused = [name for name in changed if not role(name) & Role.LENGTH]
     else:
-        changed = [name for name in changed if not role(name) & Role.TRAINING]
-        if "trainer.limit_test_batches" not in new:  # testing all samples is always a valid test
-            changed = [name for name in changed if name != "trainer.limit_test_batches"]
-        of_data = ("data.class_path", "data.root")
-        same_data = all(setting_in(stored, name) == setting_in(parsed, name) for name in of_data)
-        of_network = {name for name in changed if name == "task" or name.startswith("model.")}
-        refused = [name for name in changed if name in of_network or (same_data and role(name) & Role.SPLIT)]
+        changed, refused = _of_evaluation(changed, stored, parsed)
     if refused:
         values = ((name, _value(old, stored, name), _value(new, parsed, name)) for name in refused)
         differing = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
@@ -387,17 +381,35 @@ def compare(expanded: Expanded, parsed: dict[str, Any]) -> list[str]:
     if expanded.command == "fit":
         _compare_length(expanded, stored["trainer"], parsed["trainer"], changed)
     if edited := _code_difference(expanded.folder, parsed):
-        if expanded.command == "fit" and not parsed.get("accept_edited_code"):
-            raise CheckpointError(
-                f"the code of the run was edited since:\n{edited}\nUndo it, start a new run in another --run_folder, "
-                "or, where network and equations are as before, resume with --accept_edited_code true: the record says "
-                "so, and the run is averaged with no other."
-            )
-        if expanded.command != "fit":
-            code_folder = relative(expanded.folder.source("").parent) if expanded.folder else ""
-            _log.warning("The code of the run was edited since; as it was, it is in %s:\n%s", code_folder, edited)
+        _refuse_or_name(edited, expanded, parsed)
         changed.append("code")
     return changed
+
+
+def _of_evaluation(
+    changed: Sequence[str], stored: Mapping[str, Any], parsed: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Of changed settings, those that affect an accuracy, and of these the refused ones: a network's, a split's."""
+    changed = [name for name in changed if not role(name) & Role.TRAINING]
+    if "trainer.limit_test_batches" not in settings(parsed):  # testing all samples is always a valid test
+        changed = [name for name in changed if name != "trainer.limit_test_batches"]
+    of_data = ("data.class_path", "data.root")
+    same_data = all(setting_in(stored, name) == setting_in(parsed, name) for name in of_data)
+    of_network = {name for name in changed if name == "task" or name.startswith("model.")}
+    return changed, [name for name in changed if name in of_network or (same_data and role(name) & Role.SPLIT)]
+
+
+def _refuse_or_name(edited: str, expanded: Expanded, parsed: Mapping[str, Any]) -> None:
+    """Refuse to resume with edited code that was not accepted; an evaluation names where the run's is."""
+    if expanded.command == "fit" and not parsed.get("accept_edited_code"):
+        raise CheckpointError(
+            f"the code of the run was edited since:\n{edited}\nUndo it, start a new run in another --run_folder, "
+            "or, where network and equations are as before, resume with --accept_edited_code true: the record says "
+            "so, and the run is averaged with no other."
+        )
+    if expanded.command != "fit":
+        code_folder = relative(expanded.folder.source("").parent) if expanded.folder else ""
+        _log.warning("The code of the run was edited since; as it was, it is in %s:\n%s", code_folder, edited)
 
 
 def _code_difference(folder: RunFolder | None, config: Mapping[str, Any]) -> str:

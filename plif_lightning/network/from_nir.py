@@ -315,19 +315,27 @@ class _Reader:
 def _neuron(kind: str, values: dict[str, Any], v_reset: float) -> Neuron:
     """The named neuron that has these constants, so that it exports and trains as such; otherwise a general one."""
     sizes = {len(value) for value in values.values() if isinstance(value, Tensor)}
+    if not sizes and (named := _named(kind, values, v_reset)) is not None:
+        return named
     per: dict[str, Any] = {"tau_per": "channel", "channels": sizes.pop()} if sizes else {}
-    shared = not any(isinstance(values[name], Tensor) for name in values if name != "k")
-    k, gain, rest, level = (values[name] for name in ("k", "gain", "rest", "level"))
-    if kind == "LIF" and shared and rest == v_reset and not isinstance(k, Tensor) and 0 < k < 1:
-        for named, expected in ((LIF, k), (UndecayedLIF, 1.0)):
-            if math.isclose(gain, expected, rel_tol=1e-6) and (named is LIF or v_reset == 0):
-                return named(init_tau=1 / k, v_threshold=level, v_reset=v_reset)
-    if kind == "CubaLIF" and shared and not sizes and rest == v_reset == 0 and not isinstance(k, Tensor):
-        exact = math.isclose(gain, 1.0, rel_tol=1e-6) and math.isclose(values["weight"], 1.0, rel_tol=1e-6)
-        if exact and 0 < values["decay"] < 1 and 0 < k < 1:
-            return Synaptic(alpha=1 - values["decay"], beta=1 - k, v_threshold=level)
     general = CurrentNeuron if kind == "CubaLIF" else LeakyNeuron
     return general(**values, **per, v_reset=v_reset, v_threshold=math.inf)  # its own is `level`
+
+
+def _named(kind: str, values: dict[str, float], v_reset: float) -> Neuron | None:
+    """LIF, UndecayedLIF or Synaptic, if one of them has these constants."""
+    k, gain, level = (values[name] for name in ("k", "gain", "level"))
+    if not 0 < k < 1 or values["rest"] != v_reset:
+        return None
+    if kind == "LIF" and math.isclose(gain, k, rel_tol=1e-6):
+        return LIF(init_tau=1 / k, v_threshold=level, v_reset=v_reset)
+    if v_reset != 0 or not math.isclose(gain, 1.0, rel_tol=1e-6):
+        return None
+    if kind == "LIF":
+        return UndecayedLIF(init_tau=1 / k, v_threshold=level)
+    if kind == "CubaLIF" and 0 < values["decay"] < 1 and math.isclose(values["weight"], 1.0, rel_tol=1e-6):
+        return Synaptic(alpha=1 - values["decay"], beta=1 - k, v_threshold=level)
+    return None
 
 
 def _per_channel(name: str, values: Any) -> Any:

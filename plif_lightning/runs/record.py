@@ -63,20 +63,8 @@ def begin(
     code = hashes_of(sources or {})
     if step is not None and (edited := sorted(differences(before.get("code") or {}, code))):
         changes.append([step, "code", {name: code.get(name) for name in edited}])
-    for name, text in (sources or {}).items():
-        path = folder.source(name)
-        if step is not None and path.is_file() and path.read_text("utf-8") != text:
-            path.replace(path.with_suffix(f".until_step_{step}.py"))
-        with atomic_write(path) as file:
-            file.write(text)
-    environment: dict[str, str] = {}
-    changed_environment = set()
-    for name, value in surroundings.items():
-        earlier = str((before.get("surroundings") or {}).get(name, value)).split(", then ")
-        if earlier[-1] != value:
-            changed_environment.add(name)
-            earlier.append(value)
-        environment[name] = ", then ".join(earlier)
+    _keep_sources(folder, sources or {}, step)
+    environment, changed_environment = _added_to(before.get("surroundings") or {}, surroundings)
     first_arguments = before.get("arguments", list(arguments))
     # A length that no schedule depends on might have been given at once.
     lengths = [n for n in differences(earlier_settings, settings) if n.startswith("trainer.max_") and n not in changed]
@@ -97,6 +85,28 @@ def begin(
         **dict.fromkeys(_RESULTS),
     )
     return changed_environment
+
+
+def _keep_sources(folder: RunFolder, sources: Sources, step: int | None) -> None:
+    """Write the user's code into the folder; files of a resumed run that differ are kept under another name."""
+    for name, text in sources.items():
+        path = folder.source(name)
+        if step is not None and path.is_file() and path.read_text("utf-8") != text:
+            path.replace(path.with_suffix(f".until_step_{step}.py"))
+        with atomic_write(path) as file:
+            file.write(text)
+
+
+def _added_to(before: Mapping[str, str], surroundings: Mapping[str, str]) -> tuple[dict[str, str], set[str]]:
+    """Surroundings of a run from its begin on, "A, then B", and the names of those that differ from the last."""
+    all_of_run, changed = {}, set()
+    for name, value in surroundings.items():
+        earlier = str(before.get(name, value)).split(", then ")
+        if earlier[-1] != value:
+            changed.add(name)
+            earlier.append(value)
+        all_of_run[name] = ", then ".join(earlier)
+    return all_of_run, changed
 
 
 def _matters(name: str, settings: Mapping[str, Any]) -> bool:

@@ -375,28 +375,9 @@ class SpikingClassifier(L.LightningModule):
         return {name for name, parameter in self.named_parameters() if parameter.dim() > 1}
 
     def configure_optimizers(self) -> Any:
-        if self.parameter_groups is None and self.layer_decay is None:
-            optimizer = self.optimizer(self.parameters())
-        else:
-            groups = group_parameters(self.network, self.parameter_groups or ())
-            network = {id(parameter) for parameter in self.network.parameters()}
-            if others := [parameter for parameter in self.parameters() if id(parameter) not in network]:
-                groups.append({"params": others, "layer": groups[-1]["layer"]})  # of a loss
-            optimizer = self.optimizer(groups)
-            for group in self.parameter_groups or ():
-                require_known_arguments(f"parameter_groups: {group['match']}", group, ["match", *optimizer.defaults])
-            if self.layer_decay is not None:
-                decay_by_depth(optimizer, self.layer_decay)
+        optimizer = self._grouped_optimizer()
         if not self.decay_all:
-            # It would pull `a` to zero, and so every tau to 2.
-            names = self._weight_names() if self._weights is None else self._weights
-            weights = {id(p) for name, p in self.named_parameters() if _WRAPPERS.sub("", name) in names}
-            decaying = [group for group in optimizer.param_groups if group.get("weight_decay")]
-            for group in [group for group in decaying if not group.get("sets_decay")]:
-                not_weights = [p for p in group["params"] if id(p) not in weights]
-                group["params"] = [p for p in group["params"] if id(p) in weights]
-                if not_weights:
-                    optimizer.add_param_group({**group, "params": not_weights, "weight_decay": 0.0})
+            self._decay_weights_alone(optimizer)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
@@ -411,3 +392,29 @@ class SpikingClassifier(L.LightningModule):
                 )
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def _grouped_optimizer(self) -> Any:
+        """The optimiser over one group, or over `parameter_groups` and layers."""
+        if self.parameter_groups is None and self.layer_decay is None:
+            return self.optimizer(self.parameters())
+        groups = group_parameters(self.network, self.parameter_groups or ())
+        network = {id(parameter) for parameter in self.network.parameters()}
+        if others := [parameter for parameter in self.parameters() if id(parameter) not in network]:
+            groups.append({"params": others, "layer": groups[-1]["layer"]})  # of a loss
+        optimizer = self.optimizer(groups)
+        for group in self.parameter_groups or ():
+            require_known_arguments(f"parameter_groups: {group['match']}", group, ["match", *optimizer.defaults])
+        if self.layer_decay is not None:
+            decay_by_depth(optimizer, self.layer_decay)
+        return optimizer
+
+    def _decay_weights_alone(self, optimizer: Any) -> None:
+        """Exempt other parameters than weights from weight decay: it would pull `a` to zero, and so every tau to 2."""
+        names = self._weight_names() if self._weights is None else self._weights
+        weights = {id(p) for name, p in self.named_parameters() if _WRAPPERS.sub("", name) in names}
+        decaying = [group for group in optimizer.param_groups if group.get("weight_decay")]
+        for group in [group for group in decaying if not group.get("sets_decay")]:
+            not_weights = [p for p in group["params"] if id(p) not in weights]
+            group["params"] = [p for p in group["params"] if id(p) in weights]
+            if not_weights:
+                optimizer.add_param_group({**group, "params": not_weights, "weight_decay": 0.0})
