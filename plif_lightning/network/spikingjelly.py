@@ -227,7 +227,6 @@ class _Builder:
         unconverted = converted.conversion.unconverted
         recurrent = {parts[-1] for _, parts in self._recurrent_parts(converted)}
         for name, node in list(converted.net.named_modules()):
-            is_mapped = type(node) in self.nodes
             if not (self.is_node(node) or isinstance(node, self.stateful)) or isinstance(node, self.layer.Dropout):
                 continue
             if type(node) is self.layer.LinearRecurrentContainer and any(part in recurrent for part in node.modules()):
@@ -235,16 +234,16 @@ class _Builder:
             if why := self._reason_to_keep(node, name in twice, single_step=node in recurrent):
                 unconverted[name or "the node"] = why
                 continue
-            replacement = self.nodes[type(node)](node) if is_mapped else self._neuron(node)
-            for theirs, parameter in [] if is_mapped else node.named_parameters(recurse=False):
-                own_parameter = nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad)
-                setattr(replacement, _LEARNED[theirs], own_parameter)
-                stored[f"{name}.{theirs}".lstrip(".")] = own_parameter, parameter.shape
-            if is_mapped and any(path == name or path.startswith(f"{name}.") for path in twice):
-                converted.conversion.alone.append(name)
-                replacement = Replacement(
-                    replacement, name, None
-                )  # it starts at rest in each of its places, as the original does
+            if type(node) in self.nodes:
+                replacement = self.nodes[type(node)](node)
+                if any(path == name or path.startswith(f"{name}.") for path in twice):
+                    converted.conversion.alone.append(name)
+                    # It starts at rest in each of its places, as the original does.
+                    replacement = Replacement(replacement, name, None)
+            else:
+                replacement = self._neuron(node)
+                for theirs, parameter in _copy_learned(node, replacement).items():
+                    stored[f"{name}.{theirs}".lstrip(".")] = parameter, getattr(node, theirs).shape
             for module in replacement.modules():
                 if isinstance(module, Neuron):  # its constants are no weights: SpikingJelly stores none
                     module._non_persistent_buffers_set.update(module._buffers)
@@ -511,3 +510,12 @@ class _Builder:
 def _same_values(x: Tensor, spikes: Tensor) -> bool:
     """True if x holds these spikes, in another shape perhaps."""
     return x.numel() == spikes.numel() and torch.equal(x.reshape(-1), spikes.reshape(-1))
+
+
+def _copy_learned(node: nn.Module, neuron: Neuron) -> dict[str, nn.Parameter]:
+    """Give a neuron its node's parameters, as [1]; returns them by their names in SpikingJelly."""
+    copied = {}
+    for theirs, parameter in node.named_parameters(recurse=False):
+        copied[theirs] = nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad)
+        setattr(neuron, _LEARNED[theirs], copied[theirs])
+    return copied
