@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from plif_lightning.errors import UserError
 from plif_lightning.kernels.recurrent import run_recurrent
 from plif_lightning.network.hooks import is_plain
 from plif_lightning.network.signals import Signal, SignalModule, levels_of, run_layer
@@ -15,6 +16,8 @@ from plif_lightning.neurons.carry import Carried
 
 class RecurrentLinear(nn.Linear):
     """The weight from a step's spikes to the next step's input; its state in single steps is the spikes [N, F].
+
+    With hooks, as of pruning, or of a subclass it is called with the spikes [N, F] of each step, at first zeros.
 
     Args:
         features: F.
@@ -100,18 +103,27 @@ def recurrent_spikes(
         x: the input without the recurrent part, [T, N, F] or [1, N, F].
         states: as of `SignalModule.run`; a single step carries the spikes of the previous step, too.
         weight: [F, F] of a container, which has none of its own.
+
+    Raises:
+        UserError: another layer was put in the place of the recurrent one; single steps would not carry its spikes.
     """
+    if not isinstance(recurrent, (RecurrentLinear, RecurrentContainer)):
+        raise UserError(
+            f"the recurrent layer must be a RecurrentLinear or of a subclass, got {type(recurrent).__name__}."
+        )
+    product = recurrent if weight is None else partial(nn.functional.linear, weight=weight)
     if states is not None:
-        product = recurrent if weight is None else partial(nn.functional.linear, weight=weight)
         return states.through(recurrent, partial(_single_step, product, neuron, x, states)), False
-    if isinstance(recurrent, RecurrentLinear):
+    values = x.values
+    # With hooks, as of pruning, or of a user-defined class, the layer is called at each step instead.
+    if isinstance(recurrent, RecurrentLinear) and is_plain(recurrent):
         weight = recurrent.weight
-    assert weight is not None
-    values = x.values if recurrent.bias is None else x.values + recurrent.bias.to(x.values.dtype)
-    if is_plain(recurrent) and _is_fused(weight, neuron, values):
+        values = values if recurrent.bias is None else values + recurrent.bias.to(values.dtype)
+        product = partial(nn.functional.linear, weight=weight)
+    if weight is not None and is_plain(recurrent) and _is_fused(weight, neuron, values):
         real = torch.promote_types(values.dtype, torch.float32)  # bfloat16 is computed in float32
         return run_recurrent(values.to(real), weight.to(real), neuron.dynamics, x.steps).to(values.dtype), True
-    inputs = _all_inputs(weight, neuron, values, x.steps)
+    inputs = _all_inputs(product, neuron, values, x.steps)
     if is_plain(neuron):
         return neuron.run(inputs)[0], False
     # Neurons with hooks, or of a user-defined class, are called once, with their inputs at all steps.
@@ -134,13 +146,15 @@ def _single_step(
     return after, (after[0],)
 
 
-def _all_inputs(weight: Tensor, neuron: Neuron, values: Tensor, steps: int) -> Tensor:
+def _all_inputs(product: Callable[[Tensor], Tensor], neuron: Neuron, values: Tensor, steps: int) -> Tensor:
     """The inputs of all steps [T, N, F], the recurrent part included, by a loop over steps."""
-    inputs = [values[0]]
+    inputs: list[Tensor] = []
     state = None
-    for t in range(1, steps):
-        spikes, state = neuron.run(inputs[-1][None], state)
+    before = torch.zeros_like(values[0])
+    for t in range(steps):
         held = values[t if len(values) > 1 else 0]
-        before = spikes[0] if neuron.constants.through_time else spikes[0].detach()
-        inputs.append(held + nn.functional.linear(before, weight).to(held.dtype))
+        inputs.append(held + product(before).to(held.dtype))
+        if t + 1 < steps:
+            spikes, state = neuron.run(inputs[-1][None], state)
+            before = spikes[0] if neuron.constants.through_time else spikes[0].detach()
     return torch.stack(inputs)

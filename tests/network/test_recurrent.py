@@ -4,6 +4,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import plif_lightning as pl
 from plif_lightning.deploy import deployed
@@ -240,6 +241,54 @@ def test_single_steps_equal_the_sequence_and_hooks_see_it():
     with record_spikes({"neuron": layer.neuron}, heard.__setitem__):
         assert torch.equal(layer(x), whole)
     assert torch.equal(heard["neuron"], whole)
+
+
+class Halved(RecurrentLinear):
+    def forward(self, spikes):
+        return super().forward(spikes) / 2
+
+
+def replaced(layer):
+    weight = layer.recurrent.weight
+    layer.recurrent = Halved(F)
+    layer.recurrent.weight = weight
+
+
+CHANGED = {
+    "pruned": lambda layer: prune.random_unstructured(layer.recurrent, "weight", 0.5),
+    "spectral norm": lambda layer: nn.utils.spectral_norm(layer.recurrent.eval()),
+    "a hook": lambda layer: layer.recurrent.register_forward_hook(lambda module, spikes, y: y / 2),
+    "a subclass": replaced,
+}
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_changed_recurrent_layers_are_called_at_each_step(change, backend):
+    layer, x = pl.use_backend(a_layer(pl.PLIF()), backend), an_input().detach()
+    unchanged = layer(x)
+    change(layer)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(2):  # the second step has the weight that the first one changed
+        whole = layer(x)
+        state, outputs = None, []
+        for frame in x:
+            y, state = pl.step(layer, frame, state)
+            outputs.append(y)
+        torch.testing.assert_close(torch.stack(outputs), whole, rtol=0, atol=0)
+        optimizer.zero_grad()
+        whole.sum().backward()
+        (trained,) = layer.recurrent.parameters()
+        assert trained.grad.abs().sum() > 0
+        optimizer.step()
+    assert not torch.equal(whole, unchanged)
+
+
+def test_another_recurrent_layer_is_refused():
+    layer = a_layer(pl.PLIF())
+    layer.recurrent = nn.Linear(F, F)
+    with pytest.raises(UserError, match="RecurrentLinear"):
+        layer(an_input())
 
 
 def a_network(**settings):
