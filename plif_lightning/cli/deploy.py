@@ -206,9 +206,11 @@ def _print_cost(network_cost: "Cost", rows: Sequence[Sequence[Any]], structure: 
     fetched, reused = (
         network_cost.total("with_memory", r) / network_cost.total("conventional", r) for r in (False, True)
     )
+    steps = max(layer.inputs for layer in network_cost.layers)
+    inputs = "one frame" if steps == 1 else f"each of {steps} steps"
     console.print(
         f"Energies of a 45 nm process (Horowitz 2014). Arithmetic alone: {arithmetic:.2f} of a float32 network that "
-        f"skips nothing over T steps. With memory, 8 bits, against a conventional network of this shape on one frame "
+        f"skips nothing over T steps. With memory, 8 bits, against a conventional network of this shape on {inputs} "
         f"(ANN): {fetched:.2f} times its energy if every operation fetches its weight, {reused:.2f} "
         "times if weights are reused. Above 1 the conventional network wins."
     )

@@ -52,12 +52,14 @@ class LayerCost(NamedTuple):
         firing: fraction of the inputs that are non-zero; of counts their mean, the spikes of an input and step.
         dense: operations without skipping, a pair of input and weight each.
         actual: operations of non-zero inputs, one for each spike of a count.
-        once: operations of a conventional layer of this shape on one frame.
+        once: operations of a conventional layer of this shape on one input.
         runs: executions per sample: T, or 1 if the input is static.
         updates: neurons times steps.
         parameters: number of parameters of the layer and its neurons.
         state: numbers kept between steps: for most neurons the potential, for some more.
         states: how many of them for a neuron.
+        inputs: inputs of the conventional layer: T of a sequence [T, N, F], which it sees step by step; otherwise a
+            single frame, on which it has no recurrence.
     """
 
     layer: str
@@ -71,6 +73,7 @@ class LayerCost(NamedTuple):
     parameters: int
     state: int
     states: int = 1
+    inputs: int = 1
 
     @property
     def macs(self) -> float:
@@ -109,10 +112,11 @@ class LayerCost(NamedTuple):
         return self._weights(self.actual, fetched, reuse) + potentials + computed
 
     def conventional(self, reuse: bool) -> float:
-        """The energy of a conventional 8-bit layer of this shape on a frame, memory included [pJ]."""
+        """The energy of a conventional 8-bit layer of this shape on its inputs, memory included [pJ]."""
         outputs = self.state // self.states
         activations = 2 * outputs * picojoules_a_byte(outputs)
-        return self._weights(self.once, min(self.once, self.parameters), reuse) + MAC_INT8 * self.once + activations
+        weights = self._weights(self.once, min(self.once, self.parameters), reuse)
+        return self.inputs * (weights + MAC_INT8 * self.once + activations)
 
     def _weights(self, operations: float, fetched: float, reuse: bool) -> float:
         of_memory = picojoules_a_byte(self.parameters)
@@ -178,7 +182,8 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
     Args:
         net: trained network. Of a user-defined network, convolutions, FC layers and neurons are counted individually,
             and all other products, such as attention's, together as `other products`.
-        x: frames [T, N, C, H, W], or static images [N, C, H, W], for which the first convolution runs once.
+        x: frames [T, N, C, H, W], a sequence [T, N, F], or static images [N, C, H, W], for which the first convolution
+            runs once.
 
     Raises:
         UserError: there is no layer.
@@ -204,6 +209,8 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
         rest = _other_products(flops, type(net).__name__, counter.layers) / counter.samples
         none = LayerCost("other products", False, 1.0, rest, rest, rest / frames, frames, 0.0, 0, 0)
         layer_costs = (*layer_costs, none) if rest else layer_costs
+    if x.dim() == 3:
+        layer_costs = tuple(layer._replace(inputs=frames) for layer in layer_costs)
     return Cost(layer_costs, counter.samples, frames)
 
 
@@ -271,7 +278,8 @@ class _Counter:
         if isinstance(recurrent, RecurrentLinear):
             before = torch.cat([torch.zeros_like(output[:1]), output[:-1]])
             spikes = self._are_spikes(before)
-            self.layer_costs.append(_layer_cost(f"{name}.recurrent", recurrent, before, spikes, self.samples))
+            row = _layer_cost(f"{name}.recurrent", recurrent, before, spikes, self.samples)
+            self.layer_costs.append(row._replace(inputs=0))
 
     def _are_spikes(self, x: Tensor) -> bool:
         """True for zeros and ones; in a network whose neurons count, for whole numbers, but not for sums of spikes."""

@@ -234,3 +234,14 @@ def test_recurrent_operations_have_a_row():
         assert row.actual == pytest.approx(recorded[0][:-1].sum().item() * 8 / 3)
         assert (row.dense, row.parameters, row.updates) == (5 * 8 * 8, 64, 0)
         assert rows[name].updates == 5 * 8
+        assert (rows[name].inputs, row.inputs) == (1, 0)  # a conventional network sees one frame
+
+
+def test_conventional_network_runs_at_each_step_of_a_sequence():
+    net = SpikingNetwork((6,), 4, 5, structure="RFC8-LIF(init_tau=1.5)-FC4")
+    found = cost(net, torch.ones(5, 3, 6))
+    assert {layer.inputs for layer in found.layers} == {5}
+    once = sum(layer.dense for layer in found.layers) / 5
+    assert found.total("conventional", False) > 5 * 0.3 * once
+    ones = tuple(layer._replace(inputs=1) for layer in found.layers)
+    assert found.total("conventional", True) == pytest.approx(5 * sum(layer.conventional(True) for layer in ones))
