@@ -38,8 +38,6 @@ def drawn(initial: Any, shape: Sequence[int], low: float, high: float, name: str
     """
     if not isinstance(initial, Mapping):
         return initial
-    if math.prod(shape) == 1:
-        raise UserError(f"{name}={dict(initial)!r} draws a value for each channel or neuron: pass tau_per, too.")
     (kind, arguments), *others = initial.items() or [("", ())]
     random = np.random.default_rng(int(torch.randint(2**62, (), device="cpu")))
     if others or kind not in get_args(Distribution):

@@ -69,9 +69,21 @@ def test_other_distributions_are_refused(initial, expected):
         pl.PLIF(initial, "channel", 4)
 
 
-def test_a_distribution_needs_more_than_a_value_per_layer():
-    with pytest.raises(UserError, match="draws a value for each channel or neuron: pass tau_per"):
-        pl.PLIF({"gamma": [3, 5]})
+def test_layers_draw_a_value_each():
+    net = pl.SpikingNetwork((4,), 3, 2, structure="FC8-PLIF-FC8-PLIF-FC3", init_tau={"gamma": [3, 5]})
+    values = [neuron.tau.item() for _, neuron in net.neurons()]
+    assert len({*values, 2.0}) == 3
+
+
+@pytest.mark.parametrize("tau_per", ["layer", "channel"])
+def test_neurons_of_any_class_draw_on_the_command_line(tau_per, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drawn = ["--model.neuron", "CLIF", "--model.neuron.k", "{beta: [2, 5]}", "--model.tau_per", tau_per]
+    few = ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1"]
+    main(["fit", "--config", "quickstart", *drawn, *few, "--run_folder", "RUN", "--record_samples", "0"])
+    for _, neuron in pl.load_network("RUN/checkpoints/last.ckpt").neurons():
+        assert (neuron.k.numel() == 1) == (tau_per == "layer")
+        assert len(neuron.k.unique()) == neuron.k.numel()
 
 
 def test_the_command_line_takes_a_distribution(capsys):
