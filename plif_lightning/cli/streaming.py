@@ -158,16 +158,19 @@ def _steps(options: argparse.Namespace, network: "StreamingNetwork", trained: Tr
             f"{options.file} is of a sensor of {sensor} pixels (height x width), and the network was trained on "
             f"{network.sensor}."
         )
-    recording = _recording(options.file, trained, options.sensor, options.number)
+    recording, from_zero = _recording(options.file, trained, options.sensor, options.number)
     if not len(recording.t):
         raise UserError(f"{options.file} holds no events.")
     if _has_step_length(options):
+        if from_zero and network.us_per_step is not None:
+            network.advance(0)
         steps = network.pushed(recording, name=str(options.file))
         if options.ms_per_step is None or options.ms_per_step != settings.get("step_ms"):
             return steps
         # As in training: T steps, silent ones included.
         assert network.us_per_step is not None
-        end = int(recording.t[0]) + network.net.time_steps * network.us_per_step
+        begin = 0 if from_zero else int(recording.t[0])
+        end = begin + network.net.time_steps * network.us_per_step
         silence = (votes for _ in (0,) for votes in network.advanced(max(end, int(recording.t[-1]))))
         return itertools.islice(itertools.chain(steps, silence), network.net.time_steps)
     return network.run_recording(recording, settings.get("slicing", "by_count"), str(options.file))
@@ -198,8 +201,10 @@ def _takes_any_file(trained: Trained) -> bool:
     return not path or (path.startswith("plif_lightning.") and path.rpartition(".")[2] not in ("SHD", "SSC"))
 
 
-def _recording(file: Path, trained: Trained, sensor: Any, number: int | None) -> Any:
+def _recording(file: Path, trained: Trained, sensor: Any, number: int | None) -> tuple[Any, bool]:
     """Events of a file, read as in training: by the user-defined data set, if the network was trained on it.
+
+    And True if their first time-step begins at time 0, not at the first event.
 
     Args:
         file: the file.
@@ -212,14 +217,14 @@ def _recording(file: Path, trained: Trained, sensor: Any, number: int | None) ->
         from plif_lightning.events.readers import read_any, sensor_of
 
         recording = read_any(file, settings.get("columns"), settings.get("time_unit"))
-        return _rescale(trained, str(file), sensor_of(file) or sensor, recording)
+        return _rescale(trained, str(file), sensor_of(file) or sensor, recording), False
     from plif_lightning.cli.prepare import data_in  # which loads Lightning
 
     data: Any = data_in(for_evaluation(trained.data))
     recordings = [recording for _, recording in data.read(file, 0)]
     if not 0 <= (number or 0) < len(recordings) or (number is None and len(recordings) > 1):
         raise UserError(f"{file} holds {len(recordings)} recordings: pass --number 0 to {len(recordings) - 1}.")
-    return recordings[number or 0]
+    return recordings[number or 0], getattr(data, "from_zero", False)
 
 
 def _print_decision(network: "StreamingNetwork", class_names: Sequence[str]) -> bool:

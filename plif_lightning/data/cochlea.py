@@ -47,6 +47,7 @@ class SHD(EventDataModule):
 
     title = "SHD"
     polarities = 1
+    from_zero = True  # as in the code of Bittar and Garner 2022; tonic's frames begin at the first event
     files_of: ClassVar[dict[bool, tuple[str, ...]]] = {True: ("shd_train.h5",), False: ("shd_test.h5",)}
 
     def __post_init__(self) -> None:
@@ -103,7 +104,7 @@ class SHD(EventDataModule):
 
     def options(self) -> tuple[Any, ...]:
         sizes = [(self.home / name).stat().st_size for names in self.files_of.values() for name in names]
-        return (*super().options(), *sizes)
+        return (*super().options(), "from zero", *sizes)
 
     def files(self, train: bool) -> list[tuple[Path, int]]:
         """Parts of the files, each named after its file and its first recording; labels are read with them."""

@@ -245,13 +245,14 @@ class EventDataModule(SpikingDataModule):
     Class attributes that a subclass sets, in addition to `SpikingDataModule`'s:
         sensor: size of the camera; (1, W) of a line of W sensors, whose samples are sequences [T, W].
         polarities: 2 for OFF and ON events in a channel each; 1 for events without polarity.
+        from_zero: True if steps of a duration begin at time 0 of a recording, not at its first event.
 
     Args:
         time_steps: T, the frames of a recording.
         slicing: `by_count` cuts a recording into T slices of equally many events (the paper), `by_time` into
             slices of equal duration.
-        step_ms: duration of a time-step from the first event on [ms], with `slicing=by_time`: shorter recordings are
-            padded with silence, of longer ones T steps are taken. By default a T-th of each recording.
+        step_ms: duration of a time-step [ms], with `slicing=by_time`, from the first event on, or `from_zero`: shorter
+            recordings are padded with silence, of longer ones T steps are taken. By default a T-th of each recording.
         size: downsample frames to size x size pixels; a line of sensors to `size`.
         augmentation: augmentation of the training recordings; none in the paper. `tonic.transforms` on events are
             applied first, then this package's; each group in the given order.
@@ -262,6 +263,7 @@ class EventDataModule(SpikingDataModule):
 
     sensor: ClassVar[Sensor]
     polarities: ClassVar[int] = 2
+    from_zero: ClassVar[bool] = False
 
     time_steps: int = 20
     eval_batch_size: int = 16
@@ -354,6 +356,7 @@ class EventDataModule(SpikingDataModule):
             "pixel": "floor(x * size / sensor), of height and width",
             "slicing": self.slicing,
             "step_us": self.step_us or None,
+            "first_step": "at 0 s" if self.from_zero else "at the first event",
             "time_steps": self.time_steps,
             "polarities": ["off", "on"] if self.polarities == 2 else ["all"],
             "background_us": self.background_us,
@@ -386,9 +389,10 @@ class EventDataModule(SpikingDataModule):
         """All recordings of the training or test set; they are read if they are not in the cache.
 
         Returns:
-            `address`: index into a frame [2, H, W] of every event; `time`: since its recording's first event [us],
-            uint32; `offset`: recording i has events [offset[i], offset[i + 1]), int64 [n + 1]; `label`, int64 [n];
-            `name`: file of each recording, and its index in a file of many, [n]; `classes` and `sensor`.
+            `address`: index into a frame [2, H, W] of every event; `time`: since its recording's first event, or
+            `from_zero` [us], uint32; `offset`: recording i has events [offset[i], offset[i + 1]), int64 [n + 1];
+            `label`, int64 [n]; `name`: file of each recording, and its index in a file of many, [n]; `classes` and
+            `sensor`.
 
         Raises:
             UserError: there are none, or not the expected number.
@@ -467,12 +471,14 @@ class EventDataModule(SpikingDataModule):
             (target, pack_events(in_channels(recording_of(recording, name=name), self.polarities), self.sensor, name))
             for target, recording in read
         ]
-        if self.background_us is None:
+        if self.background_us is not None:
+            packed_recordings = [
+                (target, without_background(packed, self.sensor, self.background_us))
+                for target, packed in packed_recordings
+            ]
+        if not self.from_zero:
             return packed_recordings
-        return [
-            (target, without_background(packed, self.sensor, self.background_us))
-            for target, packed in packed_recordings
-        ]
+        return [(target, packed.from_zero()) for target, packed in packed_recordings]
 
     # --- data for the loaders
 
@@ -486,7 +492,8 @@ class EventDataModule(SpikingDataModule):
             arrays = self.recordings(train)
             windows = self.samples_of(arrays, train)
             if self.step_us:
-                windows, cut = lasting(windows, arrays["time"], self.time_steps * self.step_us)
+                us = self.time_steps * self.step_us
+                windows, cut = lasting(windows, arrays["time"], us, self.from_zero)
                 if cut:
                     message = "%s: of %d of %d %s recordings, events after %d steps of %g ms are left out."
                     numbers = cut, len(windows.begin), split_name(train), self.time_steps, self.step_ms

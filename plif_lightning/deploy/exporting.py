@@ -194,10 +194,13 @@ def _folded_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: 
     return checkpoint_without_training
 
 
-def _takes_images(reading: Mapping[str, Any], formats: Sequence[str], requested: Input | None) -> bool:
+def _takes_images(
+    net: SpikingNetwork, reading: Mapping[str, Any], formats: Sequence[str], requested: Input | None
+) -> bool:
     """True if inputs are static images [N, C, H, W], False for frames [T, N, C, H, W] or sequences [T, N, F].
 
     Args:
+        net: the network.
         reading: `preprocessing` of the data module.
         formats: see `export`.
         requested: the caller's choice.
@@ -205,9 +208,11 @@ def _takes_images(reading: Mapping[str, Any], formats: Sequence[str], requested:
     Raises:
         UserError: a format needs to know, but neither the data module nor the caller says.
     """
-    if requested is None and not reading.keys() & {"scale", "slicing"} and {*formats} - {"network", "nir"}:
+    if requested is not None or len(net.input_shape) == 1:
+        return requested == "images"
+    if not reading.keys() & {"scale", "slicing"} and {*formats} - {"network", "nir"}:
         raise UserError("the data module does not say what its network takes: pass --input=images or --input=frames.")
-    return not reading.keys() & {"slicing", "sequence"} if requested is None else requested == "images"
+    return "slicing" not in reading
 
 
 def export(
@@ -251,7 +256,7 @@ def export(
                 f"input_encoder={net.inputs.name!r} cannot be exported to {' or '.join(requested_formats)}."
             )
     data = config.get("data", {})
-    static = _takes_images(checkpoint.get("preprocessing") or {}, formats, takes)
+    static = _takes_images(net, checkpoint.get("preprocessing") or {}, formats, takes)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with _replace_files(out) as folder:
         torch.save(_folded_checkpoint(checkpoint, config, net), folder / "network.ckpt")

@@ -96,6 +96,10 @@ class Packed(NamedTuple):
     time: NDArray[np.uint32]
     start: int
 
+    def from_zero(self) -> "Packed":
+        """The same with times that count from 0, not from the first event."""
+        return Packed(self.address, self.time + np.uint32(self.start), 0)
+
 
 def address_type(sensor: Sensor) -> np.dtype[Any]:
     """Smallest dtype that holds the addresses of a sensor."""

@@ -127,15 +127,17 @@ def left_out(samples: Samples, windows: Samples) -> Array:
     return 1 - np.bincount(windows.recording, overlap, n) / np.maximum(all_events, 1) - (all_events == 0)
 
 
-def lasting(samples: Samples, time: Array, us: int) -> tuple[Samples, int]:
+def lasting(samples: Samples, time: Array, us: int, from_zero: bool = False) -> tuple[Samples, int]:
     """The first `us` of each sample, longer where it ends before; and how many samples lose events.
+
+    They count from the sample's first event, or from time 0.
 
     >>> sample = Samples(*(np.array([value]) for value in (0, 3, 0, 0, 0, -1)))
     >>> lasting(sample, np.array([0, 10, 20]), 15)[0][:2]
     (array([0]), array([2]))
     """
     spans = [*zip(samples.begin.tolist(), samples.end.tolist(), strict=True)]
-    start = np.array([int(time[begin]) if begin < end else 0 for begin, end in spans], np.int64)
+    start = np.array([0 if from_zero or begin == end else int(time[begin]) for begin, end in spans], np.int64)
     kept = [np.searchsorted(time[begin:end], at + us) for (begin, end), at in zip(spans, start, strict=True)]
     last = samples.begin + np.array(kept, np.int64)
     cut = samples._replace(end=last, start=start, duration=np.full(len(last), us, np.int64))

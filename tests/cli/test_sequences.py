@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from plif_lightning.cli import main
-from plif_lightning.data import Digits
+from plif_lightning.data import SHD, Digits
 from plif_lightning.errors import UserError
 from plif_lightning.network import load_network
 from tests import writers
@@ -76,10 +76,17 @@ def test_words_of_ones_own_are_trained_compared_and_streamed(tmp_path, monkeypat
     with pytest.raises(SystemExit):
         main(stream)
     assert "SHD/shd_test.h5 holds 20 recordings: pass --number 0 to 19" in capsys.readouterr().err
+    data, net = SHD(root=".", channels=40, time_steps=16, step_ms=50.0), load_network("R/checkpoints/best.ckpt")
+    data.setup("test")
     decisions = []
     for number in range(4):
         main([*stream, "--number", str(number)])
         printed = capsys.readouterr().out
+        shown = [
+            float(line.split()[-1]) for line in printed.splitlines() if line.startswith("step") and "no" not in line
+        ]
+        votes = net(data.test_set[number][0][:, None].float())[:, 0].cumsum(0) / torch.arange(1, 17)[:, None]
+        assert shown == pytest.approx([v for v in votes.amax(1).tolist() if v], abs=6e-4)
         decisions.append(printed.splitlines()[-1].split()[1])
         assert "after 16 time-steps" in printed  # as in training, silent ones included
     assert decisions == ["null", "eins", "null", "eins"]
