@@ -424,5 +424,7 @@ def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
             layers[name] = _FC(neuron, block, all_fire, int8)
         else:
             layers[name] = _AsItIs(f"{stage}.{name}", block, flat=stage == "classifier")
+    if engine == "int8" and not any("int8" in layer.form for layer in layers.values()):
+        _log.warning("int8: no layer has weights in 8 bits. Recurrent layers, and layers without spikes, keep theirs.")
     _log.info("deployed: %s", "; ".join(f"{name} {layer.form}" for name, layer in layers.items()))
     return DeployedNetwork(folded, layers)

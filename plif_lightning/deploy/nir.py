@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from plif_lightning.deploy.folding import fold
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.output import LeakyIntegrator, Voting
+from plif_lightning.network.output import LastStep, LeakyIntegrator, Voting
 from plif_lightning.network.recurrent import RecurrentLinear
 from plif_lightning.neurons import LIF, PLIF, Neuron
 from plif_lightning.runtime.program import needed_by
@@ -68,11 +68,11 @@ def readers_of(net: SpikingNetwork) -> dict[str, str | None]:
             (integrates, "cannot read the leaky integral of a readout"),
         ],
         "snnTorch": [
+            (recurs, "cannot read recurrent layers"),
             (resets, "refuses a V_reset other than 0"),
             (thresholds, "refuses a V_th per channel"),
             (taus, "fires different spikes without a warning if tau differs per channel"),
             (integrates, "cannot read the leaky integral of a readout"),
-            (recurs, "cannot read recurrent layers"),
         ],
         "Norse": [
             (averages, "cannot read average pooling"),
@@ -90,7 +90,8 @@ def _differ(values: Tensor) -> bool:
 def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
     """Convert the network, with BN folded, to a `nir.NIRGraph` from a frame [C, H, W] to votes [num_classes].
 
-    A warning names the simulators that do not reproduce every spike, see `readers_of`.
+    A warning names the simulators that do not reproduce every spike, see `readers_of`. The graph has no `LAST`: it
+    gives the numbers of every step.
 
     Args:
         net: network of neurons with a leak and a hard reset.
@@ -121,6 +122,8 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
         ones = np.ones(classes, np.float32)
         outputs = writer.add("voting", nir.LI(net.voting.init_tau * np.float32(dt) * ones, ones, 0 * ones), outputs)
     writer.add("output", nir.Output(np.array((classes,))), outputs)
+    if isinstance(net.voting, LastStep):
+        _log.warning("The NIR graph gives the numbers of every step: LAST, the last step's, is for its reader to take.")
     if failing := [f"{name} {reason}" for name, reason in readers_of(net).items() if reason is not None]:
         _log.warning("Not every simulator reproduces this NIR graph: %s.", "; ".join(failing))
     return nir.NIRGraph(writer.nodes, writer.edges)

@@ -8,7 +8,7 @@ import torch
 from plif_lightning.deploy import deployed, fold, frozen
 from plif_lightning.deploy.frozen import quantize
 from plif_lightning.errors import UserError
-from plif_lightning.network import step, use_backend
+from plif_lightning.network import SpikingNetwork, step, use_backend
 from plif_lightning.network.blocks import FCBlock
 from tests.deploy.conftest import STRUCTURES, frames, trained
 
@@ -94,6 +94,12 @@ def test_layers_of_spikes_and_frames_of_events_are_event_driven():
         "conv1": events, "conv2": "dense", "fc1": "as it is", "fc2": events,
     }  # fmt: skip
     assert deployed(trained(shape=(1, 12, 12))).forms["conv1"] == "dense"
+
+
+def test_eight_bits_that_change_no_layer_are_named(caplog):
+    made = deployed(SpikingNetwork((6,), 3, 4, structure="RFC8-PLIF-RFC4-PLIF-FC3"), "int8")
+    assert set(made.forms.values()) == {"as it is"}
+    assert "int8: no layer has weights in 8 bits" in caplog.text
 
 
 @pytest.mark.parametrize("encoder", ["poisson", "latency"])

@@ -13,7 +13,7 @@ from plif_lightning import configs
 from plif_lightning.deploy import fold, to_nir
 from plif_lightning.deploy.nir import DT, readers_of
 from plif_lightning.errors import UserError
-from plif_lightning.network import SpikingNetwork, use_backend
+from plif_lightning.network import SpikingNetwork, from_nir, use_backend
 from tests.benchmarks.step import make_fire
 from tests.deploy.conftest import STRUCTURES, frames, trained
 from tests.deploy.test_frozen import patched
@@ -134,6 +134,13 @@ def test_the_graph_is_checked_by_nir_itself(net):
     graph = to_nir(net)
     assert graph.check_types()
     assert [type(node).__name__ for node in graph.nodes.values()].count("LIF") == 6  # two implement max-pooling
+
+
+def test_the_last_step_is_left_to_the_reader(caplog):
+    net = SpikingNetwork((6,), 3, 4, structure="FC8-PLIF-FC3-LAST").eval()
+    x = 3 * torch.rand(4, 2, 6)
+    torch.testing.assert_close(from_nir(to_nir(net))(x)[-1:], net(x))
+    assert "the numbers of every step: LAST" in caplog.text
 
 
 def test_a_convolution_has_its_stride_padding_and_dilation():
