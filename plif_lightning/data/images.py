@@ -173,7 +173,9 @@ class ImageDataModule(SpikingDataModule):
         mean, std = (self.mean, self.std) if self.normalize else ((0.0,), (1.0,))
         channels, *size = self.image_shape
         of_pixels = {"scale": 1 / 255, "mean": [*map(float, mean)], "std": [*map(float, std)]}
-        sequence = {} if self.image_sequence is None else {"sequence": self.image_sequence._asdict()}
+        sequence = (
+            {} if self.image_sequence is None else {"sequence": self.image_sequence.description(self.image_shape)}
+        )
         return {"channels": channels, "size": size, **of_pixels, **sequence}
 
     def inventory(self) -> list[SplitInventory]:

@@ -1,7 +1,7 @@
 """Images read as sequences: a row or a pixel at each time-step."""
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,11 @@ class ImageSequence(NamedTuple):
         """(T, F) for images (C, H, W)."""
         channels, height, width = image
         return (height, channels * width) if self.name == "rows" else (height * width, channels)
+
+    def description(self, image: tuple[int, ...]) -> dict[str, Any]:
+        """Name, seed, and the `order` of the permuted pixels, which row by row have the numbers 0 to H W - 1."""
+        permuted = {"order": _order(self.shape(image)[0], self.seed).tolist()} if self.name == "permuted" else {}
+        return {**self._asdict(), **permuted}
 
     def __call__(self, images: Tensor) -> Tensor:
         """[N, T, F] of images [N, C, H, W]."""

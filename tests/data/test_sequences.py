@@ -35,7 +35,7 @@ def test_the_random_order_is_that_of_its_seed_and_of_all_images():
     other, elsewhere = a_batch("permuted", 64, permutation_seed=1)
     assert not torch.equal(elsewhere, permuted)
     assert other.reading() != data.reading()
-    assert data.preprocessing["sequence"] == {"name": "permuted", "seed": 0}
+    assert data.preprocessing["sequence"] == {"name": "permuted", "seed": 0, "order": order.tolist()}
 
 
 def test_time_steps_are_those_of_the_sequence():
