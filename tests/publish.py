@@ -56,7 +56,7 @@ SHOWN = {
 THEIRS = {
     "LIF, tau = 50": "29.60", "PLIF": "29.40",
     "ALIF": "40.30", "GLIF, a conductance for each step": "90.15",
-    "recurrent, LIF, tau = 2": "53.35", "recurrent, PLIF": "53.25",
+    "recurrent, LIF, tau = 2": "53.35", "recurrent, PLIF": "53.25", "recurrent, ALIF": "68.00",
 }  # fmt: skip
 # Names of the classes in tests/examples.
 OWN = {"adaptive_neuron.AdaptiveLIF": "ALIF", "glif_by_steps.Network": "GLIF, a conductance for each step"}
