@@ -8,7 +8,7 @@ from torch import Tensor
 
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.equations import Dynamics, program
-from plif_lightning.dynamics.reference import in_real_precision
+from plif_lightning.dynamics.reference import check_inputs, in_real_precision
 from plif_lightning.kernels import ops
 from plif_lightning.kernels.bits import array_of_bits, words_for
 from plif_lightning.kernels.dense import product
@@ -139,7 +139,11 @@ def run_recurrent(y: Tensor, weight: Tensor, dynamics: Dynamics, steps: int) -> 
         weight: W, [F, F], in the type of y.
         dynamics: the neurons.
         steps: T.
+
+    Raises:
+        UserError: the neurons' parameters are of another number of features.
     """
+    check_inputs(y, dynamics, None, steps)
     with in_real_precision(y.device):
         arguments = rows_of(dynamics, y), dynamics.key, steps, dynamics.firing.through_time
         spikes: Tensor = _RecurrentFunction.apply(y, weight, *arguments, torch.is_grad_enabled())

@@ -284,6 +284,13 @@ def test_changed_recurrent_layers_are_called_at_each_step(change, backend):
     assert not torch.equal(whole, unchanged)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_parameters_of_another_number_of_neurons_are_refused(backend):
+    layer = pl.use_backend(a_layer(pl.PLIF(tau_per="neuron", channels=F + 1)), backend)
+    with pytest.raises(UserError, match=rf"one value per channel of x \(.*, {F}\), got \({F + 1},\)"):
+        layer(an_input())
+
+
 def test_another_recurrent_layer_is_refused():
     layer = a_layer(pl.PLIF())
     layer.recurrent = nn.Linear(F, F)
