@@ -23,8 +23,8 @@ def network_of(net: nn.Module) -> SpikingNetwork:
     net = plain(net)
     if not isinstance(net, SpikingNetwork) or type(net).forward is not SpikingNetwork.forward:
         raise UserError(
-            f"folding, frozen networks, streams and NIR need a network from a structure, got a {type(net).__name__}: "
-            "of a user-defined one the layers are known, but not their order. Export pt2 or ONNX."
+            f"folding, frozen networks, streams and NIR need a network from a structure, got a {type(net).__name__}. A "
+            "user-defined network, whose layers have no known order, exports to pt2 and ONNX."
         )
     with torch.device("meta"):
         as_written = fingerprint(SpikingNetwork(**net.arguments))
