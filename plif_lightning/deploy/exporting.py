@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.nir import readers_of, write_nir
+from plif_lightning.deploy.scan import scan_of
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, step, use_backend
 from plif_lightning.network.checkpoint import (
@@ -29,7 +30,7 @@ from plif_lightning.network.checkpoint import (
     network_in,
 )
 from plif_lightning.network.fingerprint import fingerprint
-from plif_lightning.network.output import LeakyIntegrator
+from plif_lightning.network.output import LastStep, LeakyIntegrator
 from plif_lightning.network.own import description, neurons_of
 from plif_lightning.network.recurrent import RecurrentLinear
 from plif_lightning.network.stepping import STATEFUL
@@ -160,12 +161,18 @@ def write_pt2(net: SpikingNetwork, static: bool, folder: Path) -> None:
 
 def write_onnx(net: SpikingNetwork, static: bool, folder: Path) -> None:
     """Write network.onnx and, of a network from a structure, step.onnx; see `export`."""
-    save_onnx(to_export(net, static), folder / "network.onnx", (["x"], ["votes"]))
     if isinstance(net, SpikingNetwork):
         first = states_of(net)
         names = ["frame", *first], ["votes", *(f"{name}_after" for name in first)]
         metadata = {f"before_the_first_step.{name}": str(initial) for name, initial in first.items()}
         save_onnx(to_export_step(net), folder / "step.onnx", names, metadata)
+        if not static and any(isinstance(module, RecurrentLinear) for module in net.modules()):
+            import onnx
+
+            step_alone = onnx.load(folder / "step.onnx")
+            onnx.save(scan_of(step_alone, first, isinstance(net.voting, LastStep)), folder / "network.onnx")
+            return
+    save_onnx(to_export(net, static), folder / "network.onnx", (["x"], ["votes"]))
 
 
 _WRITERS: dict[str, Callable[[SpikingNetwork, bool, Path], None]] = {

@@ -215,6 +215,23 @@ def test_folded_checkpoint_cannot_be_trained(exported, capsys):
     assert "folded" in line
 
 
+@pytest.mark.parametrize("structure", ["RFC8-ALIF-FC3-LI", "c4k3s1-BN-PLIF-MPk2s2-RFC12-LIF(v_reset=-0.5)-FC3-LAST"])
+def test_onnx_of_a_recurrent_network_is_a_scan_for_any_number_of_steps(structure, tmp_path):
+    torch.manual_seed(0)
+    shape = (2, 6, 6) if "c4" in structure else (5,)
+    net = SpikingNetwork(shape, 3, 50, structure=structure, v_threshold=0.1).eval()
+    write_onnx(net, False, tmp_path)
+    assert (tmp_path / "network.onnx").stat().st_size < 2 * (tmp_path / "step.onnx").stat().st_size
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
+    for steps, samples in ((50, 1), (3, 4)):
+        x = 5 * torch.rand(steps, samples, *shape)
+        (votes,) = session.run(None, {"x": x.numpy()})
+        expected = SpikingNetwork(**net.arguments | {"time_steps": steps}).eval()
+        expected.load_state_dict(net.state_dict())
+        torch.testing.assert_close(torch.from_numpy(votes), expected(x).detach())
+    assert expected(x).any()
+
+
 @pytest.mark.slow
 def test_onnx_step_documents_its_initial_potentials(tmp_path):
     net = trained(v_reset=-0.5, steps=2)
