@@ -78,7 +78,7 @@ def test_layers_draw_a_value_each():
 @pytest.mark.parametrize("tau_per", ["layer", "channel"])
 def test_neurons_of_any_class_draw_on_the_command_line(tau_per, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    drawn = ["--model.neuron", "CLIF", "--model.neuron.k", "{beta: [2, 5]}", "--model.tau_per", tau_per]
+    drawn = ["--model.neuron", "plif_lightning.CLIF", "--model.neuron.k", "{beta: [2, 5]}", "--model.tau_per", tau_per]
     few = ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1"]
     main(["fit", "--config", "quickstart", *drawn, *few, "--run_folder", "RUN", "--record_samples", "0"])
     for _, neuron in pl.load_network("RUN/checkpoints/last.ckpt").neurons():
