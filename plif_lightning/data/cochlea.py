@@ -104,7 +104,7 @@ class SHD(EventDataModule):
 
     def options(self) -> tuple[Any, ...]:
         sizes = [(self.home / name).stat().st_size for names in self.files_of.values() for name in names]
-        return (*super().options(), "from zero", *sizes)
+        return (*super().options(), *sizes)
 
     def files(self, train: bool) -> list[tuple[Path, int]]:
         """Parts of the files, each named after its file and its first recording; labels are read with them."""

@@ -426,7 +426,8 @@ class EventDataModule(SpikingDataModule):
 
     def options(self) -> tuple[Any, ...]:
         """Values that the cached events depend on, besides the files and `cache_folder`; a part of the key."""
-        return (*self.sensor, self.class_names, *([] if self.polarities == 2 else [self.polarities]))
+        polarities = [] if self.polarities == 2 else [self.polarities]
+        return (*self.sensor, self.class_names, *polarities, *(["from zero"] if self.from_zero else []))
 
     def _build(self, files: Sequence[tuple[Path, int]], writer: ArrayWriter) -> None:
         """Read all files, a few at a time, and append their recordings."""

@@ -32,7 +32,7 @@ from plif_lightning.network.checkpoint import (
 from plif_lightning.network.fingerprint import fingerprint
 from plif_lightning.network.output import LastStep, LeakyIntegrator
 from plif_lightning.network.own import description, neurons_of
-from plif_lightning.network.recurrent import RecurrentLinear
+from plif_lightning.network.recurrent import RecurrentLinear, is_recurrent
 from plif_lightning.network.stepping import STATEFUL
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import as_tuple, from_tuple
@@ -166,7 +166,7 @@ def write_onnx(net: SpikingNetwork, static: bool, folder: Path) -> None:
         names = ["frame", *first], ["votes", *(f"{name}_after" for name in first)]
         metadata = {f"before_the_first_step.{name}": str(initial) for name, initial in first.items()}
         save_onnx(to_export_step(net), folder / "step.onnx", names, metadata)
-        if not static and any(isinstance(module, RecurrentLinear) for module in net.modules()):
+        if not static and is_recurrent(net):
             import onnx
 
             step_alone = onnx.load(folder / "step.onnx")

@@ -22,7 +22,7 @@ from plif_lightning.deploy.folding import fold
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.output import LastStep, LeakyIntegrator, Voting
-from plif_lightning.network.recurrent import RecurrentLinear
+from plif_lightning.network.recurrent import is_recurrent
 from plif_lightning.neurons import LIF, PLIF, Neuron
 from plif_lightning.runtime.program import needed_by
 from plif_lightning.structure import FC, Conv, LayerSpec, Neurons, Pool, Readout, Residual, Votes
@@ -60,7 +60,6 @@ def readers_of(net: SpikingNetwork) -> dict[str, str | None]:
     resets = any(neuron.firing.v_reset != 0 for neuron in neurons)
     averages = any(isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)) for module in net.modules())
     integrates = isinstance(net.voting, LeakyIntegrator)
-    recurs = any(isinstance(module, RecurrentLinear) for module in net.modules())
     of_formats: dict[str, list[tuple[bool, str]]] = {
         "SpikingJelly": [
             (taus, "refuses a tau per channel"),
@@ -68,7 +67,7 @@ def readers_of(net: SpikingNetwork) -> dict[str, str | None]:
             (integrates, "cannot read the leaky integral of a readout"),
         ],
         "snnTorch": [
-            (recurs, "cannot read recurrent layers"),
+            (is_recurrent(net), "cannot read recurrent layers"),
             (resets, "refuses a V_reset other than 0"),
             (thresholds, "refuses a V_th per channel"),
             (taus, "fires different spikes without a warning if tau differs per channel"),

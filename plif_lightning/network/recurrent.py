@@ -66,7 +66,6 @@ class RecurrentContainer(SignalModule):
     """
 
     step_mode = "m"
-    bias = None
 
     def __init__(self, rc: nn.Linear, linear: nn.Linear | None, neuron: Neuron) -> None:
         super().__init__()
@@ -86,6 +85,11 @@ class RecurrentContainer(SignalModule):
 
     def levels(self, levels: int | None) -> int | None:
         return levels_of(self.neuron)
+
+
+def is_recurrent(net: nn.Module) -> bool:
+    """True if a layer of the network sees its spikes of the step before."""
+    return any(isinstance(module, RecurrentLinear) for module in net.modules())
 
 
 def recurrent_spikes(
@@ -120,7 +124,7 @@ def recurrent_spikes(
         weight = recurrent.weight
         values = values if recurrent.bias is None else values + recurrent.bias.to(values.dtype)
         product = partial(nn.functional.linear, weight=weight)
-    if weight is not None and is_plain(recurrent) and _is_fused(weight, neuron, values):
+    if weight is not None and _is_fused(weight, neuron, values):
         real = torch.promote_types(values.dtype, torch.float32)  # bfloat16 is computed in float32
         return run_recurrent(values.to(real), weight.to(real), neuron.dynamics, x.steps).to(values.dtype), True
     inputs = _all_inputs(product, neuron, values, x.steps)
