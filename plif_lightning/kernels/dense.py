@@ -48,10 +48,25 @@ def computing_type(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if autocast_in_force(x.device) else x.dtype
 
 
+def _is_bfloat16_on_cpu(x: Tensor) -> bool:
+    narrow = x.dtype != torch.float64 and computing_type(x) == torch.bfloat16  # autocast leaves float64 alone
+    return x.device.type == "cpu" and narrow
+
+
 def widens(x: Tensor) -> bool:
     """True if products of x are faster by way of float32: sums in float32, rounded once, as oneDNN's are."""
-    narrow = x.dtype != torch.float64 and computing_type(x) == torch.bfloat16  # autocast leaves float64 alone
-    return WIDENS_BFLOAT16 and x.device.type == "cpu" and narrow
+    return WIDENS_BFLOAT16 and _is_bfloat16_on_cpu(x)
+
+
+def _convolves_in_float32(x: Tensor, shape: Sequence[int], dilation: int | Sequence[int] = 1, **_: Any) -> bool:
+    """True if a convolution of x with a weight [O, C, K, K] runs by way of float32: as `widens`, or where oneDNN errs.
+
+    oneDNN's bfloat16 gradients of the weight of a dilated convolution are garbage (NaN, 1e18, or finite and of another
+    direction) with C innermost, stride 1 and outputs 29 wide or more: ungrouped from 17 channels on, grouped from 1,
+    if the channels of a group are no multiple of 16. Seen with torch 2.13 on an AMD EPYC (Zen 5, family 26).
+    Float32 takes 0.5 to 1.4 times as long as bfloat16 there.
+    """
+    return widens(x) or (_is_bfloat16_on_cpu(x) and _pair(dilation) != (1, 1) and shape[1] % 16 != 0)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -76,7 +91,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: Any) -> Tensor:
     """`torch.nn.functional.conv2d`, of bfloat16 by way of float32 and of few pixels by patches where that is faster."""
-    if widens(x):
+    if _convolves_in_float32(x, weight.shape, **settings):
         with in_real_precision(x.device):
             return conv2d(*_widen(x, weight, bias), **settings).bfloat16()
     x, settings = _without_stride(x, weight.shape, settings)
@@ -195,7 +210,7 @@ def conv2d_weight(x: Tensor, shape: Sequence[int], grad: Tensor, **settings: Any
     window = _Window.of(x, shape, **settings)
     left, right, top, bottom = window.idle
     used = [*shape[:2], shape[2] - top - bottom, shape[3] - left - right]
-    x, grad_y = (x.float(), grad.float()) if widens(grad) else (x, grad)
+    x, grad_y = (x.float(), grad.float()) if _convolves_in_float32(grad, shape, **settings) else (x, grad)
     grad_weight = of_conv2d.conv2d_weight(window.padded_input(x), used, grad_y, *window.settings)
     return F.pad(grad_weight, window.idle).to(real_type(grad))
 

@@ -58,7 +58,7 @@ def _network_difference(structure: str, static: bool, settings: dict[str, Any], 
 
 
 class Convolution(NamedTuple):
-    """A convolution with half of its kernel as padding, 4 samples."""
+    """A convolution with half of its kernel, dilated, as padding, 4 samples."""
 
     kernel: tuple[int, int]
     size: tuple[int, int]
@@ -66,6 +66,8 @@ class Convolution(NamedTuple):
     channels: tuple[int, int]
     innermost: bool
     dtype: torch.dtype
+    dilation: int = 1
+    groups: int = 1
 
     def difference(self) -> str:
         """How output and gradients differ from exact ones; empty if they do not.
@@ -74,10 +76,14 @@ class Convolution(NamedTuple):
         """
         (height, width), (inputs, outputs) = self.kernel, self.channels
         x = torch.randn(4, inputs, *self.size)
-        weight = torch.randn(outputs, inputs, height, width) / (inputs * height * width) ** 0.5
+        of_group = inputs // self.groups
+        weight = torch.randn(outputs, of_group, height, width) / (of_group * height * width) ** 0.5
         x, weight = (value.to(self.dtype) for value in (x, weight))
         x = x.to(memory_format=torch.channels_last if self.innermost else torch.contiguous_format)
-        settings: Any = {"stride": self.stride, "padding": (height // 2, width // 2)}
+        padding = self.dilation * (height // 2), self.dilation * (width // 2)
+        settings: Any = {
+            "stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups
+        }  # fmt: skip
         exact, own = ([v.detach().to(t).requires_grad_() for v in (x, weight)] for t in (torch.float64, self.dtype))
         expected = functional.conv2d(exact[0], exact[1], **settings)
         own_output = dense.conv2d(own[0], own[1], **settings)
@@ -105,10 +111,20 @@ _TINY = 1e-3  # of values that are zero in truth
 _KERNELS = (*((k, k) for k in range(1, 8)), (5, 3), (3, 5))
 _SIZES = tuple(itertools.product(range(1, 10), repeat=2))
 _CHANNELS = tuple(itertools.product((16, 128, 160), (16, 128)))
-CONVOLUTIONS = tuple(
-    itertools.starmap(
+_GROUPED = (*((c, c, 1) for c in (3, 8, 16, 24, 32, 40)), *((c, c, c) for c in (6, 16, 32, 64)),
+            (32, 32, 2), (32, 32, 8), (48, 48, 2), (36, 72, 4), (32, 32, 16))  # fmt: skip
+_WIDE_SIZES = (8, 8), (5, 29), (29, 5), (28, 28), (29, 29), (33, 30)
+CONVOLUTIONS = (
+    *itertools.starmap(
         Convolution, itertools.product(_KERNELS, _SIZES, (1, 2, 3), _CHANNELS, (False, True), tuple(_ROUNDING))
-    )
+    ),
+    # Dilated and grouped ones.
+    *(
+        Convolution(kernel, size, stride, (inputs, outputs), innermost, dtype, dilation, groups)
+        for kernel, size, stride, dilation, (inputs, outputs, groups), innermost, dtype in itertools.product(
+            ((1, 1), (3, 3), (3, 1), (5, 5)), _WIDE_SIZES, (1, 2), (1, 2, 3), _GROUPED, (False, True), tuple(_ROUNDING)
+        )
+    ),
 )
 
 
