@@ -1,8 +1,11 @@
 """Run a network step by step, and record its spikes and potentials at every step."""
 
+import copy
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +25,14 @@ from plif_lightning.neurons.carry import LayerState as LayerState
 from plif_lightning.neurons.carry import carry_states as carry_states
 from plif_lightning.neurons.carry import detach_state as detach_state
 
+_log = logging.getLogger(__name__)
 State = dict[str, LayerState]
 # Modules with a state that a step takes and returns.
 STATEFUL = (Neuron, RecurrentLinear, RecurrentContainer, LeakyIntegrator)
+# Steps over which a user-defined network is compared, unless its T is larger; and the tolerance in float64, a share of
+# the largest value.
+_COMPARED_STEPS, _TOLERANCE = 16, 1e-6
+_compared = WeakSet[nn.Module]()
 
 
 def plain(net: nn.Module) -> nn.Module:
@@ -60,7 +68,9 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
     does not depend on the batch size; otherwise a potential may differ by rounding (docs/concepts/forms.md).
 
     Raises:
-        UserError: `state` belongs to another network, or a layer draws or takes statistics over all steps.
+        UserError: `state` belongs to another network; a layer draws or takes statistics over all steps; or a module of
+            the user's sees other steps by itself, as a delay does: a network is compared once with a sequence of T,
+            at least 16, steps.
 
     >>> import torch
     >>> from plif_lightning.neurons import PLIF
@@ -81,9 +91,81 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
         )
     before: dict[nn.Module, LayerState] = {} if state is None else {neurons[name]: v for name, v in state.items()}
     _require_single_steps(net)
+    if state is None and net not in _compared and not torch.compiler.is_compiling():
+        _require_equal_steps(net, frame)
+        _compared.add(net)
     with _require_uncompiled(net), carry_states(before) as carried:
         y = run_network(net, frame[None])
     return y[0], {name: carried.after[neuron] for name, neuron in neurons.items()}
+
+
+def _require_equal_steps(net: nn.Module, frame: Tensor) -> None:
+    """Refuse a network in which a user-defined module sees other time-steps, which it does not find in single steps.
+
+    Raises:
+        UserError: the outputs of a module over random steps differ from those over the sequence of them.
+    """
+    known = ("torch.nn.", "plif_lightning.")
+    if all(type(module).__module__.startswith(known) or isinstance(module, Neuron) for module in net.modules()):
+        return
+    generator = torch.Generator(frame.device).manual_seed(0)
+    steps = max(_COMPARED_STEPS, getattr(net, "time_steps", None) or 0)
+    size = frame[:1].double().abs().max().clamp(min=1)
+    x = size * torch.rand(steps, 1, *frame.shape[1:], generator=generator, device=frame.device, dtype=torch.float64)
+    of_gpu = [frame.device] if frame.is_cuda else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=of_gpu):
+            trial = copy.deepcopy(net).double()
+            whole, again = (_calls(trial, x) for _ in range(2))
+            single = _calls(trial, *x[:, None])
+    except Exception as error:  # of a forward that fixes a type or T
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        _log.warning(
+            "%s could not be compared with a run over a sequence (%s): its single steps are right only if no module "
+            "of it sees other time-steps.", type(net).__name__, reason,
+        )  # fmt: skip
+        return
+    for name, (inputs, outputs) in whole.items():
+        if name not in single or not _are_close(outputs, again[name][1]):
+            continue  # called otherwise in single steps, or random
+        if not _are_close(outputs, single[name][1]):
+            same_inputs = _are_close(inputs, single[name][0])
+            module = trial.get_submodule(name) if same_inputs else trial
+            place = f"{type(module).__name__}{f' ({name})' if same_inputs and name else ''}"
+            raise UserError(
+                f"{place} sees other time-steps: over a sequence it returns something other than in single steps. "
+                "Run whole sequences, or keep what it remembers in the states of a pl.Neuron."
+            )
+
+
+def _calls(net: nn.Module, *sequences: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """First input and output of each module that is called once, in order of their ends; those of sequences joined.
+
+    The sequences are run one after another, from the state that the one before left.
+    """
+    values: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+            values.setdefault(name, []).append((inputs[0].clone(), output.clone()))
+
+    torch.manual_seed(0)
+    state: Mapping[nn.Module, LayerState] = {}
+    with forward_hooks(dict(net.named_modules()), note), _require_uncompiled(net):
+        for x in sequences:
+            with carry_states(state) if len(sequences) > 1 else nullcontext() as carried:
+                run_network(net, x)
+            state = carried.after if carried is not None else {}
+    once = {name: calls for name, calls in values.items() if len(calls) == len(sequences)}
+    return {name: (torch.cat([x for x, _ in calls]), torch.cat([y for _, y in calls])) for name, calls in once.items()}
+
+
+def _are_close(a: Tensor, b: Tensor) -> bool:
+    """True for equal tensors up to rounding; and for different shapes, which do not compare."""
+    if a.shape != b.shape:
+        return True
+    size = float(a.double().nan_to_num(0, 0, 0).abs().max()) if a.numel() else 0.0
+    return torch.allclose(a.double(), b.double(), rtol=0, atol=_TOLERANCE * size, equal_nan=True)
 
 
 def _require_single_steps(net: nn.Module) -> None:

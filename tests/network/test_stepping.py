@@ -229,3 +229,104 @@ def test_a_neuron_that_is_used_twice_has_no_single_steps():
     neuron = pl.PLIF()
     with pytest.raises(UserError, match="a neuron is used twice in the network"):
         pl.step(nn.Sequential(nn.Linear(4, 4), neuron, nn.Linear(4, 4), neuron), torch.rand(2, 4))
+
+
+class Delay(nn.Module):
+    """A step later, by itself."""
+
+    time_aware = True
+
+    def forward(self, x):
+        return torch.cat([torch.zeros_like(x[:1]), x[:-1]])
+
+
+class LongDelay(nn.Module):
+    time_aware = True
+
+    def forward(self, x):
+        return torch.cat([torch.zeros_like(x[:12]), x[:-12]])[: len(x)]
+
+
+class OverSteps(nn.Module):
+    """A convolution over time."""
+
+    time_aware = True
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(4, 4, 3, padding=2)
+
+    def forward(self, x):
+        return self.conv(x.permute(1, 2, 0))[..., : len(x)].permute(2, 0, 1)
+
+
+class Within(nn.Module):
+    """Sees the step before in its own forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.neuron = pl.PLIF()
+
+    def forward(self, x):
+        return self.neuron(x + torch.cat([torch.zeros_like(x[:1]), x[:-1]]))
+
+
+def _net(layer):
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 4), layer, pl.PLIF(), nn.Linear(4, 2)).eval()
+
+
+@pytest.mark.parametrize(
+    ("net", "name"),
+    [(_net(Delay()), r"Delay \(2\)"), (_net(LongDelay()), r"LongDelay \(2\)"), (_net(OverSteps()), r"OverSteps \(2\)"),
+     (Within(), "Within")],
+)  # fmt: skip
+def test_a_module_that_sees_other_steps_is_refused(net, name):
+    """Steps of such a network would differ from its sequences by any amount."""
+    with pytest.raises(UserError, match=f"^{name} sees other time-steps"):
+        pl.step(net, torch.rand(3, 4))
+
+
+class Scaled(nn.Module):
+    time_aware = True
+
+    def forward(self, x):
+        return 3 * x
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + 0.1 * torch.rand_like(x)
+
+
+class Narrows(nn.Module):
+    time_aware = True
+
+    def forward(self, x):
+        return x.float()
+
+
+@pytest.mark.parametrize("layer", [Scaled(), Noise(), pl.LIF(), pl.over_time(nn.Linear(4, 4))])
+def test_modules_without_a_memory_of_their_own_step_without_a_word(layer, caplog):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), layer, pl.PLIF(), Scaled()).eval()
+    x = torch.rand(5, 3, 4)
+    y, _ = steps_of(net, x)
+    assert not caplog.records
+    if not isinstance(layer, Noise):
+        torch.testing.assert_close(y, pl.over_time(net)(x))
+
+
+def test_a_network_that_cannot_be_compared_says_so_once(caplog):
+    net, x = _net(Narrows()), torch.rand(2, 3, 4)
+    for _ in range(2):
+        assert torch.equal(steps_of(net, x)[0], pl.over_time(net)(x))
+    assert caplog.text.count("could not be compared with a run over a sequence") == 1
+
+
+def test_the_comparison_leaves_random_numbers_and_the_network_alone():
+    torch.manual_seed(0)
+    net = _net(Scaled())
+    before, expected = {name: value.clone() for name, value in net.state_dict().items()}, torch.get_rng_state()
+    pl.step(net, torch.rand(3, 4, generator=torch.Generator().manual_seed(0)))
+    assert torch.get_rng_state().equal(expected)
+    assert all(value.equal(before[name]) for name, value in net.state_dict().items())
