@@ -80,7 +80,10 @@ def _row(run: Run, is_averaged: bool) -> dict[str, Any]:
         "code": ", ".join(f"{name} {digest}" for name, digest in run.section("code").items()) or None,
         **{name: run.section("surroundings").get(name) for name in ("commit", "machine", "versions")},
         **{name: value for name, value in run.record.items() if type(value) in (int, float) and name != "test"},
-        "changes": "; ".join(f"{name}={value} after step {step}" for step, name, value in run.changes) or None,
+        "changes": "; ".join(
+            f"{name}={after} instead of {before} after step {step}" for step, name, before, after in run.changes
+        )
+        or None,
     }
     blocks: dict[str, Any] = {
         name: run.config[name] for name in ("data", "task", "model", "trainer") if run.config.get(name) is not None

@@ -131,7 +131,7 @@ class Group:
 def groups(runs: Sequence[Run]) -> list[Group]:
     """Finished runs, grouped by key; the latest run of each seed."""
     averaged = []
-    for alike in by_key(run for run in runs if run.status == "finished" and run.accuracy is not None):
+    for alike in by_key(filter(has_result, runs)):
         of_seeds = latest_of_each_seed(alike)
         shares = [run.accuracy for run in of_seeds if run.accuracy is not None]
         low, high = interval(shares, None if is_limited(of_seeds[0]) else of_seeds[0].tested_samples)
@@ -173,6 +173,11 @@ def by_key(runs: Iterable[Run]) -> list[list[Run]]:
     for run in runs:
         by_hash[run.key].append(run)
     return [*by_hash.values()]
+
+
+def has_result(run: Run) -> bool:
+    """True for a finished run whose accuracy is measured: of protocol B by its test."""
+    return run.status == "finished" and run.accuracy is not None
 
 
 def latest_of_each_seed(runs: Sequence[Run]) -> list[Run]:
@@ -273,8 +278,10 @@ def visible_differences(settings: Mapping[str, Any], reference: Mapping[str, Any
     A structure stands for the numbers that it replaces, and a class for the arguments of another class.
     """
     names = differences(settings, reference)
-    if "model.structure" in names or "model.network" in settings:
+    if "model.structure" in names:
         names = [name for name in names if name not in NUMBERS]
+    if "model.network" in settings:  # which has none of the network's arguments, but those that were given
+        names = [name for name in names if name in settings or name not in _of_network()]
     classes = {name for name in names if any(other.startswith(f"{name}.") for other in (*settings, *reference))}
     return [
         name
@@ -283,6 +290,14 @@ def visible_differences(settings: Mapping[str, Any], reference: Mapping[str, Any
         and not f"{name}.".startswith(("model.neuron.", "model.network."))
         and (name in settings or not any(name.startswith(f"{kind}.") for kind in classes))
     ]
+
+
+@cache
+def _of_network() -> set[str]:
+    """The settings that are arguments of `SpikingNetwork`."""
+    from plif_lightning.network.network import ARGUMENTS  # which loads PyTorch
+
+    return {f"model.{name}" for name in ARGUMENTS}
 
 
 def distinguishing_settings(runs: Sequence[Run]) -> list[list[str]]:

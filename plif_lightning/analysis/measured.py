@@ -93,4 +93,9 @@ def overrides(run: Run) -> str:
         for i, (name, value) in enumerate(options)
         if name.endswith("+") or name.startswith(appended) or name not in names[i + 1 :]
     ]
-    return " ".join([*in_force, *(f"after step {step} {name}={value}" for step, name, value in run.changes)])
+    return " ".join(
+        [
+            *in_force,
+            *(f"after step {step} {name}={after} instead of {before}" for step, name, before, after in run.changes),
+        ]
+    )

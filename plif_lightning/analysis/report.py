@@ -102,7 +102,9 @@ def _details(run: Run, anchor: str) -> str:
     """Command and configuration of a run, to unfold."""
     config = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
     calls = "\n".join(f"{program.program_name()} {shlex.join(call)}" for call in commands(run))
-    changes = "".join(f"# after step {step}: {name} {value}\n" for step, name, value in run.changes)
+    changes = "".join(
+        f"# after step {step}: {name} {after} instead of {before}\n" for step, name, before, after in run.changes
+    )
     text = html.escape(f"{calls}\n{changes}\n{config}")
     # A link opens the details that its target lies in.
     return f'<details><summary>{html.escape(run.name)}</summary><pre id="{anchor}">{text}</pre></details>'

@@ -69,7 +69,7 @@ class Table:
         if not self.runs:
             return self
         rows = [[*row, " ".join(names)] for row, names in zip(self.rows, self.runs, strict=True)]
-        return replace(self, columns=[*self.columns, "runs"], rows=rows)
+        return replace(self, columns=[*self.columns, "runs"], rows=rows, runs=[])
 
     @property
     def without_empty_columns(self) -> "Table":

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from plif_lightning.callbacks.logger import is_fast_dev_run, run_folder, writes_files
 from plif_lightning.callbacks.wandb import WandbRunLogger
@@ -28,7 +29,7 @@ from plif_lightning.runs.histograms import Histogram, append_histograms
 from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.record import begin, update
 from plif_lightning.runs.samples import RecordedSamples, write_samples
-from plif_lightning.runs.settings import Role, defaults_of, differences, role, settings
+from plif_lightning.runs.settings import Role, differences, role, settings, value_in
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.runtime.process import surroundings
 from plif_lightning.structure import Numbers, resolve_structure
@@ -58,6 +59,12 @@ def _require_seen(trainer: L.Trainer, folder: Path) -> None:
 def content_of(data: SpikingDataModule, train: bool = True) -> str:
     """A hash that identifies a training set or test set."""
     return hashlib.blake2b(data.identity(train).encode(), digest_size=8).hexdigest()
+
+
+def has_local_statistics(net: nn.Module) -> bool:
+    """True if BN of each process takes its statistics over its part of a batch alone."""
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    return not all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
 
 
 class RunRecord(Callback):
@@ -110,12 +117,13 @@ class RunRecord(Callback):
         data_facts = {"title": data.title, "origin": data.origin_note, "samples": data.sizes()}
         data_facts |= {"content": content_of(data), "test_content": content_of(data, train=False)}
         run_settings = settings(self.config, trainer.world_size)
+        if trainer.world_size > 1 and has_local_statistics(pl_module):
+            run_settings["trainer.processes"] = trainer.world_size
         if self.begun_from is not None:
             run_settings["ckpt_path"] = self.begun_from
         if step is not None:
             before = load_mapping(folder.record, [], optional=True).get("settings", run_settings)
-            default = defaults_of(type(data)).get("batch_size")
-            now, then = (of.get("data.batch_size", default) for of in (run_settings, before))
+            now, then = (value_in(named, "data.batch_size") for named in (run_settings, before))
             if now != then:
                 message = "Batches of all processes together have %s samples now, %s before; the learning rate stays."
                 _log.warning(message, now, then)

@@ -102,10 +102,6 @@ class SHD(EventDataModule):
                 return tuple(key.decode() if isinstance(key, bytes) else str(key) for key in file["extra/keys"][()])
             return tuple(map(str, range(int(file["labels"][()].max()) + 1)))
 
-    def options(self) -> tuple[Any, ...]:
-        sizes = [(self.home / name).stat().st_size for names in self.files_of.values() for name in names]
-        return (*super().options(), *sizes)
-
     def files(self, train: bool) -> list[tuple[Path, int]]:
         """Parts of the files, each named after its file and its first recording; labels are read with them."""
         parts = []
@@ -117,6 +113,9 @@ class SHD(EventDataModule):
                 self._chunks[part] = self.home / name, slice(first, first + _CHUNK)
                 parts.append((part, 0))
         return parts
+
+    def file_of(self, path: Path) -> Path:
+        return self._chunks[path][0]
 
     def read(self, path: Path, label: int) -> Iterable[tuple[int, Recording]]:
         """(label, recording) of each recording in a part, or in a file."""

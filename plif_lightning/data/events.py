@@ -52,7 +52,7 @@ _FORMAT = 3
 
 
 def _size(path: Path) -> int:
-    """Size of a file [bytes]; 0 for a recording that shares its file."""
+    """Size of a file [bytes]; 0 for a recording that another library holds in memory."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -310,6 +310,10 @@ class EventDataModule(SpikingDataModule):
         """
         return [(label, read_any(path))]
 
+    def file_of(self, path: Path) -> Path:
+        """The file on disk with the recordings of a path of `files`; if it changes, they are read again."""
+        return path
+
     @property
     def home(self) -> Path:
         """Folder of the data set."""
@@ -402,10 +406,10 @@ class EventDataModule(SpikingDataModule):
             files = self._indexed_files(train)
             if files:
                 self._formats[train] = Counter(path.suffix.lower() for path, _ in files)
-                labels, sizes = [label for _, label in files], [_size(path) for path, _ in files]
+                sources = [*dict.fromkeys(self.file_of(path) for path, _ in files)]
+                labels, sizes = [label for _, label in files], [_size(path) for path in sources]
                 key = key_of(_FORMAT, self.options(), self._names(files), labels, sizes)
-                paths = [path for path, _ in files]
-                arrays: Arrays | None = cached(folder, key, partial(self._build, files), paths)
+                arrays: Arrays | None = cached(folder, key, partial(self._build, files), sources)
             elif self._indexed_files(not train):  # a cache of other recordings may lie here
                 arrays = None
             elif (arrays := find(folder)) is not None:

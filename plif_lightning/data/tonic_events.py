@@ -1,5 +1,6 @@
 """Data sets of tonic with a two-dimensional sensor and a class per recording."""
 
+import hashlib
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -107,10 +108,9 @@ class TonicEvents(EventDataModule):
         home = Path(data.location_on_system)
         indexed = []
         for i, (recording_path, target) in enumerate(zip(data.data, data.targets, strict=True)):
-            # Recordings that tonic holds in memory have their number and their size for a name.
-            path = (
-                Path(recording_path) if isinstance(recording_path, str) else home / f"{i:08}-{np.size(recording_path)}"
-            )
+            # Recordings that tonic holds in memory have their number and their hash for a name.
+            is_path = isinstance(recording_path, str)
+            path = Path(recording_path) if is_path else home / f"{i:08}-{_hash(recording_path)}"
             self._index[path] = (train, i)
             indexed.append((self._label(target), path))
         # tonic's order partly depends on the file system; sorting by class and name makes it deterministic.
@@ -130,6 +130,10 @@ class TonicEvents(EventDataModule):
         except Exception as error:  # tonic defines no errors
             raise RecordingError(f"{path} cannot be read by tonic ({error}). It is damaged or another file.") from error
         return [(label, recording_of(events, name=str(path)))]
+
+
+def _hash(recording: Any) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(recording).tobytes(), digest_size=8).hexdigest()
 
 
 def _refuse(_: Any) -> None:

@@ -260,7 +260,7 @@ def _remove(folders: Iterable[Path]) -> None:
 
 
 def _time(path: str | Path) -> int:
-    """Time of the last change of a file [ns]; 0 for a recording that shares its file."""
+    """Time of the last change of a file [ns]; 0 for a recording that another library holds in memory."""
     try:
         return os.stat(path).st_mtime_ns  # noqa: PTH116 (faster for many files)
     except FileNotFoundError:

@@ -95,7 +95,7 @@ def read_published(path: Path) -> list[Run]:
 def add_published(path: Path, runs: Sequence[Run], order: Sequence[str] = ()) -> list[Run]:
     """Add the finished runs to a file of published ones and return all of them.
 
-    A run with the same key and seed replaces the published run.
+    Of runs with the same key and seed the one that was begun last stays.
 
     Args:
         path: the file, which may not exist yet.
@@ -106,9 +106,9 @@ def add_published(path: Path, runs: Sequence[Run], order: Sequence[str] = ()) ->
         UserError: path is another file.
     """
     finished = [run for run in runs if run.status == "finished" and run.accuracy is not None]
-    new = [publish(run) for run in sorted(finished, key=lambda run: run.started)]
     old = read_published(path) if path.exists() else []
-    unique = {(run.key, _seed_or_name(run)): run for run in (*old, *new)}.values()
+    by_start = sorted([*old, *map(publish, finished)], key=lambda run: run.started)
+    unique = {(run.key, _seed_or_name(run)): run for run in by_start}.values()
 
     def sort_key(run: Run) -> tuple[Any, ...]:
         title = str(run.section("data").get("title"))

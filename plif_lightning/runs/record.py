@@ -16,7 +16,7 @@ from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.runs.code import Sources, hashes_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.loading import load_mapping
-from plif_lightning.runs.settings import defaults, differences, key, nest_settings
+from plif_lightning.runs.settings import defaults, differences, key, nest_settings, value_in
 from plif_lightning.runtime.files import atomic_write
 
 # Parts written at the end of a run; resumed training removes them.
@@ -58,11 +58,14 @@ def begin(
     earlier_settings = before.get("settings", settings)
     settings = {**settings, **{name: earlier_settings[name] for name in ("ckpt_path",) if name in earlier_settings}}
     changed = [name for name in differences(earlier_settings, settings) if _matters(name, settings)]
-    changes += [[step, name, settings.get(name)] for name in changed]
+    changes += [[step, name, value_in(earlier_settings, name), value_in(settings, name)] for name in changed]
     resumed = [*before.get("resumed", []), *([[step, [*arguments[1:]]]] if changed else [])]
     code = hashes_of(sources or {})
-    if step is not None and (edited := sorted(differences(before.get("code") or {}, code))):
-        changes.append([step, "code", {name: code.get(name) for name in edited}])
+    earlier_code = before.get("code") or {}
+    if step is not None and (edited := sorted(differences(earlier_code, code))):
+        changes.append(
+            [step, "code", *({name: hashes.get(name) for name in edited} for hashes in (earlier_code, code))]
+        )
     _keep_sources(folder, sources or {}, step)
     environment, changed_environment = _added_to(before.get("surroundings") or {}, surroundings)
     first_arguments = before.get("arguments", list(arguments))

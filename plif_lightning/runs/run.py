@@ -79,19 +79,19 @@ class Run:
     @property
     def distinctions(self) -> dict[str, Any]:
         """`settings`, the user's code, and changes on resuming: all that may tell this run from others."""
-        changes = {f"{name} after step {step}": value for step, name, value in self.changes if name != "code"}
-        changes |= {
-            f"code after step {step}": code_in_words(value) for step, name, value in self.changes if name == "code"
+        changes = {
+            f"{name} after step {step}": code_in_words(after) if name == "code" else f"{after} instead of {before}"
+            for step, name, before, after in self.changes
         }
-        changed = {name for _, name, _ in self.changes}
+        changed = {name for _, name, _, _ in self.changes}
         kept = {name: value for name, value in self.settings.items() if name not in changed}
         code = {"code": code_in_words(self.section("code"))} if self.section("code") else {}
         program = {"recorded by": "another program"} if self.record.get("of_another_program") else {}
         return {**kept, **code, **changes, **program}
 
     @property
-    def changes(self) -> list[tuple[int, str, Any]]:
-        """Changes on resuming: step of the optimiser, name of the setting (or `code`), and its new value."""
+    def changes(self) -> list[tuple[int, str, Any, Any]]:
+        """Changes on resuming: step of the optimiser, name of the setting (or `code`), value before and after."""
         recorded = self.record.get("changes")
         return [tuple(change) for change in recorded] if isinstance(recorded, list) else []
 

@@ -94,11 +94,14 @@ ROLES = {
     "trainer.min_steps": Role.TRAINING,
     "trainer.plugins": Role.TRAINING,
     "trainer.precision": Role.NONE,
+    "trainer.processes": Role.NONE,  # that train together without a common BN
     "trainer.strategy.ddp_comm_hook": Role.TRAINING,
     "trainer.val_check_interval": Role.TRAINING,
 }
 # Defaults of the Trainer's settings that are not None.
-_OF_TRAINER = {"max_steps": -1, "precision": "32-true", "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1}
+_OF_TRAINER = {
+    "max_steps": -1, "precision": "32-true", "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "processes": 1,
+}  # fmt: skip
 
 
 def role(name: str) -> Role:
@@ -162,6 +165,17 @@ def key(named: Mapping[str, Any], content: str = "") -> str:
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """Names of settings in which two runs differ; a missing setting has its default."""
     return [name for name in dict.fromkeys((*first, *second)) if first.get(name) != second.get(name)]
+
+
+def value_in(named: Mapping[str, Any], name: str) -> Any:
+    """The value of a setting among those that differ from their defaults; its default if it is not among them."""
+    if name in named:
+        return named[name]
+    if not name.startswith("data.") or "data" not in named:
+        return defaults().get(name)
+    path = named["data"] if "." in named["data"] else f"{_PACKAGE}data.{named['data']}"
+    module, _, kind = path.rpartition(".")
+    return _plain(defaults_of(getattr(importlib.import_module(module), kind)).get(name.removeprefix("data.")))
 
 
 def validation_of(config: Mapping[str, Any]) -> Any:

@@ -14,8 +14,10 @@ from plif_lightning.analysis.figures import FIGURES, drawn, write_figures
 from plif_lightning.analysis.figures.accuracy import figure_6, moving_average
 from plif_lightning.analysis.figures.neurons import RESPONSES, STEPS_PER_MS, TAU_MS, membrane_response
 from plif_lightning.analysis.figures.page import WIDTH
+from plif_lightning.analysis.figures.panels import by_panel, panel_of
 from plif_lightning.analysis.figures.taus import figure_7
 from plif_lightning.analysis.frame import read_runs
+from plif_lightning.analysis.grouping import groups
 from plif_lightning.analysis.layers import layer_table
 from plif_lightning.cli import main
 from plif_lightning.network import SpikeMaxPool2d
@@ -263,3 +265,11 @@ def test_more_settings_than_line_styles_get_separate_panels(tmp_path):
     strong = [line for line in figure.axes[0].lines if line.get_label()[0] != "_"]
     styles = {(line.get_color(), line.get_linestyle(), line.get_fillstyle()) for line in strong}
     assert len(strong) == len(styles) == 10
+
+
+def test_a_rerun_that_was_not_tested_leaves_the_tested_run_in_figures(tmp_path):
+    for name, started, test in (("tested", 1.0, 0.8), ("rerun", 2.0, None)):
+        write_run(tmp_path / name, validation="holdout", test=test, started=started)
+    runs = find_runs(tmp_path)
+    ((_, group),) = by_panel(runs, lambda run: True)[panel_of(runs[0])]
+    assert [run.name for run in group] == ["tested"] == [run.name for of in groups(runs) for run in of.runs]

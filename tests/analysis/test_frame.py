@@ -15,6 +15,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs
 from plif_lightning.runs.settings import settings
+from plif_lightning.structure import Numbers
 from tests.cli.calls import refused
 from tests.writers import write_run
 
@@ -93,11 +94,11 @@ def test_labels_name_edited_code_and_changes_on_resuming(runs):
     first, second, _ = find_runs(runs)
     changed(first.folder, code={"my_nets": "0123"})
     update(first.folder, key="one")
-    update(second.folder, key="two", changes=[[30, "data.batch_size", 8]])
+    update(second.folder, key="two", changes=[[30, "data.batch_size", 4, 8]])
     found = find_runs(runs)[:2]
     names = labels([group.runs[0] for group in groups(found)]).each
     assert len({*names}) == 2
-    assert "batch_size 8 after step 30" in names[1]
+    assert "batch_size 8 instead of 4 after step 30" in names[1]
     third = write_run(runs / "d", seed=1)
     changed(third, code={"my_nets": "4567"})
     update(third, key="three")
@@ -157,10 +158,10 @@ def test_a_change_on_resuming_is_named_whichever_run_comes_first(runs):
         changed_run = first if name == "a" else second
         update(first.folder, key="one", changes=None)
         update(second.folder, key="two", changes=None)
-        update(changed_run.folder, changes=[[724, "data.batch_size", 32]])
+        update(changed_run.folder, changes=[[724, "data.batch_size", 8, 32]])
         firsts = [group.runs[0] for group in groups(find_runs(runs))]
         of_runs = dict(zip([run.name for run in firsts], labels(firsts).each, strict=True))
-        assert "batch_size 32 after step 724" in of_runs[name]
+        assert "batch_size 32 instead of 8 after step 724" in of_runs[name]
 
 
 def test_latest_run_of_a_seed_counts_and_the_table_names_the_others(tmp_path):
@@ -175,10 +176,10 @@ def test_latest_run_of_a_seed_counts_and_the_table_names_the_others(tmp_path):
 def test_a_batch_size_that_was_changed_on_resuming_is_not_shared_with_runs_that_always_had_it(tmp_path):
     write_run(tmp_path / "a", data_arguments={"batch_size": 32})
     folder = write_run(tmp_path / "b", data_arguments={"batch_size": 32}, seed=3)
-    update(folder, changes=[[100, "data.batch_size", 32]], key="another")
+    update(folder, changes=[[100, "data.batch_size", 8, 32]], key="another")
     table = comparison_table(find_runs(tmp_path))
     assert sorted(row[1] for row in table.rows) == [
-        "PLIF, tau_0 = 2, batch_size 32", "PLIF, tau_0 = 2, batch_size 32 after step 100"
+        "PLIF, tau_0 = 2, batch_size 32", "PLIF, tau_0 = 2, batch_size 32 instead of 8 after step 100"
     ]  # fmt: skip
     assert not any(note.startswith("All of") for note in table.notes)
 
@@ -199,3 +200,19 @@ def test_run_of_another_program_is_labelled_and_its_settings_are_validated(tmp_p
     for wrong, message in (({"model.neurn": "lif"}, "model.neuron"), ({"seed_everything": 4}, "seed_everything")):
         with pytest.raises(UserError, match=message):
             pl.record_run(tmp_path / "d", wrong, 0.9, **known)
+
+
+def test_network_of_ones_own_is_not_labelled_with_arguments_it_lacks(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        model = {"network": {"class_path": "torch.nn.Flatten", "init_args": {"start_dim": seed}}, "dropout": 0.5}
+        write_run(tmp_path / name, data="Digits", model={**model, "structure": None, **dict.fromkeys(Numbers._fields)})
+    named = labels(find_runs(tmp_path))
+    assert not any("dropout" in label or "n_conv" in label for label in [*named.each, named.shared])
+
+
+def test_runs_of_a_row_are_one_column_of_its_file(tmp_path):
+    write_run(tmp_path / "runs/a")
+    for extra in ([], ["--show_runs"]):
+        main(["tables", "--runs", str(tmp_path / "runs"), "--only", "2", "--out", str(tmp_path / "out"), *extra])
+        header = (tmp_path / "out/table2.csv").read_text().splitlines()[0].split(",")
+        assert header.count("runs") == 1

@@ -205,11 +205,11 @@ def test_published_rows_stay_separate_where_runs_do(tmp_path, more):
 def test_run_changed_on_resuming_has_a_separate_row(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, arguments=("--config", SHIPPED, "--trainer.max_epochs=3"))
-    update(RunFolder(tmp_path / "b"), changes=[[20, "data.batch_size", 32]], key="another")
+    update(RunFolder(tmp_path / "b"), changes=[[20, "data.batch_size", 16, 32]], key="another")
     runs = add_published(tmp_path / "results.jsonl", find_runs(tmp_path))
     cells = [row[2] for row in measured_table(runs).rows]
     given = "fashionmnist, trainer.max_epochs=3"
-    assert cells == [given, f"{given} after step 20 data.batch_size=32"]
+    assert cells == [given, f"{given} after step 20 data.batch_size=32 instead of 16"]
 
 
 def test_the_commands_take_a_file_of_published_runs(tmp_path, capsys):
@@ -265,3 +265,13 @@ def test_the_rows_of_the_readme_are_of_measured_runs():
     }
     assert len(short) == 4
     assert set(short) <= known
+
+
+def test_an_older_run_of_a_seed_does_not_replace_a_newer_one(tmp_path):
+    file = tmp_path / "results.jsonl"
+    for name, started, accuracy in (("new", 2.0, 0.8), ("old", 1.0, 0.6)):
+        write_run(tmp_path / name, (accuracy,), started=started)
+        add_published(file, find_runs(tmp_path / name))
+    assert [run.accuracy for run in read_published(file)] == [0.8]
+    write_run(tmp_path / "newest", (0.7,), started=3.0)
+    assert [run.accuracy for run in add_published(file, find_runs(tmp_path / "newest"))] == [0.7]

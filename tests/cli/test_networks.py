@@ -239,5 +239,6 @@ def test_edited_code_is_neither_averaged_nor_resumed(tmp_path, monkeypatch, caps
     assert Path("runs/1/test_other").is_dir()
     main(["fit", *longer, "--accept_edited_code", "true"])
     (change,) = [what for what in read_run(Path("runs/1")).record["changes"] if what[1] == "code"]
-    assert set(change[2]) == {"edited_nets"}
+    assert {*change[2]} == {*change[3]} == {"edited_nets"}
+    assert change[2] != change[3]
     assert read_run(Path("runs/1")).key not in keys

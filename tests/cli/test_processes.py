@@ -17,6 +17,7 @@ from plif_lightning.callbacks import RunRecord
 from plif_lightning.cli import main
 from plif_lightning.cli.lightning import needs_sync_batchnorm
 from plif_lightning.errors import UserError
+from plif_lightning.runs.run import read_run
 from tests.cli.calls import FEW, QUICKSTART, TINY, command, fit, load, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
 
@@ -31,6 +32,7 @@ def test_fit_on_two_processes(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("fit finished") == 1
     assert "CPU x 2" in done.stdout
+    assert read_run(Path("runs/quickstart/version_0")).settings["trainer.processes"] == 2
     assert [p.name for p in Path("runs/quickstart").iterdir()] == ["version_0"]
     assert load("runs/quickstart/version_0/checkpoints/best.ckpt")["global_step"] == 6  # of equal epochs the last
 

@@ -273,7 +273,7 @@ def test_settings_that_may_differ_are_taken_over(run):
     assert (config["trainer"]["max_epochs"], config["data"]["init_args"]["batch_size"]) == (3, 32)
     found = read_run(run)
     assert found.status == "finished"
-    assert found.record["changes"] == [[6, "data.batch_size", 32]]
+    assert found.record["changes"] == [[6, "data.batch_size", 16, 32]]
 
 
 def test_a_new_run_begins_from_a_checkpoint_with_whatever_differs(run):

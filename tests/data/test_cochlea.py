@@ -96,6 +96,19 @@ def test_ssc_holds_out_its_published_validation_set(tmp_path):
     assert np.array_equal(x[3].sum(0), np.bincount(units, minlength=40))
 
 
+def test_another_file_of_the_same_size_is_read_again(root):
+    before, _ = all_of(made(SHD(root=str(root), channels=40, time_steps=4)).test_set)
+    path = root / "SHD/shd_test.h5"
+    size = path.stat().st_size
+    writers.write_cochlea(path, 12, 7)
+    assert path.stat().st_size == size
+    after, _ = all_of(made(SHD(root=str(root), channels=40, time_steps=4)).test_set)
+    assert not torch.equal(after, before)
+    path.unlink()
+    writers.write_cochlea(path, 12, 1)  # the first again
+    assert torch.equal(all_of(made(SHD(root=str(root), channels=40, time_steps=4)).test_set)[0], before)
+
+
 def test_what_was_cached_is_enough_but_for_the_speakers(root):
     before, _ = all_of(made(SHD(root=str(root), channels=40, time_steps=4)).test_set)
     for name in ("train", "test"):

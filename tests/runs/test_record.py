@@ -47,10 +47,23 @@ def test_changing_the_batch_size_on_resume_changes_the_key(tmp_path):
     begin(folder, ["fit"], SETTINGS, DATA, {})
     other = {**SETTINGS, "data.batch_size": 32}
     begin(folder, ["fit"], other, DATA, {}, step=7)
-    assert read(folder)["changes"] == [[7, "data.batch_size", 32]]
+    assert read(folder)["changes"] == [[7, "data.batch_size", 16, 32]]
     assert read(folder)["key"] not in (key(SETTINGS, "a b"), key(other, "a b"))
     begin(folder, ["fit"], other, DATA, {}, step=9)
-    assert read(folder)["changes"] == [[7, "data.batch_size", 32]]
+    assert read(folder)["changes"] == [[7, "data.batch_size", 16, 32]]
+
+
+def test_runs_that_began_with_other_batches_and_end_with_the_same_have_other_keys(tmp_path):
+    keys = set()
+    for name, size in (("a", 4), ("b", 8)):
+        folder = RunFolder(tmp_path / name)
+        folder.path.mkdir()
+        begun = {"data": "Digits", "data.batch_size": size}
+        begin(folder, ["fit"], begun, DATA, {})
+        begin(folder, ["fit"], {"data": "Digits"}, DATA, {}, step=50)  # the default
+        assert read(folder)["changes"] == [[50, "data.batch_size", size, 16]]
+        keys.add(read(folder)["key"])
+    assert len(keys) == 2
 
 
 def test_lengthening_a_cycle_on_resume_changes_the_key(tmp_path):
@@ -60,5 +73,5 @@ def test_lengthening_a_cycle_on_resume_changes_the_key(tmp_path):
     begin(folder, ["fit"], cycle, DATA, {})
     longer = {**cycle, "trainer.max_epochs": 4}
     begin(folder, ["fit"], longer, DATA, {}, step=7)
-    assert read(folder)["changes"] == [[7, "trainer.max_epochs", 4]]
+    assert read(folder)["changes"] == [[7, "trainer.max_epochs", 2, 4]]
     assert read(folder)["key"] != key(longer, "a b")
