@@ -142,9 +142,8 @@ def cost(argv: list[str]) -> int:
         from plif_lightning.runtime.files import atomic_write
 
         with atomic_write(options.out) as file:
-            csv.writer(file).writerows(
-                [_COLUMNS, *([name, *("" if math.isnan(n) else f"{n:.6g}" for n in of)] for name, *of in rows)]
-            )
+            numbers = ([name, *("" if math.isnan(n) else f"{n:.6g}" for n in of)] for name, *of in rows)
+            csv.writer(file).writerows([_COLUMNS, *numbers])
         print(options.out)
     return 0
 
@@ -166,11 +165,14 @@ def _print_latency(net: "SpikingNetwork", x: "Tensor") -> None:
 
 
 def _cost_rows(network_cost: "Cost") -> list[tuple[Any, ...]]:
-    """Name and numbers of each layer, and of all layers in the last row, in the units of _COLUMNS."""
+    """Name and numbers of each layer, and of all layers in the last row, in the units of _COLUMNS.
+
+    Modules that were not counted are rows without numbers.
+    """
     layers = [
         (replace(network_cost, layers=(layer,)), layer.layer, 100 * layer.firing) for layer in network_cost.layers
     ]
-    return [
+    rows = [
         (
             *first,
             *(of.total(name) / unit for name, unit, _ in _NUMBERS),
@@ -178,6 +180,8 @@ def _cost_rows(network_cost: "Cost") -> list[tuple[Any, ...]]:
         )
         for of, *first in [*layers, (network_cost, "all", math.nan)]
     ]
+    rows[-1:-1] = [(f"{name}, not counted", *[math.nan] * (len(_COLUMNS) - 1)) for name in network_cost.not_counted]
+    return rows
 
 
 def in_few_digits(value: float, digits: int) -> str:

@@ -7,7 +7,7 @@ for both extremes of hardware: every operation fetches its weight from the memor
 each weight is fetched once (in a spiking network at most once per time-step) into a buffer of 8 KiB.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple, assert_never
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from plif_lightning.errors import UserError
@@ -131,11 +132,13 @@ class Cost:
         layers: costs of the layers, from input to output.
         samples: number of samples that firing was measured on.
         time_steps: T.
+        not_counted: `name: class` of each module whose operations are in no layer: with weights, or of the user's.
     """
 
     layers: tuple[LayerCost, ...]
     samples: int
     time_steps: int
+    not_counted: tuple[str, ...] = ()
 
     def total(self, field: str, *arguments: bool) -> float:
         """The sum of an attribute or method of `LayerCost` over all layers."""
@@ -166,7 +169,7 @@ def mean_cost(costs: Sequence[Cost]) -> Cost:
         firing, actual = (fmean(getattr(layer, name) for layer in same) for name in ("firing", "actual"))
         spikes = all(layer.spikes for layer in same)
         layers.append(same[0]._replace(spikes=spikes, firing=firing, actual=actual))
-    return Cost(tuple(layers), len(costs), costs[0].time_steps)
+    return Cost(tuple(layers), len(costs), costs[0].time_steps, costs[0].not_counted)
 
 
 # Layers with weights, and their names in a block.
@@ -211,7 +214,22 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
         layer_costs = (*layer_costs, none) if rest else layer_costs
     if x.dim() == 3:
         layer_costs = tuple(layer._replace(inputs=frames) for layer in layer_costs)
-    return Cost(layer_costs, counter.samples, frames)
+    return Cost(layer_costs, counter.samples, frames, tuple(_not_counted(net, counter.layers, flops)))
+
+
+def _not_counted(net: nn.Module, layers: Mapping[str, nn.Module], flops: FlopCounterMode) -> Iterator[str]:
+    """`name: class` of modules whose operations no row has: with weights, or without layers in them and not ours."""
+    counted = {*layers.values()}
+    for block in layers.values():
+        parts = [getattr(block, name, None) for name in ("conv", "fc", "neuron", "recurrent")]
+        counted.update(module for part in parts if isinstance(part, nn.Module) for module in part.modules())
+    products = flops.get_flop_counts()
+    for name, module in net.named_modules():
+        has_weights = any(True for _ in module.parameters(recurse=False)) and not isinstance(module, _BatchNorm)
+        is_users = not type(module).__module__.startswith(("torch.nn.", "plif_lightning.")) and not [*module.children()]
+        in_row = module in counted or products.get(".".join(filter(None, [type(net).__name__, name])))
+        if (has_weights or is_users) and not in_row:
+            yield f"{name or 'the network'}: {type(module).__name__}"
 
 
 def _other_products(flops: FlopCounterMode, net: str, layers: Mapping[str, nn.Module]) -> float:

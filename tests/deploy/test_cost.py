@@ -123,6 +123,46 @@ def test_products_of_attention_are_counted(fused):
     assert found.total("dense") == flops.get_total_flops() / 2 / 3  # a multiply-accumulate is two; three samples
 
 
+class Delay(torch.nn.Module):
+    time_aware = True
+
+    def forward(self, x):
+        return torch.cat([0 * x[:1], x[:-1]])
+
+
+class Scale(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def test_modules_whose_operations_no_row_has_are_named():
+    layers = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(8, 4), torch.nn.BatchNorm1d(4), Delay(), Scale(), PLIF(), torch.nn.PReLU()
+    )
+    found = cost(over_time(layers), torch.ones(5, 2, 1, 2, 4))
+    assert found.not_counted == ("net.3: Delay", "net.4: Scale", "net.6: PReLU")
+    assert [layer.layer for layer in found.layers] == ["net.1", "net.5"]
+    for net in (Attention(fused=True), Plain(), trained(), SpikingNetwork((6,), 4, 5, structure="RFC8-PLIF-DP-FC4b")):
+        x = (
+            torch.rand(4, 3, 1, 5, 8)
+            if isinstance(net, (Attention, Plain))
+            else torch.rand(net.time_steps, 3, *net.input_shape)
+        )
+        assert cost(net, x).not_counted == ()
+
+
+def test_weights_of_a_layer_that_is_not_counted_are_named():
+    """As where a new layer of the notation has products that its row leaves out."""
+    net = trained()
+    net.encoder.conv1.pool = torch.nn.Sequential(net.encoder.conv1.pool, torch.nn.Conv2d(8, 8, 1))
+    net.encoder.conv1.pool.forward = net.encoder.conv1.pool[0].forward
+    assert cost(net, frames(net)).not_counted == ("encoder.conv1.pool.1: Conv2d",)
+
+
 def test_energies_add_up():
     net = trained()
     found = cost(net, frames(net))
