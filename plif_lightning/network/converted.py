@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from plif_lightning.errors import UserError
 from plif_lightning.network.over_time import with_time
@@ -38,6 +39,51 @@ class Calls:
         self.seen.add(id(layer))
 
 
+class BlockReadError(UserError):
+    """A forward reads an output between the layers of a block, such as the convolution's, which is not computed."""
+
+    def __init__(self, block: str) -> None:
+        self.block = block
+        super().__init__(
+            f"the forward reads an output between the layers of the block that begins with {block}, which are computed "
+            "as one: convert the network with an example in which it does so, and they stay apart."
+        )
+
+
+class BlockOutput:
+    """The output of a block, on its way through the places of the block's layers: only the next of them can read it.
+
+    In the original these places hold other values, such as the convolution's output: reading them here is an error.
+
+    Args:
+        block: the block.
+        values: its output.
+        place: number of the layer that reads it next.
+    """
+
+    def __init__(self, block: "Replacement", values: Tensor, place: int) -> None:
+        self.__dict__["contents"] = block, values, place
+
+    def _refuse(self, *arguments: Any, **named: Any) -> Any:
+        block, *_ = self.contents
+        raise BlockReadError(block.name)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._refuse()
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        leaves = tree_leaves((arguments, named))
+        return next(leaf for leaf in leaves if isinstance(leaf, cls))._refuse()
+
+    __bool__ = __len__ = __iter__ = __getitem__ = __setitem__ = __float__ = __array__ = _refuse
+    __add__ = __sub__ = __mul__ = __truediv__ = __neg__ = __pow__ = __matmul__ = _refuse
+    __radd__ = __rsub__ = __rmul__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse
+    __hash__ = object.__hash__
+
+
 class Replacement(SignalModule):
     """A neuron or a block in the place of the first of its layers.
 
@@ -54,39 +100,44 @@ class Replacement(SignalModule):
         super().__init__()
         self.layer, self.name, self.calls, self.followed = layer, name, calls, False
         self.of_spikes = of_spikes
-        self.output: Tensor | None = None
+
+    def forward(self, x: Tensor, time_steps: int | None = None, levels: int | None = None) -> Any:
+        """The output [T, N, *]; a `BlockOutput` where other layers' places follow."""
+        y = super().forward(x, time_steps, levels)
+        return BlockOutput(self, y, 1) if self.followed else y
 
     def run(self, x: Signal, states: Carried | None) -> Signal:
         if self.calls is not None:
             self.calls.require_first(self, self.name)
         # Neurons alone keep their input's layout; SpikingJelly's stack steps, which is fast for the following layers.
         values = x.values.contiguous() if isinstance(self.layer, Neuron) else x.values
-        y = run_layer(self.layer, x._replace(values=values, levels=1 if self.of_spikes else x.levels), states)
-        if self.followed and not torch.compiler.is_compiling():
-            self.output = y.values
-        return y
+        return run_layer(self.layer, x._replace(values=values, levels=1 if self.of_spikes else x.levels), states)
 
     def levels(self, levels: int | None) -> int | None:
         return output_levels(self.layer, levels)
 
 
 class PassedOn(nn.Module):
-    """In the place of a layer that the block before it contains: passes the block's output on."""
+    """In the place of a layer that the block before it contains: passes the block's output on.
+
+    Args:
+        block: the block.
+        place: number of the layer in the block.
+        last: it is the block's last.
+    """
 
     step_mode = "m"
 
-    def __init__(self, block: Replacement, last: bool) -> None:
+    def __init__(self, block: Replacement, place: int, last: bool) -> None:
         super().__init__()
-        self._block, self.last = (block,), last  # in a tuple: not registered here
+        self._block, self.place, self.last = (block,), place, last  # in a tuple: not registered here
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
         (block,) = self._block
-        if not torch.compiler.is_compiling():
-            if x is not block.output:
-                raise UserError(f"the forward took another way behind {block.name} than on the example.")
-            if self.last:
-                block.output = None
-        return x
+        from_block, values, place = x.contents if isinstance(x, BlockOutput) else (None, None, 0)
+        if from_block is not block or place != self.place:
+            raise UserError(f"the forward took another way behind {block.name} than on the example.")
+        return values if self.last else BlockOutput(block, values, place + 1)
 
 
 class BlockSequence(SignalModule):

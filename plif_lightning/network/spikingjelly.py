@@ -14,7 +14,7 @@ from torch.nn.modules.utils import _pair
 
 from plif_lightning.errors import UserError
 from plif_lightning.network.blocks import ConvBlock, FCBlock
-from plif_lightning.network.converted import BlockSequence, Converted, PassedOn, Replacement
+from plif_lightning.network.converted import BlockReadError, BlockSequence, Converted, PassedOn, Replacement
 from plif_lightning.network.equivalence import Call, EquivalenceTest, record_calls
 from plif_lightning.network.foreign_surrogates import counts_like_ilif, surrogate_of
 from plif_lightning.network.hooks import has_hooks
@@ -104,11 +104,14 @@ def from_spikingjelly(
             plan = builder.record(trial.net, trial.x)
         except Exception as error:  # of a forward that asks a node for attributes that our neurons lack
             raise UserError(f"{type(net).__name__} cannot be converted: {type(error).__name__}: {error}.") from error
-        difference = trial.difference(builder.build(trial.net, takes_frames, plan))
+        source = copy.deepcopy(trial.net)  # a forward may keep tensors with gradients, which cannot be copied
+        while read := _block_that_is_read(builder.build(source, takes_frames, plan), trial.x):
+            plan.chains = [chain for chain in plan.chains if chain[0] != read]
+        difference = trial.difference(builder.build(source, takes_frames, plan))
         unproved = _decided_by_first(difference or ", ".join(trial.silent))
         if unproved:
             plan = Plan(twice=plan.twice)
-            difference = _decided_by_first(trial.difference(builder.build(trial.net, takes_frames, plan)))
+            difference = _decided_by_first(trial.difference(builder.build(source, takes_frames, plan)))
             if difference and trial.repeats:
                 raise UserError(f"{type(net).__name__} cannot be converted: {difference}.")
     converted = builder.build(net, takes_frames, plan)
@@ -117,6 +120,19 @@ def from_spikingjelly(
         converted.conversion.reason = unproved
         _log.warning("%s: its nodes are replaced, but no blocks are formed: %s.", type(net).__name__, unproved)
     return converted
+
+
+@torch.no_grad()
+def _block_that_is_read(converted: Converted, x: Tensor) -> str:
+    """The first layer of a block between whose layers the forward reads an output; empty if there is none."""
+    for mode in (True, False):
+        try:
+            converted.train(mode)(x.clone())
+        except BlockReadError as error:
+            return error.block
+        except Exception:  # which the comparison names
+            return ""
+    return ""
 
 
 def _decided_by_first(difference: str) -> str:
@@ -397,8 +413,8 @@ class _Builder:
         block = self._block(converted, dict(zip(names, parts, strict=True)), of_spikes)
         block.followed = len(parts) > 1
         put(block, holders[0])
-        for of_module in holders[1:]:
-            put(PassedOn(block, last=of_module is holders[-1]), of_module)
+        for place, of_module in enumerate(holders[1:], start=1):
+            put(PassedOn(block, place, last=of_module is holders[-1]), of_module)
 
     def _block(self, converted: Converted, parts: Mapping[str, nn.Module], of_spikes: bool = False) -> Replacement:
         """The block of a chain of layers, by their names; `of_spikes`: its input was, see `Replacement`."""

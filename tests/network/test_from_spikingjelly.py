@@ -215,6 +215,25 @@ class Detour(Small):
         return self.last(self.fc(self.node(self.bn(y)).flatten(2)))
 
 
+class Shortcut(Small):
+    def forward(self, x):
+        y = self.conv(x)
+        return self.last(self.fc(self.node(y if x.mean() > 5 else self.bn(y)).flatten(2)))
+
+
+class Keeps(Small):
+    def forward(self, x):
+        self.feature = self.conv(x)
+        return self.last(self.fc(self.node(self.bn(self.feature)).flatten(2)))
+
+
+class Regularised(Keeps):
+    def forward(self, x):
+        y = super().forward(x)
+        self.loss = self.feature.square().mean()
+        return y
+
+
 class Repeats(Small):
     T = 4
 
@@ -222,14 +241,7 @@ class Repeats(Small):
         return super().forward(x.expand(self.T, *x.shape))
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        (Tapped, "last differs in training"),
-        (Unbounded, "last differs in evaluation"),
-        (Silent, "node fires in 0 %"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "reason"), [(Silent, "node fires in 0 %")])
 def test_unproved_blocks_fall_back_to_nodes_with_a_warning(kind, reason, caplog):
     torch.manual_seed(0)
     net, x = kind(), frames(2, 6, 6)
@@ -239,14 +251,60 @@ def test_unproved_blocks_fall_back_to_nodes_with_a_warning(kind, reason, caplog)
     assert f"{kind.__name__}: its nodes are replaced, but no blocks are formed: {reason}" in record.message
     assert converted.conversion.alone == ["node", "last"]
     assert "no blocks: " in str(converted.conversion)
-    if kind is Tapped:
-        require_equal(net, converted, x)
 
 
-def test_forward_with_another_path_than_the_example_is_refused():
-    converted = pl.from_spikingjelly(Detour(), frames(2, 6, 6))
-    with pytest.raises(UserError, match="took another way behind conv than on the example"):
+@pytest.mark.parametrize("kind", [Tapped, Unbounded, Regularised])
+def test_a_block_whose_layers_are_read_stays_apart_and_others_are_formed(kind, caplog):
+    """Read in training, in an evaluation alone, or for a regulariser that is no output."""
+    torch.manual_seed(0)
+    net, x = kind(), frames(2, 6, 6)
+    converted = pl.from_spikingjelly(net, x)
+    assert (converted.conversion.blocks, converted.conversion.alone) == (["last"], ["node"])
+    assert converted.conversion.compared
+    assert not caplog.records
+    require_equal(net, converted, x)
+    if kind is Regularised:
+        torch.testing.assert_close(converted.net.loss, net.loss)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Detour, "reads an output between the layers of the block that begins with conv"),
+        (Shortcut, "took another way behind conv than on the example"),
+    ],
+)
+def test_forward_with_another_path_than_the_example_is_refused(kind, message):
+    converted = pl.from_spikingjelly(kind(), frames(2, 6, 6))
+    with pytest.raises(UserError, match=message):
         converted(frames(2, 6, 6) + 10)
+
+
+READS = {
+    "an operator": lambda y: y + 1,
+    "its reverse": lambda y: torch.ones(()) * y,
+    "in place": lambda y: y.__iadd__(1) if hasattr(type(y), "__iadd__") else y + 1,
+    "a function": lambda y: torch.relu(y),
+    "a method": lambda y: y.mean(),
+    "its shape": lambda y: y.shape,
+    "an index": lambda y: y[0],
+    "a comparison": lambda y: y == 0,
+    "a layer": lambda y: nn.Conv2d(4, 1, 1)(y),
+    "a list of them": lambda y: torch.cat([y]),
+}
+
+
+@pytest.mark.parametrize("how", READS)
+def test_values_between_the_layers_of_a_block_cannot_be_read(how):
+    """They are kept by the forward, or seen by a hook: the block's spikes in their place would be wrong."""
+    converted = pl.from_spikingjelly(Keeps(), frames(2, 6, 6))
+    assert converted.conversion.blocks == ["node", "last"]
+    seen = []
+    converted.net.bn.register_forward_hook(lambda module, inputs, y: seen.append(y))
+    converted(frames(2, 6, 6))
+    for value in (converted.net.feature, *seen):
+        with pytest.raises((UserError, TypeError), match=r"BlockOutput|between the layers of the block"):
+            READS[how](value)
 
 
 def test_single_steps_are_asked_for_multi_step_mode():
