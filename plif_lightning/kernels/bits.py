@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from plif_lightning.kernels.layout import threads_for
+from plif_lightning.kernels.layout import empty_images, threads_for
 from plif_lightning.kernels.ops import outside_compile
 from plif_lightning.kernels.parallel import parallel
 
@@ -75,11 +75,14 @@ def _as(value: float, dtype: torch.dtype) -> Any:
 
 def unpack(bits: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
     """Spikes [R, K] from bits [R, K / 64]."""
+    return _unpack_into(torch.empty(len(bits), inputs, dtype=dtype, device="cpu"), bits)
+
+
+def _unpack_into(x: Tensor, bits: Tensor) -> Tensor:
     from plif_lightning.kernels import cpu_sparse
 
-    x = torch.empty(len(bits), inputs, dtype=dtype, device="cpu")
     threads = threads_for(x.numel())
-    parallel(cpu_sparse.unpack_bits, len(x), threads, array_of_bits(bits), _as(1.0, dtype), array_of_rows(x))
+    parallel(cpu_sparse.unpack_bits, len(x), threads, array_of_bits(bits), _as(1.0, x.dtype), array_of_rows(x))
     return x
 
 
@@ -127,8 +130,9 @@ class SparseMaps(NamedTuple):
 
     def images(self, dtype: torch.dtype) -> Tensor:
         """Spikes as a tensor [N, C, H, W], C innermost in memory."""
-        n, channels, height, width = self.shape
-        return unpack(self.bits, channels, dtype).view(n, height, width, channels).permute(0, 3, 1, 2)
+        images = empty_images(*self.shape, dtype)
+        _unpack_into(pixels_of(images), self.bits)
+        return images
 
     def flattened(self) -> Tensor:
         """Spikes as bits of rows [N, C H W / 64], in the order of `Tensor.flatten`."""

@@ -33,6 +33,7 @@ from plif_lightning.kernels.layout import (
     at_a_time,
     channels_last,
     conv_output_size,
+    empty_images,
     real_type,
     rows_of,
     threads_for,
@@ -202,20 +203,22 @@ class _ConvFirePool(torch.autograd.Function):
         t, n, _, height, width = x.shape
         if skip_output:
             block = EventBlock(table_of(conv), scale, shift, learned, neuron, pool, stride)
-            return block(SparseMaps.of(x.flatten(0, 1)), t)[0].images(x.dtype).unflatten(0, (t, n))
+            return block(SparseMaps.of(x.flatten(0, 1)), t)[0].images(x.dtype)
         halve = 1 if pool == "none" else 2
-        out = x.new_empty(t, n, height // halve, width // halve, len(conv)).permute(0, 1, 4, 2, 3)
+        images = empty_images(t * n, len(conv), height // halve, width // halve, x.dtype, x.device)
+        out = images.unflatten(0, (t, n))
         for first, band in _bands(x, len(conv), pool):
             y = conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
             spikes = ops.fire(y, scale, shift, learned, None, t, POOLS[pool], neuron, False)[0]
             out[:, :, :, first // halve : first // halve + spikes.shape[3]] = spikes
-        return out
+        return images
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance = ctx.saved_tensors
         of_all_processes, skip_gradient, pool, neuron = ctx.settings
+        grad_out = grad_out.unflatten(0, x.shape[:2])
         backward = _backward_of_events if skip_gradient else _backward_in_bands
         grad_conv, sums, grad_learned = backward(x, conv, scale, shift, mean, learned, seed, grad_out, pool, neuron)
         if patch_mean is not None:
@@ -346,7 +349,8 @@ def conv_fire_pool(
     """
     with in_real_precision(x.device):
         norm = norm.to(real_type(x))
-        return _ConvFirePool.apply(
+        images: Tensor = _ConvFirePool.apply(
             x, conv, norm.weight, norm.bias, rows_of(dynamics, x), *norm[2:], no_seed() if seed is None else seed,
             *(patches or (None, None)), skip.output, skip.gradient, pool, dynamics.key, stride,
         )  # fmt: skip
+        return images.unflatten(0, x.shape[:2])

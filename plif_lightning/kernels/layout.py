@@ -70,9 +70,22 @@ def channels_last(y: Tensor) -> Tensor:
 
 
 def empty_map(y: Tensor, steps: int, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An empty [T, N, C, height, width] with C innermost, of the type of y or `dtype`."""
+    """An empty [T, N, C, height, width] with C innermost, of the type of y or `dtype`.
+
+    Made with these strides and not by permuting: nobody may write to the output of an autograd function in place if it
+    is a view.
+    """
     _, n, c = y.shape[:3]
-    return y.new_empty(steps, n, height, width, c, dtype=dtype or y.dtype).permute(0, 1, 4, 2, 3)
+    strides = n * height * width * c, height * width * c, 1, width * c, c
+    return y.new_empty_strided((steps, n, c, height, width), strides, dtype=dtype or y.dtype)
+
+
+def empty_images(
+    n: int, c: int, height: int, width: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Empty images [n, c, height, width] with C innermost; no view either, see `empty_map`."""
+    strides = height * width * c, 1, width * c, c
+    return torch.empty_strided((n, c, height, width), strides, dtype=dtype, device=device)
 
 
 def empty_states(y: Tensor, states: int) -> Tensor:

@@ -57,7 +57,8 @@ class _RecurrentFunction(torch.autograd.Function):
             event_driven = packs and fired <= limit * (last - t)
             total, t = total + fired, last
         are_bits = trains and packs and total <= limit * steps
-        ctx.save_for_backward(weight, learned, inputs, states, bits if are_bits else spikes)
+        # Not the output itself, to which a caller may write.
+        ctx.save_for_backward(weight, learned, inputs, states, bits if are_bits else spikes.to(torch.bool))
         ctx.settings = neuron, len(y), are_bits, through_time
         return spikes
 
@@ -88,7 +89,10 @@ class _RecurrentFunction(torch.autograd.Function):
         grad_weight = None
         if ctx.needs_input_grad[1]:
             after, before = grads[1:].reshape(-1, features), spikes[:-1].flatten(0, 1)
-            grad_weight = linear_weight_of_bits(before, after, features) if are_bits else product(after.t(), before)
+            if are_bits:
+                grad_weight = linear_weight_of_bits(before, after, features)
+            else:
+                grad_weight = product(after.t(), before.to(after.dtype))
         grad_learned = layer.geometry.sum_parameter_slots(sums[1], learned).to(learned.dtype)
         grad_y = grads if given_steps == steps else grads.sum(0, keepdim=True)
         return grad_y, grad_weight, grad_learned, None, None, None, None

@@ -32,6 +32,7 @@ from plif_lightning.kernels.layout import (
     at_a_time,
     channels_innermost,
     conv_output_size,
+    empty_images,
     real_type,
     threads_for,
 )
@@ -76,12 +77,12 @@ def conv_events(
     images, channels, height, width = x.shape
     taps = cpu_sparse.taps_of(kernel_of(table.shape, channels))
     outputs, size = table.shape[1], conv_output_size((height, width), stride)
-    out = torch.empty(images * math.prod(size), outputs, dtype=dtype, device="cpu")
+    out = empty_images(images, outputs, *size, dtype)
     scales, threads = _NO_SCALE if scale is None else scale.numpy(), threads_for(SUM * out.numel())
     rows = array_of_rows(in_vectors(table))
-    arrays = *x.arrays(rows), rows, scales, array_of_rows(out)
+    arrays = *x.arrays(rows), rows, scales, array_of_rows(pixels_of(out))
     parallel(cpu_sparse.conv, images * size[0], threads, *arrays, height, width, stride, taps)
-    return out.view(images, *size, outputs).permute(0, 3, 1, 2)
+    return out
 
 
 def table_of(weight: Tensor) -> Tensor:
@@ -198,7 +199,8 @@ class _ConvOfSpikes(torch.autograd.Function):
             maps = SparseMaps(bits, None, (n, channels, height, width))
             return conv_events(maps, table_of(narrow), x.dtype, stride=stride)
         y = conv2d(x, narrow, stride=stride, padding=weight.shape[-1] // 2)
-        return y.contiguous(memory_format=torch.channels_last)
+        y = y.contiguous(memory_format=torch.channels_last)
+        return y.clone() if y._is_view() else y  # a small map's, by patches: see `layout.empty_map`
 
     @staticmethod
     @once_differentiable

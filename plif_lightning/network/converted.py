@@ -62,7 +62,7 @@ class BlockOutput:
     """
 
     def __init__(self, block: "Replacement", values: Tensor, place: int) -> None:
-        self.__dict__["contents"] = block, values, place
+        self.contents = block, values, place
 
     def _refuse(self, *arguments: Any, **named: Any) -> Any:
         block, *_ = self.contents
@@ -134,10 +134,10 @@ class PassedOn(nn.Module):
 
     def forward(self, x: Any) -> Any:
         (block,) = self._block
-        from_block, values, place = x.contents if isinstance(x, BlockOutput) else (None, None, 0)
-        if from_block is not block or place != self.place:
+        if not isinstance(x, BlockOutput) or x.contents[0] is not block or x.contents[2] != self.place:
             raise UserError(f"the forward took another way behind {block.name} than on the example.")
-        return values if self.last else BlockOutput(block, values, place + 1)
+        values = x.contents[1]
+        return values if self.last else BlockOutput(block, values, self.place + 1)
 
 
 class BlockSequence(SignalModule):

@@ -363,13 +363,16 @@ def test_a_mean_far_from_zero_does_not_cost_the_variance_its_digits():
 
 def fill_with_nan(monkeypatch):
     """Results that kernels are about to write hold NaN before."""
-    empty = torch.Tensor.new_empty
 
-    def filled(*size, **options):
-        made = empty(*size, **options)
-        return made.fill_(float("nan")) if made.is_floating_point() else made
+    def filling(empty):
+        def filled(*size, **options):
+            made = empty(*size, **options)
+            return made.fill_(float("nan")) if made.is_floating_point() else made
 
-    monkeypatch.setattr(torch.Tensor, "new_empty", filled)
+        return filled
+
+    for place, name in ((torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided"), (torch, "empty_strided")):
+        monkeypatch.setattr(place, name, filling(getattr(place, name)))
 
 
 def test_nothing_is_read_that_was_not_written(monkeypatch):
