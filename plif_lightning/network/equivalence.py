@@ -32,11 +32,17 @@ def record_calls(modules: Sequence[nn.Module], net: nn.Module, x: Tensor, separa
     With `separately` an input that a module passes on is another object behind it.
     """
     calls: list[Call] = []
+    versions: dict[int, int] = {}  # of outputs, which `calls` keeps
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        if separately and inputs and output is inputs[0]:
+        x = inputs[0] if inputs else None
+        if separately and inputs and output is x:
             output = output.view_as(output)
-        calls.append((module, inputs[0] if inputs else None, output))
+        if isinstance(x, Tensor) and versions.get(id(x), x._version) != x._version:
+            x = x.view_as(x)  # written in place since, as by `out += identity`: no longer that output
+        calls.append((module, x, output))
+        if isinstance(output, Tensor):
+            versions[id(output)] = output._version
         return output
 
     with ExitStack() as hooks, torch.no_grad():
@@ -80,7 +86,7 @@ class EquivalenceTest:
     """
 
     def __init__(self, net: nn.Module, x: Tensor, is_node: Callable[[nn.Module], bool], library: Library) -> None:
-        self.net = copy.deepcopy(net).double()
+        self.original, self.net = (net, x), copy.deepcopy(net).double()
         self.x = x.detach().double() if x.is_floating_point() else x.detach()
         self.nodes = {name: module for name, module in self.net.named_modules() if is_node(module)}
         self.library, self._reset = library, library.reset
@@ -102,9 +108,14 @@ class EquivalenceTest:
         try:
             with restore_modes(self.net):
                 self._excite(self.net.train())
-        except RuntimeError as error:
+        except Exception as error:
+            if of_example := self._error_of_example():
+                raise UserError(
+                    f"the example, {list(self.x.shape)} for at most 4 samples, does not run through "
+                    f"{type(self.net).__name__}: {of_example}"
+                ) from error
             raise UserError(
-                f"the example does not run through {type(self.net).__name__} in float64, in which it is compared: "
+                f"{type(self.net).__name__} runs the example, but not in float64, in which it is compared: "
                 f"{str(error).rstrip('.')}. In its code write .to(x) for .float() and dtype=x.dtype in torch.zeros, or "
                 "convert it without an example."
             ) from error
@@ -114,6 +125,16 @@ class EquivalenceTest:
 
     def __exit__(self, *error: object) -> None:
         self._context.close()
+
+    @torch.no_grad()
+    def _error_of_example(self) -> str:
+        """The error of the network itself, on a copy, for the example; empty if it runs."""
+        net, x = self.original
+        try:
+            copy.deepcopy(net)(x.clone())
+        except Exception as error:  # of the user's forward
+            return f"{type(error).__name__}: {error}"
+        return ""
 
     @torch.no_grad()
     def _outputs(self) -> dict[str, Any]:
@@ -228,6 +249,8 @@ class EquivalenceTest:
             self._reset(self.net)
         shares = {name: of_calls for name, of_calls in rates.items() if not any(map(_tells, of_calls))}
         self.silent = [f"{name} fires in {100 * of_calls[0]:.0f} % of its outputs" for name, of_calls in shares.items()]
+        if self.silent:
+            self.silent[-1] += ", which proves nothing: pass an example of larger values, or of more steps or samples"
         return ""
 
     def _step(self, net: nn.Module, names: dict[str, str], call: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -56,9 +57,11 @@ def library_of(net: nn.Module, names: list[str]) -> Library:
         net: the network.
         names: of nodes, in the newest generation.
     """
-    is_old = any(type(module).__module__.startswith("spikingjelly.clock_driven") for module in net.modules())
-    package = f"spikingjelly.{'clock_driven' if is_old else 'activation_based'}"
     with needed_by("a network of SpikingJelly"):
+        # A network may have neurons of the user's alone, beside either.
+        is_old = any(type(module).__module__.startswith("spikingjelly.clock_driven") for module in net.modules())
+        is_old = is_old or find_spec("spikingjelly.activation_based") is None
+        package = f"spikingjelly.{'clock_driven' if is_old else 'activation_based'}"
         base, functional, layer, neuron = (
             import_module(f"{package}.{name}") for name in ("base", "functional", "layer", "neuron")
         )

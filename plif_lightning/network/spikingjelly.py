@@ -1,5 +1,6 @@
 """Networks of SpikingJelly with the neurons and blocks of this package, under their original forward."""
 
+import contextlib
 import copy
 import logging
 from collections import Counter
@@ -98,7 +99,8 @@ def from_spikingjelly(
     builder.require_multi_step(net)
     if x is None:
         return builder.build(net)
-    takes_frames, x = x.dim() != 4, x[:, :4] if x.dim() != 4 else x[:4]
+    takes_frames = x.dim() != 4 or not builder.takes_images(net, x)
+    x = x[:, :4] if takes_frames else x[:4]
     with EquivalenceTest(net, x, builder.is_node, builder.library) as trial:
         try:
             plan = builder.record(trial.net, trial.x)
@@ -182,6 +184,20 @@ class _Builder:
 
     def is_node(self, module: nn.Module) -> bool:
         return type(module) in self.nodes or type(module) in self.known_nodes
+
+    def takes_images(self, net: nn.Module, x: Tensor) -> bool:
+        """True if a network holds the samples of x [N, C, H, W] for T steps, False for sequences [T, N, C, L].
+
+        Its first node sees the number of samples in dimension 1, whichever that is in x.
+        """
+        number, shapes = 3 if x.shape[1] != 3 else 2, list[torch.Size]()
+        trial = copy.deepcopy(net)
+        for module in filter(self.is_node, trial.modules()):
+            module.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+        of_gpu = [x.device] if x.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(of_gpu), contextlib.suppress(Exception):  # the comparison names it
+            trial(x[:number].clone())
+        return not shapes or len(shapes[0]) < 2 or shapes[0][1] == len(x[:number])
 
     def require_multi_step(self, net: nn.Module) -> None:
         """Refuse nodes in single-step mode outside of containers that call them step by step."""

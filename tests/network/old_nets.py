@@ -38,6 +38,19 @@ class Former(nn.Module):
         return self.head(self.attention(q @ k.mT @ v * 0.25).mean(2))
 
 
+class Integrator(nn.Module):
+    """An IF neuron of the repository's own."""
+
+    def forward(self, x):
+        v, spikes = torch.zeros_like(x[0]), []
+        for step in x:
+            v = v + step
+            spike = surrogate.ATan()(v - 1.0)
+            v = v * (1 - spike)
+            spikes.append(spike)
+        return torch.stack(spikes)
+
+
 def plif():
     """As the PLIF paper's: containers, dropout over time, a learned tau."""
     node = neuron.MultiStepParametricLIFNode(init_tau=2.0, detach_reset=True, surrogate_function=surrogate.ATan())
@@ -71,6 +84,10 @@ def main():
         with torch.no_grad():
             assert torch.equal(converted.eval()(x), net(x))
         net.load_state_dict(pl.to_spikingjelly_state_dict(converted))
+    # A network with neurons of its own alone, as MS-ResNet's, beside this version.
+    own = nn.Sequential(nn.Linear(3, 3), Integrator())
+    converted = pl.from_spikingjelly(own, torch.rand(4, 2, 3), nodes={Integrator: lambda _: pl.IF(detach_reset=False)})
+    assert str(converted.conversion) == "0 nodes in blocks, 1 alone, 0 kept; equal on the example"
     try:
         pl.from_spikingjelly(nn.Sequential(nn.Linear(3, 3), neuron.LIFNode()), torch.rand(4, 2, 3))
     except pl.errors.UserError as error:

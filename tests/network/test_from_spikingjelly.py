@@ -241,7 +241,7 @@ class Repeats(Small):
         return super().forward(x.expand(self.T, *x.shape))
 
 
-@pytest.mark.parametrize(("kind", "reason"), [(Silent, "node fires in 0 %")])
+@pytest.mark.parametrize(("kind", "reason"), [(Silent, "node fires in 0 % of its outputs, which proves nothing: pass")])
 def test_unproved_blocks_fall_back_to_nodes_with_a_warning(kind, reason, caplog):
     torch.manual_seed(0)
     net, x = kind(), frames(2, 6, 6)
@@ -431,8 +431,62 @@ def test_network_without_float64_support_gets_advice():
         def forward(self, x):
             return super().forward(x.float())
 
-    with pytest.raises(UserError, match=r"does not run through Single in float64.*write \.to\(x\) for \.float\(\)"):
-        pl.from_spikingjelly(Single(), torch.rand(3, 4, 2, 6, 6), nodes={LIFSpike: of_lifspike})
+    with pytest.raises(
+        UserError, match=r"Single runs the example, but not in float64.*write \.to\(x\) for \.float\(\)"
+    ):
+        pl.from_spikingjelly(Single().float(), torch.rand(3, 4, 2, 6, 6), nodes={LIFSpike: of_lifspike})
+
+
+def test_an_example_of_the_wrong_shape_is_named_with_the_networks_error():
+    with pytest.raises(
+        UserError, match=r"the example, \[4, 3, 5, 6, 6\] for .* does not run through Small: .*5 channels"
+    ):
+        pl.from_spikingjelly(Small().float(), torch.rand(4, 3, 5, 6, 6))
+
+
+class OverLines(nn.Module):
+    """Sequences of lines, [T, N, C, L]."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.node = layer.Conv1d(2, 4, 3, padding=1), layer.BatchNorm1d(4), neuron.LIFNode()
+        functional.set_step_mode(self, "m")
+
+    def forward(self, x):
+        return self.node(self.bn(self.conv(x)))
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 9])
+def test_sequences_of_lines_are_no_images(steps):
+    torch.manual_seed(0)
+    net, x = OverLines(), 2 * torch.rand(steps, 5, 2, 7)
+    converted = pl.from_spikingjelly(net, x)
+    assert converted.takes_frames
+    assert converted.conversion.compared
+    assert converted(x).shape == (steps, 5, 4, 7)
+    images = pl.from_spikingjelly(Repeats(), torch.rand(5, 2, 6, 6).double())
+    assert not images.takes_frames
+
+
+class Summed(Small):
+    """`out += identity` behind a node, whose pool is no part of its block then."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = layer.MaxPool2d(1, step_mode="m")
+
+    def forward(self, x):
+        y = self.node(self.bn(self.conv(x)))
+        y += 0.5
+        return self.last(self.fc(self.pool(y).flatten(2)))
+
+
+def test_layers_behind_a_sum_in_place_are_no_part_of_the_block():
+    torch.manual_seed(0)
+    net, x = Summed(), frames(2, 6, 6)
+    converted = pl.from_spikingjelly(net, x)
+    assert converted.conversion.blocks == ["node", "last"]
+    require_equal(net, converted, x)
 
 
 def test_a_neuron_alone_gives_its_spikes_step_by_step_in_memory():
