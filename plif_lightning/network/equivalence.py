@@ -35,7 +35,7 @@ def record_calls(modules: Sequence[nn.Module], net: nn.Module, x: Tensor, separa
     versions: dict[int, int] = {}  # of outputs, which `calls` keeps
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        x = inputs[0] if inputs else None
+        x: Any = inputs[0] if inputs else None
         if separately and inputs and output is x:
             output = output.view_as(output)
         if isinstance(x, Tensor) and versions.get(id(x), x._version) != x._version:

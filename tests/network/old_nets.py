@@ -87,7 +87,7 @@ def main():
     # A network with neurons of its own alone, as MS-ResNet's, beside this version.
     own = nn.Sequential(nn.Linear(3, 3), Integrator())
     converted = pl.from_spikingjelly(own, torch.rand(4, 2, 3), nodes={Integrator: lambda _: pl.IF(detach_reset=False)})
-    assert str(converted.conversion) == "0 nodes in blocks, 1 alone, 0 kept; equal on the example"
+    assert str(converted.conversion) == "1 nodes in blocks, 0 alone, 0 kept; equal on the example"
     try:
         pl.from_spikingjelly(nn.Sequential(nn.Linear(3, 3), neuron.LIFNode()), torch.rand(4, 2, 3))
     except pl.errors.UserError as error:
