@@ -109,17 +109,19 @@ class _SumPool(nn.Module):
 
 
 class NIRNetwork(nn.Module):
-    """The nodes of a graph over [T, N, *], each with the sum of its inputs; the output of the last.
+    """The nodes of a graph over [T, N, *], each with the sum of its inputs.
 
     Args:
         nodes: modules over [T, N, *], by the graph's names, in an order in which inputs come first.
         inputs: names of the nodes before each; `input` is the network's.
+        output: name of the node whose output is the network's.
     """
 
     time_aware = True
 
-    def __init__(self, nodes: Mapping[str, nn.Module], inputs: Mapping[str, list[str]]) -> None:
+    def __init__(self, nodes: Mapping[str, nn.Module], inputs: Mapping[str, list[str]], output: str) -> None:
         super().__init__()
+        self.output = output.replace(".", "_")
         self.nodes = nn.ModuleDict({name.replace(".", "_"): module for name, module in nodes.items()})
         self.inputs = {name.replace(".", "_"): [n.replace(".", "_") for n in before] for name, before in inputs.items()}
 
@@ -128,7 +130,7 @@ class NIRNetwork(nn.Module):
         for name, module in self.nodes.items():
             first, *others = (values[before] for before in self.inputs[name])
             values[name] = module(sum(others, first))
-        return values[name]
+        return values[self.output]
 
 
 def from_nir(graph: Any, dt: float = 1e-4) -> NIRNetwork:
@@ -139,10 +141,12 @@ def from_nir(graph: Any, dt: float = 1e-4) -> NIRNetwork:
 
     Args:
         graph: a `nir.NIRGraph`, or the path of a file.
-        dt: duration of a time-step [s]: 1e-4 of snnTorch, SpikingJelly and this package, of Norse what it was given.
+        dt: duration of a time-step [s]: 1e-4 of snnTorch, SpikingJelly and this package; of Norse the product of its
+            neurons' dt and of that of `to_nir`, 1e-6 by default.
 
     Raises:
-        UserError: a node or a cycle has no counterpart here.
+        UserError: a node, a cycle or an edge has no counterpart here; the graph has several inputs or outputs; or dt
+            exceeds a time constant.
 
     Source: Pedersen et al. 2024, "Neuromorphic intermediate representation".
     """
@@ -150,6 +154,11 @@ def from_nir(graph: Any, dt: float = 1e-4) -> NIRNetwork:
         import nir
     graph = nir.read(graph) if isinstance(graph, (str, Path)) else graph
     nodes, edges = _flattened(graph)
+    for kind in ("Input", "Output"):
+        if len(ends := _names_of(kind, nodes)) != 1:
+            raise UserError(
+                f"NIR: the graph has {len(ends)} nodes {kind} ({', '.join(ends)}); read are graphs with one."
+            )
     before: dict[str, list[str]] = {name: [] for name in nodes}
     for source, target in edges:
         before[target].append(source)
@@ -174,7 +183,12 @@ def from_nir(graph: Any, dt: float = 1e-4) -> NIRNetwork:
             if neuron == name:
                 module = _with_weight(name, module, nodes[weight])
         modules[name] = module
-    return NIRNetwork(modules, {name: [names[n] for n in inputs[name]] for name in modules})
+    (output,) = _names_of("Output", nodes)
+    return NIRNetwork(modules, {name: [names[n] for n in inputs[name]] for name in modules}, names[output])
+
+
+def _names_of(kind: str, nodes: Mapping[str, Any]) -> list[str]:
+    return [name for name, node in nodes.items() if type(node).__name__ == kind]
 
 
 def _flattened(graph: Any, above: str = "") -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -185,9 +199,10 @@ def _flattened(graph: Any, above: str = "") -> tuple[dict[str, Any], list[tuple[
             nodes[f"{above}{name}"] = node
             continue
         inner, own = _flattened(node, f"{above}{name}.")
-        ends = {kind: [n for n, of in inner.items() if type(of).__name__ == kind] for kind in ("Input", "Output")}
-        first, last = ends["Input"][0], ends["Output"][0]
-        path = f"{above}{name}"
+        path, ends = f"{above}{name}", [_names_of(kind, inner) for kind in ("Input", "Output")]
+        if any(len(names) != 1 for names in ends):
+            raise UserError(f"NIR: the graph {path} has several inputs or outputs; read are graphs with one of each.")
+        (first,), (last,) = ends
         # A cycle of its own edge to itself is an error of some writers.
         edges = [(last if a == path else a, first if b == path else b) for a, b in edges if (a, b) != (path, path)]
         edges += own
@@ -203,11 +218,12 @@ def _flattened(graph: Any, above: str = "") -> tuple[dict[str, Any], list[tuple[
 
 
 def _recurrent_weights(nodes: Mapping[str, Any], before: Mapping[str, list[str]]) -> dict[str, str]:
-    """Weights from a neuron to itself, each with its neuron."""
+    """Weights from a neuron to itself and to nothing else, each with its neuron."""
+    after = {name: [other for other, of in before.items() if name in of] for name in nodes}
     return {
         name: before[name][0]
         for name, node in nodes.items()
-        if type(node).__name__ in ("Linear", "Affine") and len(before[name]) == 1 and name in before[before[name][0]]
+        if type(node).__name__ in ("Linear", "Affine") and len(before[name]) == 1 and after[name] == before[name]
     }
 
 
@@ -260,6 +276,20 @@ class _Reader:
             "LI": self.integral,
         }
 
+    def _rate(self, name: str, tau: Any) -> Any:
+        """dt / tau.
+
+        Raises:
+            UserError: it is above 1, where a potential would overshoot its rest.
+        """
+        rate = self.dt / np.asarray(tau, np.float64)
+        if (rate > 1 + 1e-6).any():
+            raise UserError(
+                f"NIR: {name} has a time constant of {np.min(tau):.3g} s, below dt = {self.dt:g} s: pass the dt that "
+                "its writer had (of Norse's to_nir 1e-6)."
+            )
+        return rate
+
     def module(self, name: str, node: Any) -> nn.Module:
         make = self.makers.get(type(node).__name__)
         if make is None:
@@ -285,19 +315,23 @@ class _Reader:
         return over_time(pool if type(node).__name__ == "AvgPool2d" else _SumPool(pool, math.prod(kernel)))
 
     def flatten(self, name: str, node: Any) -> nn.Module:
+        shape = node.input_type.get("input")
+        dims = 0 if shape is None else np.size(shape)  # of a sample; some writers count the batch, too
+        if node.start_dim not in (0, 1, -dims) or node.end_dim not in (-1, dims - 1, dims):
+            raise UserError(f"NIR: {name} flattens some of its dimensions; read are those that flatten a sample.")
         return over_time(nn.Flatten())
 
     def neuron(self, name: str, node: Any) -> nn.Module:
         kind = type(node).__name__
         tau = getattr(node, "tau_mem" if kind == "CubaLIF" else "tau", np.inf)
-        k = self.dt / np.asarray(tau, np.float64)
+        k = self._rate(name, tau)
         r = np.asarray(node.r, np.float64)
         rest, reset = (np.asarray(getattr(node, n, 0.0), np.float64) for n in ("v_leak", "v_reset"))
         # NIR fires above the threshold, this package at or above it.
         level = np.nextafter(np.asarray(node.v_threshold, np.float32), np.float32(np.inf))
         values = {"k": k, "gain": (self.dt if kind == "IF" else k) * r, "rest": rest, "level": level}
         if kind == "CubaLIF":
-            values["decay"] = self.dt / np.asarray(node.tau_syn, np.float64)
+            values["decay"] = self._rate(name, node.tau_syn)
             values["weight"] = values["decay"] * np.asarray(node.w_in, np.float64)
         found = {name_of: _per_channel(name, value) for name_of, value in values.items()}
         v_reset = _per_channel(name, reset)

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import itertools
 import warnings
 
 import numpy as np
@@ -18,6 +17,8 @@ from plif_lightning.neurons.published import Synaptic, UndecayedLIF
 from tests.deploy.conftest import STRUCTURES, frames, trained
 
 nir = pytest.importorskip("nir", reason="extra `nir`")
+# of snnTorch and Norse, which call an older form of nirtorch
+pytestmark = pytest.mark.filterwarnings("ignore:nirtorch.extract_nir_graph is being deprecated")
 T, N = 9, 3
 
 
@@ -49,35 +50,23 @@ def steps_of(module, x):
 def of_snntorch(seed):
     snn = pytest.importorskip("snntorch", reason="test extra `bench`")
     torch.manual_seed(seed)
-    shared = {"reset_mechanism": "zero", "reset_delay": False, "init_hidden": False}
+    shared = {"reset_mechanism": "zero", "reset_delay": False, "init_hidden": True}
     beta, threshold = 0.5 + 0.04 * seed, 0.4 + 0.1 * (seed % 3)
     kinds = [
-        lambda n: snn.Leaky(torch.full([n], beta), torch.full([n], threshold), **shared),
-        lambda n: snn.Leaky(torch.linspace(0.3, 0.9, n), torch.full([n], threshold), **shared),
-        lambda n: snn.Synaptic(torch.full([n], 0.6), torch.full([n], beta), torch.full([n], threshold), **shared),
+        lambda n, **more: snn.Leaky(torch.full([n], beta), torch.full([n], threshold), **shared, **more),
+        lambda n, **more: snn.Leaky(torch.linspace(0.3, 0.9, n), torch.full([n], threshold), **shared, **more),
+        lambda n, **more: snn.Synaptic(
+            torch.full([n], 0.6), torch.full([n], beta), torch.full([n], threshold), **shared, **more
+        ),
     ]
+    first, second = kinds[seed % 3](8), kinds[(seed + 1) % 3](5, output=True)
+    net = louder(nn.Sequential(nn.Linear(6, 8, bias=seed % 2 == 0), first, nn.Linear(8, 5), second))
+    from snntorch import utils
+    from snntorch.export_nir import export_to_nir
 
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc1, self.n1 = nn.Linear(6, 8, bias=seed % 2 == 0), kinds[seed % 3](8)
-            self.fc2, self.n2 = nn.Linear(8, 5), kinds[(seed + 1) % 3](5)
-
-        def forward(self, x, state=None):
-            one, two = state or ((), ())
-            spikes, *one = self.n1(self.fc1(x), *one)
-            spikes, *two = self.n2(self.fc2(spikes), *two)
-            return spikes, (one, two)
-
-    net = louder(Net())
-    nodes = {"input": nir.Input(np.array([6]))}
-    from snntorch.export_nir import _extract_snntorch_module
-
-    names = ["fc1", "n1", "fc2", "n2"]
-    nodes |= {name: _extract_snntorch_module(getattr(net, name)) for name in names}
-    order = ["input", *names, "output"]
-    nodes["output"] = nir.Output(np.array([5]))
-    return net, nir.NIRGraph(nodes, list(itertools.pairwise(order))), an_input(6, seed=seed), 1e-4
+    graph = export_to_nir(net, torch.rand(6))
+    utils.reset(net)
+    return lambda frame, state: (net(frame)[0], ()), graph, an_input(6, seed=seed), 1e-4
 
 
 def of_spikingjelly(seed):
@@ -115,19 +104,7 @@ def of_norse(seed):
     )
     net = louder(norse.SequentialState(nn.Linear(6, 8), cell, nn.Linear(8, 5), other))
     x = an_input(6, seed=seed)
-    nodes, order = {"input": nir.Input(np.array([6]))}, ["input"]
-    for i, part in enumerate(net.children()):
-        order.append(str(i))
-        if isinstance(part, nn.Linear):
-            nodes[str(i)] = nir.Affine(part.weight.detach().numpy(), part.bias.detach().numpy())
-        else:
-            n = 8 if i == 1 else 5
-            full = [np.full(n, float(v)) for v in (1 / part.p.tau_mem_inv, 1.0, part.p.v_leak, part.p.v_th, 0.0)]
-            tau, r, leak, threshold, reset = full
-            nodes[str(i)] = nir.LIF(tau=tau, r=r, v_leak=leak, v_threshold=threshold, v_reset=reset)
-    nodes["output"] = nir.Output(np.array([5]))
-    order.append("output")
-    return net, nir.NIRGraph(nodes, list(itertools.pairwise(order))), x, dt
+    return net, norse.to_nir(net, x[0, 0], dt=dt), x, dt * dt  # it writes dt / tau_mem_inv
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -145,24 +122,40 @@ def test_graphs_run_here_as_they_run_there(written_by, seed):
     assert torch.equal(spikes, expected)
 
 
+@pytest.mark.parametrize(
+    ("kind", "dt"), [("LIBox", 1e-6), ("IAF", 1.0)], ids=["LIBoxCell", "IAFCell"]
+)  # dt as docs/howto/simulators.md says
+def test_other_cells_of_norse_run_here(kind, dt):
+    norse = pytest.importorskip("norse.torch", reason="test extra `bench`")
+    torch.manual_seed(0)
+    cells = {
+        "LIBox": lambda: norse.LIBoxCell(norse.LIBoxParameters(tau_mem_inv=torch.tensor(140.0)), dt=0.001),
+        "IAF": lambda: norse.IAFCell(norse.IAFParameters(v_th=torch.tensor(1.5)), dt=0.001),
+    }
+    net = louder(norse.SequentialState(nn.Linear(6, 8), cells[kind](), nn.Linear(8, 5), cells[kind]()))
+    x = an_input(6)
+    with torch.no_grad():
+        expected = steps_of(net, x)
+        found = pl.from_nir(norse.to_nir(net, x[0, 0]), dt)(x)
+    assert expected.any()
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_recurrent_graph_of_snntorch_runs_here():
     snn = pytest.importorskip("snntorch", reason="test extra `bench`")
-    from snntorch.export_nir import _extract_snntorch_module
+    from snntorch import utils
+    from snntorch.export_nir import export_to_nir
 
     torch.manual_seed(0)
-    shared = {"reset_mechanism": "zero", "reset_delay": False}
-    recurrent = snn.RLeaky(0.7, linear_features=6, threshold=0.8, **shared)
-    nodes = {
-        "input": nir.Input(np.array([6])),
-        "r": _extract_snntorch_module(recurrent),
-        "output": nir.Output(np.array([6])),
-    }
-    net = pl.from_nir(nir.NIRGraph(nodes, [("input", "r"), ("r", "output")]))
-    x, spikes, v, expected = an_input(6), torch.zeros(N, 6), torch.zeros(N, 6), []
+    shared = {"reset_mechanism": "zero", "reset_delay": False, "init_hidden": True, "output": True}
+    recurrent = snn.RLeaky(torch.full([6], 0.7), linear_features=6, threshold=torch.full([6], 0.8), **shared)
+    layers = louder(nn.Sequential(nn.Linear(6, 6), recurrent))
+    net = pl.from_nir(export_to_nir(layers, torch.rand(6)))
+    utils.reset(layers)
+    x, expected = an_input(6), []
     with torch.no_grad():
         for frame in x:
-            spikes, v = recurrent(frame, spikes, v)
-            expected.append(spikes)
+            expected.append(layers(frame)[0])
         found = net(x)
     assert 0 < found.mean() < 1
     assert torch.equal(found, torch.stack(expected))
@@ -189,20 +182,38 @@ def lif(**changes):
     return nir.LIF(**{name: np.broadcast_to(np.asarray(value, float), 4).copy() for name, value in constants.items()})
 
 
-def graph_of(node, size=4):
-    nodes = {"input": nir.Input(np.array([size])), "n": node, "output": nir.Output(np.array([size]))}
-    return nir.NIRGraph(nodes, [("input", "n"), ("n", "output")])
+def cuba(**changes):
+    constants = {"tau_syn": 2e-4, "tau_mem": 4e-4, "r": 4.0, "w_in": 2.0, "v_threshold": 1.0, "v_leak": 0.0}
+    return nir.CubaLIF(**{name: np.full(4, value) for name, value in ({**constants, "v_reset": 0.0} | changes).items()})
+
+
+def graph_of(node, size=4, after=None):
+    ends = {"input": nir.Input(np.atleast_1d(size)), "output": nir.Output(np.atleast_1d(after or size))}
+    return nir.NIRGraph({"n": node, **ends}, [("input", "n"), ("n", "output")])
+
+
+def wired(*edges, **nodes):
+    """`graph_of` a LIF layer with further nodes and edges."""
+    graph = graph_of(lif())
+    return nir.NIRGraph({**graph.nodes, **nodes}, [*graph.edges, *edges])
+
+
+def test_the_output_is_that_of_the_output_node_whatever_the_order():
+    graph = wired(("n", "m"), ("m", "output"), m=lif(v_threshold=0.3))
+    turned = nir.NIRGraph(dict(reversed(graph.nodes.items())), graph.edges[::-1])
+    x = an_input(4)
+    with torch.no_grad():
+        first, second = (pl.from_nir(one)(x) for one in (graph, turned))
+    assert first.any()
+    assert torch.equal(first, second)
 
 
 def test_constants_choose_the_neuron():
-    constants = {"tau_syn": 2e-4, "tau_mem": 4e-4, "r": 4.0, "w_in": 2.0, "v_threshold": 1.0}
-    zero = dict.fromkeys(("v_leak", "v_reset"), 0.0)
-    synaptic = nir.CubaLIF(**{name: np.full(4, value) for name, value in (constants | zero).items()})
     kinds = {
         pl.LIF: lif(),
         UndecayedLIF: lif(r=2.0),
         LeakyNeuron: lif(tau=[2e-4, 3e-4, 4e-4, 5e-4]),
-        Synaptic: synaptic,
+        Synaptic: cuba(),
     }
     for kind, node in kinds.items():
         assert type(pl.from_nir(graph_of(node)).nodes["n"]) is kind
@@ -222,6 +233,17 @@ def test_it_trains_as_a_network_of_ones_own():
     [
         (lambda: graph_of(nir.Delay(np.ones(4))), "NIR: n is a Delay; read are Affine"),
         (lambda: graph_of(lif(v_reset=[0.0, 0.0, 0.1, 0.0])), "NIR: n has several v_reset"),
+        (lambda: graph_of(lif(tau=9e-5)), r"n has a time constant of 9e-05 s, below dt = 0\.0001 s: pass the dt"),
+        (lambda: graph_of(cuba(tau_syn=9e-5)), "n has a time constant of 9e-05 s, below dt"),
+        (lambda: wired(("n", "second"), second=nir.Output(np.array([4]))), r"has 2 nodes Output \(output, second\)"),
+        (lambda: wired(("second", "n"), second=nir.Input(np.array([4]))), r"has 2 nodes Input \(input, second\)"),
+        (lambda: wired(("n", "end"), end=lif()), "has 2 nodes Output"),
+        (lambda: wired(("begin", "n"), begin=lif()), "has 2 nodes Input"),
+        (
+            lambda: wired(("n", "w"), ("w", "n"), ("w", "m"), ("m", "output"), w=nir.Linear(np.eye(4)), m=lif()),
+            "n, w, m, output form a cycle|form a cycle that is no weight from a neuron to itself",
+        ),
+        (lambda: graph_of(nir.Flatten({"input": np.array([2, 3, 4])}, -2, -1), (2, 3, 4), (2, 12)), "n flattens some"),
     ],
 )
 def test_what_has_no_counterpart_is_refused(graph, expected):
