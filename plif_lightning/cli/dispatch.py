@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 
 from plif_lightning.errors import Stopped, UserError
 from plif_lightning.runtime import files, program
-from plif_lightning.runtime.process import on_termination, tune_allocator
+from plif_lightning.runtime.process import is_interrupt, on_termination, tune_allocator
 from plif_lightning.runtime.program import missing, require_package
 from plif_lightning.version import __version__
 
@@ -95,7 +95,9 @@ def main(args: list[str] | None = None) -> None:
         if stop.message:
             print(stop.message, file=sys.stderr)
         sys.exit(stop.code)  # not `raise`: W&B reads the status of its run from a patched `sys.exit`
-    except (UserError, OSError, KeyboardInterrupt, ImportError) as error:
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
         status = _report(missing(error, "this command") or error)
         if status is None:
             raise
@@ -119,10 +121,10 @@ def _report(error: BaseException) -> int | None:
         # A reader such as `head` has exited. Python would flush stdout once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or (not isinstance(error, UserError) and is_interrupt(error)):
         print("interrupted", file=sys.stderr)
         return 130
-    if isinstance(error, ImportError):
+    if not isinstance(error, (UserError, OSError)):
         return None
     text = f"{error}"
     if isinstance(error, OSError):

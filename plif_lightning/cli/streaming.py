@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.cli.trained import Trained, checkpoint_parser, for_evaluation, read_trained
 from plif_lightning.errors import UserError
-from plif_lightning.runtime.process import subnormals_as_zeros
+from plif_lightning.runtime.process import is_interrupt, subnormals_as_zeros
 
 if TYPE_CHECKING:
     from plif_lightning.deploy.streaming import StreamingNetwork
@@ -48,6 +49,7 @@ def _stream_parser() -> PlainParser:
     parser.add_argument("--number", type=int, help="of the recording, from 0, in a file of many (SHD, SSC)")
     parser.add_argument("--last", type=int, help="average the votes of the last LAST time-steps (default: all)")
     parser.add_argument("--engine", choices=["float32", "int8"], default="float32", help="weights (default: float32)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the decision alone, not every time-step")
     return parser
 
 
@@ -56,12 +58,24 @@ def _has_step_length(options: argparse.Namespace) -> bool:
 
 
 def _take_step_length(options: argparse.Namespace, trained: Trained) -> None:
-    """Take the length of a time-step from the clock, or, if none is given, from the windows of the training."""
+    """Take the length of a time-step from the clock, or, if none is given, from the windows of the training.
+
+    Steps of another length than in training are named.
+    """
     if options.every_ms is not None:
         options.ms_per_step = options.every_ms
-    settings = trained.data.get("init_args", {})
+    settings, steps = trained.data.get("init_args", {}), trained.net.time_steps
+    ms_of_training = settings.get("step_ms") or (settings.get("window_ms") or 0) / steps
+    by_time = settings.get("slicing") == "by_time" or ms_of_training
+    if options.ms_per_step is not None and settings and options.ms_per_step != ms_of_training:
+        trained_on = (
+            f"{ms_of_training:g} ms" if ms_of_training else f"a T-th of a recording's {'time' if by_time else 'events'}"
+        )
+        print(
+            f"note: the network was trained on time-steps of {trained_on}, and these have {options.ms_per_step:g} ms: "
+            "its accuracy may be another.", file=sys.stderr, flush=True,
+        )  # fmt: skip
     if not _has_step_length(options):
-        steps = trained.net.time_steps
         if settings.get("window_events"):
             options.events_per_step = max(1, settings["window_events"] // steps)
         elif settings.get("window_ms"):
@@ -185,14 +199,17 @@ def _rescale(trained: Trained, name: str, sensor: Any, recording: Any) -> Any:
         sensor: from the file, or from the user.
         recording: its events.
     """
-    from plif_lightning.events.recording import Sensor, rescale
+    from plif_lightning.events.recording import RecordingError, Sensor, rescale
 
     settings = trained.data.get("init_args", {})
     if not isinstance(settings.get("size"), (list, tuple)):
         return recording
     if (sensor := sensor or settings.get("sensor")) is None:
         raise UserError(f"{name} does not name its sensor: pass --sensor HEIGHT WIDTH.")
-    return rescale(recording, Sensor.of(sensor), Sensor.of(settings["size"]))
+    try:
+        return rescale(recording, Sensor.of(sensor), Sensor.of(settings["size"]), name)
+    except RecordingError as error:
+        raise UserError(f"{error} Pass --sensor HEIGHT WIDTH of its camera.") from error
 
 
 def _takes_any_file(trained: Trained) -> bool:
@@ -240,13 +257,11 @@ def _print_decision(network: "StreamingNetwork", class_names: Sequence[str]) -> 
 
 @contextmanager
 def _until_interrupted() -> Iterator[None]:
-    """End the block at Ctrl-C; Numba turns an interrupt within a compiled function into a SystemError."""
+    """End the block at Ctrl-C."""
     try:
         yield
-    except KeyboardInterrupt:
-        pass
-    except SystemError as error:
-        if not isinstance(error.__cause__, KeyboardInterrupt):
+    except BaseException as error:
+        if not is_interrupt(error):
             raise
 
 
@@ -270,6 +285,8 @@ def _stream(options: argparse.Namespace) -> int:
             rescale = partial(_rescale, trained, source.name, options.sensor)
             steps = _steps_on_a_clock(network, source, rescale, latencies)
         for votes in steps:
+            if options.quiet:
+                continue
             best = int(votes.argmax())
             leads = f"{trained.class_names[best]} {votes[best]:.3f}" if votes.any() else "no vote yet"
             print(f"step {network.steps}: {leads}", flush=True)

@@ -149,7 +149,7 @@ class EventFolder(EventDataModule):
             named_columns = named or self._of_tables
             if named_columns is None:
                 raise RecordingError(f"{path} does not name its sensor: pass --data.sensor=[HEIGHT,WIDTH] for it.")
-            return [(label, rescale(recording, Sensor.of(named_columns), Sensor.of(self.sensor)))]
+            return [(label, rescale(recording, Sensor.of(named_columns), Sensor.of(self.sensor), str(path)))]
         if named not in (None, self.sensor):
             raise RecordingError(
                 f"{path} is of a sensor of {named} pixels (height x width), not of {self.sensor}: pass "

@@ -1,6 +1,7 @@
 """Recordings in memory: time-ordered events and their sensor."""
 
 import operator
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -67,15 +68,18 @@ class Recording(NamedTuple):
     p: Ints
 
 
-def rescale(recording: Recording, sensor: Sensor, size: Sensor) -> Recording:
+def rescale(recording: Recording, sensor: Sensor, size: Sensor, name: str = "events") -> Recording:
     """Rescale a recording to another sensor size: pixel x becomes floor(x * new width / width), and y likewise.
+
+    Raises:
+        RecordingError: an event lies outside the sensor.
 
     >>> rescale(Recording(*np.array([[0], [5], [3], [1]])), Sensor(4, 8), Sensor(2, 2)).x
     array([1])
     """
-    y = np.asarray(recording.y, np.int64) * size.height // sensor.height
-    x = np.asarray(recording.x, np.int64) * size.width // sensor.width
-    return recording._replace(x=x, y=y)
+    x, y = np.asarray(recording.x, np.int64), np.asarray(recording.y, np.int64)
+    _require_within({"x": (x, sensor.width), "y": (y, sensor.height)}, sensor, name)
+    return recording._replace(x=x * size.width // sensor.width, y=y * size.height // sensor.height)
 
 
 def in_channels(recording: Recording, polarities: int) -> Recording:
@@ -176,6 +180,21 @@ def recording_of(
     return Recording(**columns)
 
 
+def _require_within(columns: Mapping[str, tuple[Ints, int]], sensor: Sensor, name: str) -> None:
+    """Refuse values outside of 0 to size - 1, the columns (values, size) of a recording.
+
+    Raises:
+        RecordingError: there is one.
+    """
+    for axis, (values, size) in columns.items():
+        if values.min(initial=0) < 0 or values.max(initial=0) >= size:
+            i = int(np.argmax((values < 0) | (values >= size)))
+            raise RecordingError(
+                f"{name}: event {i} has {axis} = {values[i]}, but a sensor of {sensor.width} x {sensor.height} pixels "
+                f"has {axis} in 0..{size - 1}. It is damaged or comes from another sensor."
+            )
+
+
 def pack_events(recording: Recording, sensor: Sensor, name: str) -> Packed:
     """Check a recording and convert it to the format of the cache.
 
@@ -193,13 +212,7 @@ def pack_events(recording: Recording, sensor: Sensor, name: str) -> Packed:
     t, x, y, p = (
         _integers(np.asarray(column), column_name, name) for column_name, column in recording._asdict().items()
     )
-    for axis, values, size in (("x", x, sensor.width), ("y", y, sensor.height), ("polarity", p, 2)):
-        if values.min() < 0 or values.max() >= size:
-            i = int(np.argmax((values < 0) | (values >= size)))
-            raise RecordingError(
-                f"{name}: event {i} has {axis} = {values[i]}, but a sensor of {sensor.width} x {sensor.height} pixels "
-                f"has {axis} in 0..{size - 1}. It is damaged or comes from another sensor."
-            )
+    _require_within({"x": (x, sensor.width), "y": (y, sensor.height), "polarity": (p, 2)}, sensor, name)
     t = t.astype(np.int64, copy=False)
     if (t[1:] < t[:-1]).any():
         i = int(np.argmax(t[1:] < t[:-1])) + 1

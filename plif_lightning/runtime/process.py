@@ -97,6 +97,14 @@ def on_termination(handler: Callable[[int, FrameType | None], Any]) -> Iterator[
                 signal.signal(number, earlier)
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """True for Ctrl-C, and for the errors that compiled functions and the compiler wrap it in, one or two deep."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__
+    return cause is not None
+
+
 def ignore_loaders_end() -> None:
     """Remove PyTorch's SIGCHLD handler, which raises for a killed loader worker even while its loss is reported."""
     if takes_signals() and hasattr(signal, "SIGCHLD"):  # absent from Windows

@@ -26,6 +26,7 @@ from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
 from plif_lightning.network import load_network
 from plif_lightning.network.fingerprint import fingerprint
+from plif_lightning.runtime.process import is_interrupt
 from tests.cli.calls import SILENT, TINY, fit, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
 from tests.deploy.conftest import trained
@@ -84,6 +85,85 @@ def test_stream_prints_each_step_and_the_decision(checkpoint, capsys):
     assert re.fullmatch(rf"step 4: {name} \d\.\d\d\d", out[-2])
     main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--ms_per_step", "150"])
     assert capsys.readouterr().out.splitlines()[-1] == expected(checkpoint, recording, us_per_step=150_000)
+
+
+def test_a_quiet_stream_prints_the_decision_alone(checkpoint, capsys):
+    Path("a.aedat").write_bytes(aedat2_bytes(events_of(1000, 0)))
+    main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat"])
+    decision = capsys.readouterr().out.splitlines()[-1]
+    for option in ("-q", "--quiet"):
+        main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", option])
+        assert capsys.readouterr().out == f"{decision}\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained_on"),
+    [
+        ({}, "a T-th of a recording's events"),
+        ({"slicing": "by_time"}, "a T-th of a recording's time"),
+        ({"slicing": "by_time", "step_ms": 5.0}, "5 ms"),
+        ({"window_ms": 80.0}, "20 ms"),
+    ],
+)
+def test_steps_of_another_length_than_in_training_are_named(checkpoint, settings, trained_on, capsys):
+    held = torch.load(checkpoint, weights_only=True)
+    data = {"class_path": "plif_lightning.data.EventFolder", "init_args": {"time_steps": 4, **settings}}
+    torch.save({**held, "cli_config": yaml.safe_dump({"data": data, "model": {}})}, "net.ckpt")
+    Path("a.aedat").write_bytes(aedat2_bytes(events_of(1000, 0)))
+    call = ["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--quiet"]
+    main([*call, "--ms_per_step", "150"])
+    note = capsys.readouterr().err
+    assert f"trained on time-steps of {trained_on}, and these have 150 ms" in note
+    if trained_on[0].isdigit():
+        main([*call, "--ms_per_step", trained_on.split()[0]])
+    else:
+        main(call)
+    assert not capsys.readouterr().err
+
+
+def test_an_event_outside_of_the_camera_is_named_in_its_coordinates(checkpoint, capsys):
+    held = torch.load(checkpoint, weights_only=True)
+    settings = {"size": [128, 128], "sensor": [200, 300]}
+    data = {"class_path": "plif_lightning.data.EventFolder", "init_args": settings}
+    torch.save({**held, "cli_config": yaml.safe_dump({"data": data})}, "net.ckpt")
+    recording = events_of(1000, 0, 200, 600)  # of another camera
+    Path("a.csv").write_bytes(text_bytes(recording, "txyp", ","))
+    outside = int(recording.x[recording.x >= 300][0])
+    line = refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "a.csv")
+    assert f"a.csv: event {int((recording.x >= 300).argmax())} has x = {outside}, but a sensor of 300 x 200" in line
+    assert line.endswith("Pass --sensor HEIGHT WIDTH of its camera.")
+    main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.csv", "--sensor", "200", "600", "-q"])
+    assert "decision" in capsys.readouterr().out
+
+
+def test_an_interrupt_is_found_in_the_errors_that_wrap_it():
+    try:
+        try:
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt as error:
+                raise SystemError("returned a result with an exception set") from error
+        except SystemError as error:
+            raise RuntimeError("while a kernel was loaded") from error
+    except RuntimeError as error:
+        assert is_interrupt(error)
+    assert is_interrupt(KeyboardInterrupt())
+    assert not is_interrupt(RuntimeError())
+
+
+def test_an_interrupt_while_a_kernel_loads_is_no_traceback(checkpoint, monkeypatch, capsys):
+    Path("a.aedat").write_bytes(aedat2_bytes(events_of(1000, 0)))
+
+    def interrupted(*arguments, **named):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise SystemError("a kernel") from error
+
+    monkeypatch.setattr(StreamingNetwork, "__init__", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat"])
+    assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
 
 
 def test_a_stream_that_is_interrupted_ends_with_its_decision(checkpoint):
