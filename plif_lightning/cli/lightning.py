@@ -367,6 +367,7 @@ _NOISE = (
     "TPU available",
     "GPU available: False",
     "Restoring states",
+    "Restored all states",
     "Found current_model_state",
     "Loaded model weights",
     "`Trainer.fit` stopped",

@@ -153,8 +153,19 @@ def _fit(command: str, rest: list[str]) -> Expanded:
         stored_config = [] if _names_data(options) else [f"--config={yaml.safe_dump(stored.config)}"]
         arguments = [command, *stored_config, *options, f"--run_folder={folder.path}", f"--ckpt_path={folder.last}"]
         return Expanded(argv, arguments, stored, folder, is_named=True)
-    if folder is not None and "ended" in load_mapping(folder.record, [], optional=True):
+    record = {} if folder is None else load_mapping(folder.record, [], optional=True)
+    if folder is not None and "ended" in record:
         raise Stopped(0, _finished_in_words(folder))
+    if folder is not None and not _names_data(options) and not _INFORMATIVE & option_names(options):
+        if not record.get("arguments"):
+            raise UserError(
+                f"{folder.path} holds no run to resume: start it with its data set, such as fit --config NAME "
+                f"--run_folder {named}."
+            )
+        # It was ended before its first checkpoint, and begins again as it was called.
+        origin, begun = take(take(record["arguments"][1:], "--run_folder")[1], "--ckpt_path")
+        path, options = path or _single_value("--ckpt_path", origin), [*begun, *options]
+        argv = [command, *options, *([f"--ckpt_path={path}"] if path else []), f"--run_folder={named}"]
     arguments = [command, *options, *([] if folder is None else [f"--run_folder={folder.path}"])]
     if path is not None:
         if setting_in(read_checkpoint(Path(path)).config or {}, "model.folded"):
@@ -164,7 +175,7 @@ def _fit(command: str, rest: list[str]) -> Expanded:
 
 
 def _read_last(folder: RunFolder) -> Stored:
-    """Read last.ckpt; if it is damaged, replace it by an intact best.ckpt.
+    """Read last.ckpt; if it is damaged, replace it by an intact best.ckpt, with a warning.
 
     Raises:
         CheckpointError: both are damaged.
@@ -173,7 +184,11 @@ def _read_last(folder: RunFolder) -> Stored:
         return read_checkpoint(folder.last)
     except CheckpointError as damage:
         if not folder.best.is_file() or folder.best.samefile(folder.last):
-            raise
+            same = " best.ckpt is the same file." if folder.best.is_file() else ""
+            raise CheckpointError(
+                f"{damage}{same} The run cannot be resumed: put a copy of the file there, or start it again in another "
+                "--run_folder."
+            ) from damage
         stored = read_checkpoint(folder.best)
         with atomic_write(folder.last, "wb") as file:
             file.write(folder.best.read_bytes())

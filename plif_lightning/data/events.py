@@ -383,11 +383,11 @@ class EventDataModule(SpikingDataModule):
         return "train" if train else "test"
 
     def prepare_data(self) -> None:
-        """Download missing files, and read the recordings, unless already done."""
+        """Download missing files, read the recordings unless already done, and refuse those that give no sample."""
         if not self.has_files and not all(find(self.cache_folder(train)) for train in (True, False)):
             self.obtain()
         for train in (True, False):
-            self.recordings(train)
+            self.samples(train)
 
     def recordings(self, train: bool) -> Arrays:
         """All recordings of the training or test set; they are read if they are not in the cache.

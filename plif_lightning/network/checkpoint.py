@@ -42,7 +42,7 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # PyTorch does not verify the checksums
         if damaged is not None:
-            raise CheckpointError(f"{path} is damaged: the checksum of its part {damaged} differs. Use a copy of it.")
+            raise CheckpointError(f"{path} is damaged: the checksum of its part {damaged} differs.")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         checkpoint["state_dict"]
     except (CheckpointError, MemoryError):

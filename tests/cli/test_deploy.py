@@ -137,16 +137,10 @@ def test_an_event_outside_of_the_camera_is_named_in_its_coordinates(checkpoint, 
 
 
 def test_an_interrupt_is_found_in_the_errors_that_wrap_it():
-    try:
-        try:
-            try:
-                raise KeyboardInterrupt
-            except KeyboardInterrupt as error:
-                raise SystemError("returned a result with an exception set") from error
-        except SystemError as error:
-            raise RuntimeError("while a kernel was loaded") from error
-    except RuntimeError as error:
-        assert is_interrupt(error)
+    error, inner = RuntimeError("while a kernel was loaded"), SystemError("returned a result with an exception set")
+    error.__cause__, inner.__cause__ = inner, KeyboardInterrupt()
+    assert is_interrupt(error)
+    assert is_interrupt(inner)
     assert is_interrupt(KeyboardInterrupt())
     assert not is_interrupt(RuntimeError())
 

@@ -5,6 +5,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -472,6 +473,45 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(run, capsys):
         flipped(path, at)
         message = refused(capsys, "test", "--ckpt_path", str(path), *SILENT)
         assert "damaged" in message or "cannot be read as a checkpoint" in message
+
+
+def test_a_damaged_last_checkpoint_is_replaced_by_the_best(run, capsys, caplog):
+    last, best = run / "checkpoints/last.ckpt", run / "checkpoints/best.ckpt"
+    call = ["fit", "--run_folder", str(run), "--trainer.max_epochs", "3", *SILENT]
+    whole = last.read_bytes()
+    best.unlink()
+    best.hardlink_to(last)
+    with zipfile.ZipFile(last) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    flipped(last, largest.header_offset + 200 + largest.file_size // 2)
+    message = refused(capsys, *call)
+    assert "best.ckpt is the same file. The run cannot be resumed: put a copy of the file there, or start" in message
+    best.unlink()
+    assert "The run cannot be resumed: put a copy" in refused(capsys, *call)
+    best.write_bytes(whole)
+    main(call)
+    message = r"last\.ckpt is damaged: .* The run is resumed from best\.ckpt: epochs from 3 on are"
+    assert re.search(message, caplog.text)
+    assert "Restored all states" not in capsys.readouterr().err
+    assert load(last)["epoch"] == 2
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(capsys):
+    message = refused(capsys, "fit", "--run_folder", "empty", *SILENT)
+    assert "empty holds no run to resume: start it with its data set, such as fit --config NAME" in message
+    call = ["fit", "--config", QUICKSTART, *TINY, *FEW, "--trainer.max_epochs", "1", *SILENT]
+    main([*call, "--run_folder", "whole"])
+    main([*call, "--run_folder", "early"])
+    for name in ("last", "best"):
+        Path(f"early/checkpoints/{name}.ckpt").unlink()
+    update(RunFolder(Path("early")), ended=None)
+    Path("early/metrics.csv").unlink()
+    main(["fit", "--run_folder", "early"])
+    first, again = (load(f"{name}/checkpoints/last.ckpt")["state_dict"] for name in ("whole", "early"))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    whole, early = (read_run(Path(name)) for name in ("whole", "early"))
+    assert early.key == whole.key
+    assert commands(early) == [[argument.replace("whole", "early") for argument in one] for one in commands(whole)]
 
 
 def test_a_checkpoint_with_a_weight_missing_is_refused(run):

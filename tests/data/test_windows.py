@@ -115,6 +115,17 @@ def test_windows_longer_than_all_recordings_of_a_class_are_refused_with_the_long
     assert made(tmp_path, window_events=50).sizes()["training"] == 30 + 6 + 1 + 1
 
 
+def test_short_test_recordings_are_refused_before_training(tmp_path):
+    for part, events in (("train", 500), ("test", 50)):
+        place = np.arange(events) % 40
+        for name in ("left/0", "left/1", "right/0", "right/1"):
+            content = writers.evt3_bytes(Recording(1000 * np.arange(events), place, place, place % 2), 48, 64)
+            writers.write_file(tmp_path / part / f"{name}.raw", content)
+    data = EventFolder(root=str(tmp_path), time_steps=4, window_events=100, validation="test")
+    with pytest.raises(UserError, match=r"longer than all test recordings of left .* right"):
+        data.prepare_data()
+
+
 BY_EVENTS = {"window_events": 100, "stride_events": 30}
 BY_TIME = {"window_ms": 100, "stride_ms": 40}
 
