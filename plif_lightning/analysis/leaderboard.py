@@ -30,6 +30,8 @@ from plif_lightning.structure.layers import FC, Conv, Neurons, Pool, Votes
 # Name of the setting that changes nothing.
 _PAPER = "the paper's"
 _BASELINE = "baseline"  # in the place of its gain
+# Settings that rows of a table may differ in, by the beginnings of their names.
+_COMPARED = ("model.", "data.probe")
 # Settings, by dotted names, of the runs that gains are beside.
 Baseline = Mapping[str, Any]
 
@@ -122,7 +124,8 @@ def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> T
 def _comparison_rows(setup: Sequence[tuple[Group, str]], baseline: Baseline | None) -> list[list[str]]:
     """Rows of `comparison_table`, best first, for settings that share data, epochs and all else but `model`."""
     first_runs = [cell.runs[0] for cell, _ in setup]
-    among = _candidates(first_runs, baseline) or ([] if baseline else [*range(len(first_runs))])
+    plain = [i for i, run in enumerate(first_runs) if "data.probe" not in run.settings]
+    among = _candidates(first_runs, baseline) or ([] if baseline else plain)
     base = setup[_base(first_runs, among)][0] if among else None
     rows = []
     for cell, label in sorted(setup, key=lambda of: -of[0].accuracy):
@@ -155,11 +158,11 @@ def _interval_in_words(low: float, high: float, sign: str = "") -> str:
 
 
 def _setups(runs: Sequence[Run], protocols: str = "B") -> list[list[Group]]:
-    """Settings that share data, epochs and all else but `model`."""
+    """Settings that share data, epochs and all else but `model` and a probe."""
     by_setup: dict[str, list[Group]] = defaultdict(list)
     for group in groups([run for run in runs if run.protocol in protocols]):
         run = group.runs[0]
-        beside_model = {name: value for name, value in run.settings.items() if not name.startswith("model.")}
+        beside_model = {name: value for name, value in run.settings.items() if not name.startswith(_COMPARED)}
         content = [run.section("data").get(name) for name in ("content", "test_content")]
         by_setup[repr([data_title(run), sorted(beside_model.items()), run.changes, content])].append(group)
     return [*by_setup.values()]
@@ -168,7 +171,7 @@ def _setups(runs: Sequence[Run], protocols: str = "B") -> list[list[Group]]:
 def _is_paper(run: Run) -> bool:
     """True for the paper's neurons, loss, BN and pools, without any other setting but of training and size."""
     for name in differences(run.settings, paper_settings()):
-        if name.startswith("model.") and not role(name) & Role.EFFORT:
+        if name.startswith(_COMPARED) and not role(name) & Role.EFFORT:
             return False
     if run.structure is None:
         return False
@@ -180,17 +183,18 @@ def _is_paper(run: Run) -> bool:
 
 def _changed_settings(base: Run, run: Run) -> list[str]:
     """Settings in which two networks differ; a structure stands for the numbers it replaces, a class for its name."""
-    names = [n for n in differences(run.distinctions, base.distinctions) if n.startswith("model.") or n == "code"]
+    names = [n for n in differences(run.distinctions, base.distinctions) if n.startswith((*_COMPARED, "code"))]
     if "model.structure" in names:
         names = [name for name in names if name not in NUMBERS]
     return [name for name in names if name in run.settings or name.rpartition(".")[0] not in names]
 
 
 def _candidates(first_runs: Sequence[Run], baseline: Baseline | None) -> list[int]:
-    """Indices of possible baselines: runs with the settings of `baseline`, or the paper's."""
+    """Indices of possible baselines: runs with the settings of `baseline`, or the paper's; without a probe."""
     if baseline is None:
         return [i for i, run in enumerate(first_runs) if _is_paper(run)]
-    return [i for i, run in enumerate(first_runs) if all(value_of(run, name) == v for name, v in baseline.items())]
+    wanted = {"data.probe": None, **baseline}
+    return [i for i, run in enumerate(first_runs) if all(value_of(run, name) == v for name, v in wanted.items())]
 
 
 def _with_setting(baseline: Baseline | None) -> str:
@@ -295,6 +299,7 @@ def gains_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
             rows[row.change][i] = row
     changes = sorted(rows)  # the paper's changes nothing, and is first
     cells = [[change or name, *(_gain_cell(rows[change].get(i)) for i in range(len(boards)))] for change in changes]
+    averaged = [[name for row in rows[change].values() for name in names_of(row.cell)] for change in changes]
     heads = [
         "setting",
         *(f"{board[0].data}, {board[0].cell.epochs} epochs, {seeds_in_words(board)}" for board in boards),
@@ -303,7 +308,7 @@ def gains_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
         f"Test accuracy B of {_with_setting(baseline)} [%], and what other settings gain [points], with the 95 % "
         "interval of paired differences over seeds, on one test set; bold: it leaves out 0."
     )
-    return Table("gains", "Gains on all data sets", heads, cells, [note])
+    return Table("gains", "Gains on all data sets", heads, cells, [note], averaged)
 
 
 def seeds_in_words(rows: Sequence[Standing]) -> str:

@@ -64,6 +64,11 @@ class Table:
         return pd.DataFrame(self.rows, columns=self.columns, dtype=str)
 
     @property
+    def has_runs(self) -> bool:
+        """True if a row averages runs."""
+        return any(self.runs)
+
+    @property
     def with_its_runs(self) -> "Table":
         """The table with a last column, `runs`: the runs that each row averages."""
         if not self.runs:

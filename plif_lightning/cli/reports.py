@@ -49,7 +49,8 @@ def _tables_parser() -> PlainParser:
     parser.add_argument("--out", type=Path, help="folder for tables.md, and for a csv and a LaTeX file of each table")
     parser.add_argument(
         "--only",
-        help="comma-separated tables: runs, layers (if named), 1, 2, 2b, 3, 4, 5, S1, S2, tau, leaderboard or gains",
+        help="comma-separated tables: runs, layers, 1, 2, 2b, 3, 4, 5, S1, S2, tau, leaderboard or gains (default: "
+        "those with a run in them, but for layers; without runs, the paper's)",
     )
     parser.add_argument(
         "--baseline",
@@ -162,6 +163,8 @@ def tables(argv: list[str]) -> int:
     if options.only is None:
         chosen.remove("layers")  # which is long
     paper_tables = [table for table in paper_tables if table.name in chosen]
+    if options.only is None and runs:
+        paper_tables = [table for table in paper_tables if table.has_runs]
     for table in paper_tables if options.only else ():
         if not table.rows:
             print(f"note: {heading(table)}: no run belongs to it. {' '.join(table.notes)}", file=sys.stderr)

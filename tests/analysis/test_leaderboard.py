@@ -201,3 +201,19 @@ def test_runs_without_a_seed_are_not_paired(tmp_path):
     row = board(tmp_path)["neuron lif"]
     assert len(row.cell.runs) == 3
     assert math.isnan(row.gain)
+
+
+def test_a_probe_has_a_gain_beside_the_run_without_it(tmp_path):
+    for name, seed, test, arguments in (
+        ("plain", 1, 0.9, {}), ("shuffled", 1, 0.5, {"probe": "shuffled"}), ("counts", 1, 0.4, {"probe": "counts"}),
+    ):  # fmt: skip
+        write_run(tmp_path / name, validation="holdout", test=test, seed=seed, data_arguments=arguments)
+    for neuron in (None, "lif"):
+        if neuron is not None:  # of other networks than the paper's, too
+            for folder in tmp_path.iterdir():
+                record = RunFolder(folder)
+                update(record, settings={**read_run(folder).settings, "model.neuron": "lif"}, key=folder.name)
+        table = comparison_table(find_runs(tmp_path))
+        cells = {row[5]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+        assert [cells[accuracy]["gain"] for accuracy in ("90.00", "50.00", "40.00")] == ["baseline", "-40.00", "-50.00"]
+    assert "probe shuffled" in cells["50.00"]["setting"]
