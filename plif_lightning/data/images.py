@@ -220,10 +220,11 @@ class TorchvisionDataModule(ImageDataModule):
         try:
             return self.torchvision_class(self.root, train=train, download=download)
         except Exception as error:  # torchvision raises many types for missing and for damaged files
+            fault = f"cannot be {'downloaded' if download else 'read'} ({str(error) or type(error).__name__})"
             raise DataNotFoundError(
-                f"{self.title} in {Path(self.root).absolute()} cannot be read ({str(error) or type(error).__name__}): "
-                f"{self.files} are missing or damaged. Delete a damaged file; put the files there, pass "
-                "--data.download=true, or point --data.root to where they are."
+                f"{self.title} in {Path(self.root).absolute()} {fault}: {self.files} are missing or damaged. "
+                "Delete a damaged file; put the files there, "
+                f"{'' if download else 'pass --data.download=true, '}or point --data.root to where they are."
             ) from error
 
     def read(self, train: bool) -> tuple[Any, Any]:

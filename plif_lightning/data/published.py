@@ -149,8 +149,8 @@ def _fetch(archive: Archive, folder: Path, download: bool) -> None:
         is_right = check_integrity(os.fspath(path), archive.md5)
     except (OSError, RuntimeError) as error:
         raise DataNotFoundError(
-            f"{archive.name} could not be downloaded from {archive.url} ({error}). Try again, or fetch it by hand "
-            f"({archive.page}) and put it into {folder}."
+            f"{archive.name} could not be downloaded from {archive.url} ({error}). Try again, fetch it by hand "
+            f"({archive.page}) and put it into {folder}, or point --data.root to where it is."
         ) from error
     if not is_right:
         raise DataNotFoundError(

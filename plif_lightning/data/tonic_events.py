@@ -97,9 +97,9 @@ class TonicEvents(EventDataModule):
             try:
                 self._opened[train] = kind(save_to=self.root, **({"train": train} if self._has_train_argument else {}))
             except (Exception, SystemExit) as error:  # SystemExit: sets that must be downloaded by hand
+                way = "Put" if download else "Pass --data.download=true, put"
                 raise DataNotFoundError(
-                    f"{self.title} could not be obtained ({error}). Pass --data.download=true, put its files into "
-                    f"{self.home} as tonic expects them, or point --data.root to where they are."
+                    f"{self.title} could not be obtained ({error}). {way} its files into {self.home} as tonic expects them, or point --data.root to where they are."
                 ) from error
         return self._opened[train]
 

@@ -196,7 +196,10 @@ def test_failed_download_is_refused_and_existing_files_are_kept(tmp_path, monkey
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
-    with pytest.raises(DataNotFoundError, match=r"(?s)cannot be read \(Error downloading.*put the files there"):
+    with pytest.raises(
+        DataNotFoundError,
+        match=r"(?s)cannot be downloaded \(Error downloading.*put the files there, or point --data.root to",
+    ):
         prepared(MNIST(root=str(tmp_path)))
     writers.write_mnist(tmp_path)
     assert prepared(MNIST(root=str(tmp_path), download=True, validation="test")).sizes() == {
