@@ -18,6 +18,7 @@ from plif_lightning.data.generated import BinaryAdding
 from plif_lightning.data.image_folder import ImageFolder
 from plif_lightning.data.images import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, ImageDataModule
 from plif_lightning.data.published import CIFAR10DVS, NMNIST, DVSGesture
+from plif_lightning.data.sequence_folder import SequenceFolder
 from plif_lightning.data.tonic_events import TonicEvents
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "ImageDataModule",
     "ImageFolder",
     "PolarityFlip",
+    "SequenceFolder",
     "SpikingDataModule",
     "TimeDrop",
     "TonicEvents",

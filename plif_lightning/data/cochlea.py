@@ -82,8 +82,8 @@ class SHD(EventDataModule):
         names = [name for of_split in self.files_of.values() for name in of_split]
         if not self.download:
             raise DataNotFoundError(
-                f"{self.title} needs {', '.join(names)} in {self.home}: pass --data.download=true, or point --data.root "
-                "to where they are."
+                f"{self.title} needs {', '.join(names)} in {self.home}: pass --data.download=true, or point "
+                "--data.root to where they are."
             )
         with needed_by(f"the download of {self.title}"):
             from tonic import datasets

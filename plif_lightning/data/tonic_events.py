@@ -99,7 +99,8 @@ class TonicEvents(EventDataModule):
             except (Exception, SystemExit) as error:  # SystemExit: sets that must be downloaded by hand
                 way = "Put" if download else "Pass --data.download=true, put"
                 raise DataNotFoundError(
-                    f"{self.title} could not be obtained ({error}). {way} its files into {self.home} as tonic expects them, or point --data.root to where they are."
+                    f"{self.title} could not be obtained ({error}). {way} its files into {self.home} as tonic "
+                    "expects them, or point --data.root to where they are."
                 ) from error
         return self._opened[train]
 

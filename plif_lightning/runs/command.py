@@ -25,7 +25,7 @@ def recorded_arguments(run: Run, arguments: Sequence[str]) -> list[Argument]:
 
     The folder of a user's data identifies the data set; it is kept, as a folder in `data`.
     """
-    has_user_data = run.data_set in ("ImageFolder", "EventFolder")
+    has_user_data = run.data_set in ("ImageFolder", "EventFolder", "SequenceFolder")
     recorded = []
     for name, value in split_options(arguments):
         if name == "config":

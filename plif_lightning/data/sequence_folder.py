@@ -1,0 +1,193 @@
+"""User sequences in class folders."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plif_lightning.data.base import SpikingDataModule, SplitInventory, as_index, caches_in, split_name
+from plif_lightning.data.folders import ClassFolders
+from plif_lightning.data.generated import SequenceDataset
+from plif_lightning.errors import UserError
+from plif_lightning.events.cache import Arrays, ArrayWriter, cached, find, key_of
+from plif_lightning.runtime.program import needed_by
+
+# Increment when the same files produce other arrays.
+_FORMAT = 1
+_SUFFIXES = {".npy", ".csv", ".parquet"}
+
+
+@dataclass(eq=False, repr=False)
+class SequenceFolder(SpikingDataModule):
+    """Sequences [T, F] in class folders, ROOT/train/CLASS/* and ROOT/test/CLASS/*.
+
+    A row is a time-step, a column a feature: .npy of NumPy, .csv with or without a line of names above, and .parquet
+    (which needs pyarrow), by pandas. They are read once into arrays below ROOT/.plif_lightning. A sequence shorter than
+    `time_steps` is padded with zeros behind its end, after normalisation; a longer one is refused.
+
+    Args:
+        columns: names of the columns of tables that are read, in this order; by default all.
+        normalize: subtract each feature's mean over the training set, and divide by its standard deviation. False for
+            spikes.
+        store: folder for the arrays, if root is read-only.
+
+    Raises:
+        UserError: a file is no sequence of numbers, or has other columns than the first.
+    """
+
+    columns: list[str] | None = None
+    normalize: bool = True
+    store: str | None = None
+
+    title = "sequences in class folders"  # an instance uses its folder's name
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.folders = ClassFolders(Path(self.root), _SUFFIXES, "sequences")
+        self.title = self.folders.title  # type: ignore[misc]
+        self._cache: dict[bool, Arrays] = {}
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the class folders, sorted."""
+        return self.folders.classes() if self.folders.exist else tuple(map(str, self.arrays(True)["classes"]))
+
+    @cached_property
+    def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """(F,), of the first sequence."""
+        if not self.folders.exist:
+            return self.arrays(True)["values"].shape[1:]
+        return self._read(self.folders.files(train=True)[0][0]).shape[1:]
+
+    def prepare_data(self) -> None:
+        for train in (True, False):
+            self._require_length(train)
+
+    def arrays(self, train: bool) -> Arrays:
+        """`values` of all sequences, float32 [sum of T, F], their `offset`, `label`, `name` and `classes`."""
+        if train not in self._cache:
+            folder = caches_in(self.store, self.folders.root, ".plif_lightning") / f"sequences-{split_name(train)}"
+            stored = None if self.folders.exist else find(folder)
+            if stored is None:
+                files = self.folders.files(train)
+                stated = [(os.path.basename(path), label, Path(path).stat().st_size) for path, label in files]  # noqa: PTH119
+                key = key_of(_FORMAT, self.columns, self.class_names, stated)
+                stored = cached(folder, key, partial(self._read_all, files), [path for path, _ in files])
+            self._cache[train] = stored
+        return self._cache[train]
+
+    def _read_all(self, files: Sequence[tuple[str, int]], writer: ArrayWriter) -> None:
+        lengths = [0]
+        for path, _ in files:
+            values = self._read(path)
+            if values.shape[1:] != self.input_shape:
+                raise UserError(
+                    f"{path} has {values.shape[1]} columns, but the first sequence, {files[0][0]}, has "
+                    f"{self.input_shape[0]}: name those to read, --data.columns=[...]."
+                )
+            writer.append("values", values)
+            lengths.append(len(values))
+        writer.append("offset", np.cumsum(lengths, dtype=np.int64))
+        writer.append("label", np.array([label for _, label in files], np.int64))
+        writer.append("name", np.array([os.path.relpath(path, self.folders.root) for path, _ in files]))
+        writer.append("classes", np.array(self.class_names))
+
+    def _read(self, path: str) -> NDArray[np.float32]:
+        """A sequence, float32 [T, F].
+
+        Raises:
+            UserError: it is damaged, or holds something else.
+        """
+        try:
+            if path.lower().endswith(".npy"):
+                values = np.load(path, allow_pickle=False)
+            else:
+                with needed_by("a table"):
+                    import pandas as pd
+                is_csv = path.lower().endswith(".csv")
+                table = pd.read_csv(path, header=_header_of(path)) if is_csv else pd.read_parquet(path)
+                values = (table if self.columns is None else table[self.columns]).to_numpy()
+            sequence = np.asarray(values, np.float32)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} cannot be read as a sequence of numbers ({error}).") from error
+        if sequence.ndim != 2 or 0 in sequence.shape or not np.isfinite(sequence).all():
+            raise UserError(f"{path} must hold finite numbers [T, F], got {list(sequence.shape)}.")
+        return sequence
+
+    def _require_length(self, train: bool) -> None:
+        longest = int(np.diff(self.arrays(train)["offset"]).max())
+        if longest > self.time_steps:
+            raise UserError(
+                f"the longest {split_name(train)} sequence has {longest} steps: pass --data.time_steps {longest}; "
+                "shorter ones are padded with zeros."
+            )
+
+    @cached_property
+    def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of each feature over the training set [F]; 0 and 1 if it is not normalised.
+
+        The deviation of a constant feature is replaced by 1.
+        """
+        values = self.arrays(True)["values"]
+        if not self.normalize:
+            return np.zeros(values.shape[1]), np.ones(values.shape[1])
+        deviation = values.std(0, dtype=np.float64)
+        return values.mean(0, dtype=np.float64), np.where(deviation > 0, deviation, 1.0)
+
+    def labels(self, train: bool) -> Tensor:
+        return torch.from_numpy(self.arrays(train)["label"].copy())
+
+    def dataset(self, train: bool, indices: Tensor | None, augment: bool) -> SequenceDataset:
+        self._require_length(train)
+        arrays, (mean, deviation) = self.arrays(train), self.moments
+        offset, features = arrays["offset"], len(mean)
+        sequences = torch.zeros(len(arrays["label"]), self.time_steps, features)
+        for sequence, begin, end in zip(sequences, offset, offset[1:], strict=False):
+            sequence[: end - begin] = torch.from_numpy((arrays["values"][begin:end] - mean) / deviation)
+        return SequenceDataset(sequences, self.labels(train), as_index(indices, len(sequences)))
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Columns, and mean and standard deviation of each feature, with zeros behind the end of a sequence."""
+        mean, deviation = (values.tolist() for values in self.moments)
+        return {
+            "features": self.input_shape[0], "columns": self.columns, "mean": mean, "std": deviation,
+            "time_steps": self.time_steps,
+        }  # fmt: skip
+
+    def reading(self) -> str:
+        return f"{super().reading()}; columns {self.columns}, normalised {self.normalize}"
+
+    def inventory(self) -> list[SplitInventory]:
+        parts = []
+        for train in (True, False):
+            counts = self.labels(train).bincount(minlength=self.num_classes).tolist()
+            parts.append(SplitInventory(split_name(train), counts, self.arrays(train).bytes))
+        return parts
+
+    def provenance(self, train: bool) -> dict[str, NDArray[Any]]:
+        """`file` of each sequence, in the folder."""
+        return {"file": self.arrays(train)["name"]}
+
+    def identity(self, train: bool = True) -> str:
+        return self.arrays(train).content
+
+    def verify(self) -> int:
+        return sum(self.arrays(train).verify() for train in (True, False))
+
+
+def _header_of(path: str) -> int | None:
+    """Line of a .csv file with the names of its columns; None if it begins with numbers."""
+    with Path(path).open(encoding="utf-8") as file:
+        cells = file.readline().split(",")
+    try:
+        return None if [float(cell) for cell in cells] else 0
+    except ValueError:
+        return 0

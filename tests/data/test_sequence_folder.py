@@ -1,0 +1,153 @@
+"""Sequences in class folders: read by NumPy and pandas, padded, normalised, trained from the command line."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from plif_lightning.cli import main
+from plif_lightning.data import SequenceFolder
+from plif_lightning.errors import DataNotFoundError, UserError
+from plif_lightning.runs.run import read_run
+from tests.cli.calls import SILENT, refused
+
+
+def sequence(label, seed, steps=9):
+    """Three features; the class is which of the first two rises."""
+    random = np.random.default_rng(seed)
+    values = random.normal(5, 0.5, (steps, 3)).astype(np.float32)
+    values[:, label] += np.linspace(0, 8, steps, dtype=np.float32)
+    return values
+
+
+def write(path: Path, values, header=True):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(values, columns=["a", "b", "c"][: values.shape[1]])
+    if path.suffix == ".npy":
+        np.save(path, values)
+    elif path.suffix == ".csv":
+        table.to_csv(path, index=False, header=header)
+    else:
+        pytest.importorskip("pyarrow", reason="pandas reads .parquet by it")
+        table.to_parquet(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path):
+    for part, number in (("train", 10), ("test", 4)):
+        for label, name in enumerate(("fall", "rise")):
+            for i in range(number):
+                suffix = (".npy", ".csv")[i % 2]
+                seed = 100 * label + i + (1000 if part == "test" else 0)
+                write(tmp_path / "hands" / part / name / f"{i}{suffix}", sequence(label, seed, 9 - i % 3), i % 4 == 1)
+    return tmp_path / "hands"
+
+
+def made(root, **settings):
+    data = SequenceFolder(root=str(root), time_steps=9, **{"validation": "test", **settings})
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def test_files_of_each_format_are_the_sequences_that_were_written(root):
+    data = made(root, normalize=False)
+    assert (data.input_shape, data.class_names, data.num_classes) == ((3,), ("fall", "rise"), 2)
+    assert data.sizes() == {"training": 20, "test as val": 8, "test": 8}
+    names = data.provenance(train=True)["file"].tolist()
+    for name, label, seed in (("train/fall/0.npy", 0, 0), ("train/rise/1.csv", 1, 101), ("train/rise/3.csv", 1, 103)):
+        x, found = data.train_set[names.index(name)]
+        steps = 9 - seed % 100 % 3
+        assert int(found) == label
+        np.testing.assert_allclose(x[:steps], sequence(label, seed, steps), rtol=1e-6)
+        assert not x[steps:].any()
+
+
+def test_tables_of_parquet_are_read(root):
+    write(root / "train/rise/more.parquet", sequence(1, 7))
+    data = made(root, normalize=False)
+    names = data.provenance(train=True)["file"].tolist()
+    x, _ = data.train_set[names.index("train/rise/more.parquet")]
+    np.testing.assert_allclose(x, sequence(1, 7), rtol=1e-6)
+
+
+def test_features_are_normalised_over_the_training_set_and_ends_are_zero(root):
+    data = made(root)
+    values = np.concatenate([sequence(label, 100 * label + i, 9 - i % 3) for label in (0, 1) for i in range(10)])
+    for train in (True, False):
+        x, _ = data.train_set[1] if train else data.test_set[0]
+        expected = (sequence(0, 1, 8) if train else sequence(0, 1000)) - values.mean(0, dtype=np.float64)
+        expected = expected / values.std(0, dtype=np.float64)
+        np.testing.assert_allclose(x[: len(expected)], expected, atol=1e-5)
+        assert not x[len(expected) :].any()
+    facts = data.preprocessing
+    np.testing.assert_allclose(facts["mean"], values.mean(0, dtype=np.float64), rtol=1e-6)
+    assert facts["features"] == 3
+
+
+def test_columns_are_chosen_by_name_and_a_changed_file_is_read_again(root):
+    for path in root.rglob("*.npy"):
+        write(path.with_suffix(".csv"), np.load(path))
+        path.unlink()
+    for path in root.rglob("*.csv"):
+        write(path, pd.read_csv(path, header=None, skiprows=int(path.read_text()[0] == "a")).to_numpy(np.float32))
+    data = made(root, columns=["c", "a"], normalize=False)
+    x, _ = data.train_set[0]
+    np.testing.assert_allclose(x, sequence(0, 0)[:, [2, 0]], rtol=1e-5)
+    before = data.identity()
+    write(root / "train/fall/0.csv", sequence(0, 77))
+    assert made(root, columns=["c", "a"], normalize=False).identity() != before
+
+
+def test_cached_sequences_are_enough(root):
+    before = made(root)
+    for path in root.rglob("*"):
+        if path.is_file() and ".plif_lightning" not in path.parts:
+            path.unlink()
+    for folder in sorted((p for p in root.rglob("*") if p.is_dir() and ".plif_lightning" not in p.parts), reverse=True):
+        folder.rmdir()
+    again = made(root)
+    assert again.class_names == before.class_names
+    assert torch.equal(again.test_set[3][0], before.test_set[3][0])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((9, 2)), "has 2 columns, but the first sequence, .*0.npy, has 3"),
+        (np.zeros(9), r"must hold finite numbers \[T, F\], got \[9\]"),
+        (np.zeros((0, 3)), r"must hold finite numbers \[T, F\], got \[0, 3\]"),
+        (np.full((9, 3), np.nan), "must hold finite numbers"),
+        (np.array([["a"] * 3]), "cannot be read as a sequence of numbers"),
+        (np.zeros((10, 3)), r"the longest training sequence has 10 steps: pass --data.time_steps 10; shorter ones"),
+    ],
+)
+def test_what_is_no_sequence_is_refused_with_its_file(root, values, message):
+    np.save(root / "train/rise/2.npy", values)
+    with pytest.raises(UserError, match=message):
+        made(root)
+
+
+def test_a_damaged_file_and_a_missing_folder_are_named(root, tmp_path):
+    path = root / "test/rise/0.npy"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"rise/0\.npy cannot be read as a sequence of numbers"):
+        made(root)
+    with pytest.raises(DataNotFoundError, match="must hold sequences as train/CLASS"):
+        made(tmp_path / "nothing")
+
+
+def test_a_folder_of_ones_own_trains_from_the_command_line(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    call = ["fit", "--data", "SequenceFolder", "--data.root", "hands", *SILENT, "--run_folder", "run"]
+    call += ["--model.structure", "RFC16-PLIF-FC20-PLIF-APk10s10", "--data.batch_size", "4", "--test_after_fit", "true"]
+    assert "has 9 steps: pass --data.time_steps 9" in refused(capsys, *call, "--data.time_steps", "5")
+    main([*call, "--data.time_steps", "9", "--trainer.max_epochs", "12", "--model.optimizer.lr", "0.01"])
+    assert read_run(Path("run")).test > 0.8
+    main(["cost", "--ckpt_path", "run/checkpoints/best.ckpt"])
+    assert "fc1.recurrent" in capsys.readouterr().out
+    main(["export", "--ckpt_path", "run/checkpoints/best.ckpt", "--out", "out", "--format", "pt2"])
+    assert '"features": 3' in Path("out/export.json").read_text()
