@@ -268,10 +268,28 @@ def export(
     with _replace_files(out) as folder:
         torch.save(_folded_checkpoint(checkpoint, config, net), folder / "network.ckpt")
         for name in requested_formats:
-            _WRITERS[name](net, static, folder)
+            with _named_errors(net, name):
+                _WRITERS[name](net, static, folder)
         metadata = {"made_from": checkpoint_path.name, **_metadata(net, static, checkpoint, data, formats)}
         (folder / EXPORTED).write_text(json.dumps(metadata, indent=1))
     return {file.name: file.stat().st_size for file in sorted(out.iterdir()) if file.name != EXPORTED}
+
+
+@contextlib.contextmanager
+def _named_errors(net: nn.Module, name: str) -> Iterator[None]:
+    """Say of which network an error of PyTorch's exporters is, whose traces name a user-defined network nowhere."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(net, SpikingNetwork):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+        raise UserError(
+            f"PyTorch cannot export {type(net).__name__} to {name}: {reason}. Its forward must consist of operations "
+            "that torch.export traces; --format network needs none."
+        ) from error
 
 
 @contextlib.contextmanager

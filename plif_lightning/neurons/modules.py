@@ -175,6 +175,17 @@ class Neuron(nn.Module):
         return replace(self.constants, v_threshold=self._broadcast(self._lowest + above))
 
     @property
+    def v_threshold(self) -> float | Tensor:
+        """The current V_th: a number; if it is learned a tensor, a scalar or [channels], detached."""
+        threshold = self.firing.v_threshold
+        return threshold.detach() if isinstance(threshold, Tensor) else threshold
+
+    @property
+    def v_reset(self) -> float:
+        """V_reset, where neurons start; with a soft reset nothing is reset to it."""
+        return self.constants.v_reset
+
+    @property
     def dynamics(self) -> Dynamics:
         """Equations, current parameters and constants, as functions over time take them."""
         constants, key = self._keyed

@@ -1,5 +1,6 @@
 """A structure, or a network of a user's own file, in every command."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -96,6 +97,10 @@ class Simple(nn.Module):
     def forward(self, x):
         return self.body(x.expand(self.time_steps, *x.shape) if x.dim() == 4 else x)
 
+class ThroughNumpy(Simple):
+    def forward(self, x):
+        return super().forward(torch.from_numpy(x.numpy() * 1.0).float() if not x.requires_grad else x)
+
 class Inverted(pl.SpikingNetwork):
     def __init__(self, input_shape, num_classes, time_steps):
         super().__init__(input_shape, num_classes, time_steps, structure="c4k3s1-BN-PLIF-MPk2s2-FC20-PLIF-APk2s2")
@@ -157,6 +162,15 @@ def test_user_defined_network_trains_tests_exports_and_resumes(own_file, capsys)
     message = refused(capsys, "fit", "--run_folder", "whole", *changed)
     assert "model.network.hidden is 5 there, 6 here" in message
     main(["report", "--runs", "runs", "--out", "report.html"])
+
+
+def test_a_network_that_pytorch_cannot_export_is_named(own_file, capsys):
+    fit(*SHORT, "--model.network", "my_nets.ThroughNumpy")
+    for name in ("pt2", "onnx"):
+        line = refused(capsys, "export", "--ckpt_path", BEST, "--out", "x", "--format", name)
+        assert re.search(rf"PyTorch cannot export ThroughNumpy to {name}: \w+: .* --format network needs none\.$", line)
+        assert "\n" not in line
+    assert not Path("x").exists()
 
 
 def test_a_checkpoint_cannot_name_anything_else(own_file, capsys):

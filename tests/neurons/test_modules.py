@@ -106,3 +106,13 @@ def test_an_unknown_argument_is_answered_with_the_nearest(make, message):
 def test_a_threshold_is_a_number_above_the_reset(v_threshold):
     with pytest.raises(UserError, match="v_threshold"):
         PLIF(v_threshold=v_threshold)
+
+
+def test_constants_of_firing_are_attributes():
+    neuron = PLIF(v_threshold=0.7, v_reset=-0.2)
+    assert (neuron.v_threshold, neuron.v_reset) == (0.7, -0.2)
+    learned = PLIF(v_threshold=0.7, learn_threshold=True, tau_per="channel", channels=3)
+    with torch.no_grad():
+        learned.v_threshold_raw += torch.tensor([0.0, 1.0, -1.0])
+    torch.testing.assert_close(learned.v_threshold, 0.7 * torch.tensor([0.0, 1.0, -1.0]).exp())
+    assert not learned.v_threshold.requires_grad
