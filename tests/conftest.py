@@ -48,8 +48,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test starts without a seed, a login or a run of another one."""
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every test starts without a seed, a login or a run of another one, in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
         if name.startswith(("PL_", "WANDB_")):
             monkeypatch.delenv(name)

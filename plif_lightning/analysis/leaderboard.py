@@ -108,9 +108,9 @@ def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> T
     columns = ["data set", "setting", "protocol", "T", "epochs", "accuracy [%]", "95 % interval", gain_head, "seeds"]
     note = (
         "Accuracy on the test set: of the best epoch there (A), or of the epoch chosen on a held-out part (B). Means "
-        "over seeds, with Student's 95 % interval, or Wilson's of one run. Gain: beside the baseline, over "
-        "the seeds of both, with the interval of the differences; empty where no run with the baseline's settings "
-        "shares data, epochs and all settings but the network's."
+        "over seeds, with Student's 95 % interval, or Wilson's of one run and of seeds that all reached the same. "
+        "Gain: beside the baseline, over the seeds of both, with the interval of the differences; empty where no run "
+        "with the baseline's settings shares data, epochs and all settings but the network's."
     )
     notes = [*shared, note, *left_out(runs)] if rows else left_out(runs)
     if baseline is not None and not any(_candidates([cell.runs[0] for cell in setup], baseline) for setup in setups):
@@ -275,7 +275,8 @@ def leaderboard_table(runs: Sequence[Run], baseline: Baseline | None = None) -> 
         return Table("leaderboard", "Leaderboard", list(_COLUMNS), [], [_EMPTY])
     note = (
         "Accuracy B [%], means over seeds, ranked by validation accuracy. A row changes in "
-        f"{_with_setting(baseline)} what it names. Gain: test accuracy beside that over the same seeds, with Student's "
+        f"{_with_setting(baseline)} what it names. 95 % interval: Student's over seeds; Wilson's over the test samples "
+        "where all seeds reached the same. Gain: test accuracy beside that over the same seeds, with Student's "
         "95 % interval of the differences (none for fewer than two different ones), which covers the seed, not the "
         "choice of test samples; better or worse where it leaves out 0, which one in twenty settings without any "
         "effect does by chance. Spikes and firing: for a sample, of all layers, in the best epoch. Energy: a sample, "

@@ -196,11 +196,11 @@ def test_reset_without_effect_is_reported(caplog):
         assert ("reset=soft has no effect" in caplog.text) == torch.equal(hard(x), soft(x)) == has_own
 
 
-def test_each_neuron_is_compared_with_another_program():
+def test_each_neuron_is_compared_with_another_program_or_its_source():
     compared_elsewhere = {"ilif"}  # in test_integer.py
     ours = {name.lower() for name in NEURONS if getattr(neurons, name).__module__ == published.__name__}
     tests = [name.split("_") for name in globals() if name.startswith("test_")]
-    compared = [words for words in tests if {"spikingjellys", "snntorchs", "norses"} & {*words}]
+    compared = [words for words in tests if {"spikingjellys", "snntorchs", "norses", "source"} & {*words}]
     assert {name for name in ours if not any(name in words for words in compared)} == compared_elsewhere
     assert len(ours) == len(NEURONS) - 3  # PLIF, LIF and IF, in test_modules.py
 
@@ -214,3 +214,10 @@ def test_the_contributors_page_names_each_file_that_names_a_neuron():
     assert len(files) >= 5
     named = {path.name if path.parent == root else str(path.relative_to(root)) for path in files}
     assert {name for name in named if name not in page} == set()
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_every_neuron_fires_with_its_defaults(name):
+    x = 3 * torch.rand(20, 4, 50, generator=torch.Generator().manual_seed(0))
+    rate = getattr(neurons, name)()(x).ne(0).double().mean().item()
+    assert 0 < rate < 1, f"{name} fires in {100 * rate:g} % of its steps for inputs of 0 to 3: change its defaults"
