@@ -34,7 +34,7 @@ def commands(path):
 ALL = [(path, command) for path in READMES for command in commands(path)]
 OF_MAIN = [command for _, command in ALL if re.match(r"(python main\.py|plif-lightning) ", command)]
 INLINE = sorted(set(re.findall(r"`(python main\.py [^`]+)`", "\n".join(path.read_text() for path in READMES))))
-BENCHMARKS = sorted({word for _, command in ALL for word in command.split() if word.startswith("tests/benchmarks/")})
+BENCHMARKS = sorted({word for _, command in ALL for word in command.split() if word.startswith("benchmarks/")})
 
 
 @pytest.fixture(scope="module")

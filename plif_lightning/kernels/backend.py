@@ -29,7 +29,7 @@ OpName = Literal["conv", "linear", "events"]
 TYPES = (torch.float32, torch.bfloat16)
 # Densities, shares of non-zero inputs, up to which an operator, and the gradient of its weight, skip silent inputs: in
 # float32 without and with AMX, in bfloat16 without and with it. (A processor with AMX is an Intel, whose library of
-# dense products is faster in float32, too.) Measured by tests/benchmarks/sparse.py and structures.py.
+# dense products is faster in float32, too.) Measured by benchmarks/sparse.py and structures.py.
 BREAK_EVEN: dict[OpName, tuple[tuple[float, float], ...]] = {
     "conv": ((0.3, 0.35), (0.2, 0.3), (0.12, 0.15), (0.0, 0.05)),
     "linear": ((0.3, 0.3), (0.25, 0.15), (0.12, 0.12), (0.0, 0.0)),

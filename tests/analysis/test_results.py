@@ -16,11 +16,11 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.published import add_published, read_published
 from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs, read_run
-from tests import publish
 from tests.cli.calls import FEW, SILENT, TINY, refused
 from tests.conftest import REPOSITORY
 from tests.test_configs import parsed
 from tests.writers import COST, PAPER, write_run
+from tools import publish
 
 RESULTS = publish.ALL_RUNS
 SHIPPED = str(REPOSITORY / "configs/fashionmnist.yaml")
@@ -250,7 +250,7 @@ def test_published_commands_reproduce_their_configurations(monkeypatch):
 
 
 def test_results_page_matches_the_published_runs():
-    """If it fails: python tests/publish.py."""
+    """If it fails: python tools/publish.py."""
     page = publish.PAGE.read_text()
     assert publish.renewed(page) == page
 

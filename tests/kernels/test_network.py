@@ -5,10 +5,10 @@ from itertools import cycle
 import pytest
 import torch
 
+from benchmarks.step import inputs, make_fire
 from plif_lightning.configs import INPUTS, network_of
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.training.losses import per_step_mse
-from tests.benchmarks.step import inputs, make_fire
 
 SMALL = {"channels": 6, "fc_features": 20}
 LARGE = ("cifar10dvs", "dvsgesture")  # of 128x128 pixels; T = 20 in the slow tests

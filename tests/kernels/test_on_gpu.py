@@ -9,13 +9,13 @@ import lightning as L
 import pytest
 import torch
 
+from benchmarks.step import inputs, make_fire
 from plif_lightning.cli import main
 from plif_lightning.configs import INPUTS, network_of
 from plif_lightning.data import Digits
 from plif_lightning.network import use_backend
 from plif_lightning.training.losses import per_step_mse
 from plif_lightning.training.task import SpikingClassifier
-from tests.benchmarks.step import inputs, make_fire
 from tests.training.test_task import SMALL, trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]

@@ -4,11 +4,11 @@ import lightning as L
 import pytest
 import torch
 
+from benchmarks.step import make_fire
 from plif_lightning.errors import NonFiniteError
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.neurons import PLIF
 from plif_lightning.training.task import SpikingClassifier
-from tests.benchmarks.step import make_fire
 
 FORMS = ("reference", "cpu")
 

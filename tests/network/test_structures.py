@@ -9,6 +9,7 @@ import yaml
 from torch.nn import functional
 
 import plif_lightning as pl
+from benchmarks.step import make_fire
 from plif_lightning import configs
 from plif_lightning.deploy import StreamingNetwork, cost, deployed, fold
 from plif_lightning.errors import UserError
@@ -18,7 +19,6 @@ from plif_lightning.network.output import LeakyIntegrator
 from plif_lightning.neurons import CLIF, LIF, PLIF
 from plif_lightning.neurons.making import NeuronName
 from plif_lightning.structure.notation import NEURONS
-from tests.benchmarks.step import make_fire
 from tests.deploy.conftest import STRUCTURES, frames, trained
 
 NETWORKS = configs.folder() / "networks"

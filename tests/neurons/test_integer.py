@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 import plif_lightning as pl
+from benchmarks.step import make_fire
 from plif_lightning.deploy import cost, deployed
 from plif_lightning.deploy.exporting import to_export
 from plif_lightning.errors import UserError
 from plif_lightning.network.own import record_spikes
 from plif_lightning.neurons.published import ILIF
-from tests.benchmarks.step import make_fire
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])

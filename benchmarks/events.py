@@ -1,6 +1,6 @@
 """Events per second into frames, and samples per second into batches, beside tonic and SpikingJelly, on one core.
 
-    PLIF_DATA_ROOT=DIR python tests/benchmarks/events.py
+    PLIF_DATA_ROOT=DIR python benchmarks/events.py
 
 DIR holds NMNIST/{Train,Test} and DVS128/*.aedat, real recordings of a DVS128 in AEDAT 2.0. Everything runs in
 alternation in this one process; the median and the spread over the rounds are printed. First it is checked that all
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()  # as main.py does; it serves the others too
@@ -30,6 +30,7 @@ import tonic
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.timing import alternate, show_rates
 from plif_lightning.data import EventFolder
 from plif_lightning.data.loading import BatchPlan, make_loader
 from plif_lightning.events import Recording, Sensor
@@ -39,7 +40,6 @@ from plif_lightning.events.readers import read_nmnist
 from plif_lightning.events.recording import pack_events
 from plif_lightning.runtime.process import processor
 from tests import writers
-from tests.benchmarks.timing import alternate, show_rates
 from tests.peers import spikingjelly_dataset_utils
 
 DVS128 = Sensor(128, 128)

@@ -1,6 +1,6 @@
 """Events read per second from each file format, on one core, beside the library that people use.
 
-    python tests/benchmarks/readers.py [--events 2000000] [--rounds 7] [--only .raw]
+    python benchmarks/readers.py [--events 2000000] [--rounds 7] [--only .raw]
 
 A recording of moving edges and noise is written in each format by the tests' writers and read in alternation; the
 median and the spread over the rounds are printed. First it is checked that both read the same events, unless a note
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()  # as main.py does; it serves the others too
@@ -25,11 +25,11 @@ tune_allocator()  # as main.py does; it serves the others too
 import h5py
 import numpy as np
 
+from benchmarks.timing import alternate, show_rates
 from plif_lightning.events import Recording, read_any
 from plif_lightning.events.tables import TimeUnit
 from plif_lightning.runtime.process import processor
 from tests import writers
-from tests.benchmarks.timing import alternate, show_rates
 
 HEIGHT, WIDTH = 720, 1280
 

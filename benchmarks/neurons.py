@@ -1,6 +1,6 @@
 """Neurons beside other libraries' own forms of them: alone after an FC layer, and in a network.
 
-    python tests/benchmarks/neurons.py [--rounds 5] [--only alone|workload|network|recurrent] [--compiled]
+    python benchmarks/neurons.py [--rounds 5] [--only alone|workload|network|recurrent] [--compiled]
 
 Alone, LIF [16, 32, 16384], forward and backward, stands beside what moving its five arrays takes at the speed of a
 copy: x, spikes; x again, both gradients.
@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()
@@ -41,12 +41,12 @@ from spikingjelly.activation_based import base, functional, layer, neuron, surro
 from torch import Tensor, nn
 
 import plif_lightning as pl
+from benchmarks.networks import fire_as_trained, peer, run_peer, show, training_step
+from benchmarks.step import inputs
+from benchmarks.timing import alternate
 from plif_lightning.configs import network_of
 from plif_lightning.network.signals import Signal
 from plif_lightning.runtime.process import processor
-from tests.benchmarks.networks import fire_as_trained, peer, run_peer, show, training_step
-from tests.benchmarks.step import inputs
-from tests.benchmarks.timing import alternate
 
 BATCH, STEPS, SIZES = 16, 500, (512, 1024, 4096)
 ATAN = surrogate.ATan(2.0)

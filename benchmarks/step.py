@@ -1,6 +1,6 @@
 """Seconds and peak memory of a training step of the paper's networks, each in a process of its own.
 
-    python tests/benchmarks/step.py [--batch 2] [--steps 5] [--compile] [CONFIG ...]
+    python benchmarks/step.py [--batch 2] [--steps 5] [--compile] [CONFIG ...]
 
 The input is what the data module would give: random images, or counts of random events in one byte each. Forward,
 the loss of the configuration, backward, fused Adam; the first step warms up, and compiles where that is asked for.
@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()  # as main.py does

@@ -1,6 +1,6 @@
 """Training step of networks beyond the paper's beside SpikingJelly 2.0's own models of them, in alternation.
 
-    python tests/benchmarks/structures.py [--rounds 9] [--batch 16] [NETWORK ...]
+    python benchmarks/structures.py [--rounds 9] [--batch 16] [NETWORK ...]
 
 SEW-ResNet-18 and VGG-11 are SpikingJelly's; the others are the same layers of SpikingJelly. Same weights, sizes, batch,
 T, threads and fused Adam; BN over all time-steps together, the first winner in a pool, as SpikingJelly has them; random
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()  # as main.py does; it serves the other too
@@ -31,11 +31,11 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from spikingjelly.activation_based.model import sew_resnet, spiking_vgg
 from torch import Tensor, nn
 
+from benchmarks.step import peak, peak_of_imports
 from plif_lightning import configs
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.runtime.process import processor
 from plif_lightning.structure import FC, Conv, LayerSpec, Neurons, Pool, Residual, layer_specs
-from tests.benchmarks.step import peak, peak_of_imports
 
 SHAPE, CLASSES, STEPS = (3, 32, 32), 10, 4
 SHARE = 0.09

@@ -1,7 +1,7 @@
 """Mutation testing: change the package in small ways, one at a time, and see whether a test fails.
 
     pip install cosmic-ray
-    python tests/mutations.py dynamics --number 50 --out runs/mutations
+    python tools/mutations.py dynamics --number 50 --out runs/mutations
 
 Draws changes at random from all that cosmic-ray would make in a part of the package, makes each in a clone of the last
 commit, and runs that part's tests until one fails. Prints the mutation score, which is the share of changes that failed

@@ -1,6 +1,6 @@
 """Break-even densities: up to which share of non-zero inputs an operator is faster event-driven than dense.
 
-    python tests/benchmarks/sparse.py [--operator conv] [--dtype bfloat16] [--rounds 9] [--widths 64 128] ...
+    python benchmarks/sparse.py [--operator conv] [--dtype bfloat16] [--rounds 9] [--widths 64 128] ...
 
 `BREAK_EVEN` in plif_lightning/kernels/backend.py is made from its last lines. Every operator is timed as a network
 calls it, in both forms, in alternation, on random spikes; packing them is part of the event-driven output. The least
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()  # as main.py does

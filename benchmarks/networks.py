@@ -1,8 +1,8 @@
 """Training step and inference of the paper's networks beside SpikingJelly 2.0, in alternation in one process.
 
-    [PLIF_DATA_ROOT=DIR] python tests/benchmarks/networks.py [--rounds 7] [--fast]
-    python tests/benchmarks/networks.py --device cuda
-    python tests/benchmarks/networks.py --ckpt_path RUN/checkpoints/best.ckpt --config cifar10dvs [--batch 2]
+    [PLIF_DATA_ROOT=DIR] python benchmarks/networks.py [--rounds 7] [--fast]
+    python benchmarks/networks.py --device cuda
+    python benchmarks/networks.py --ckpt_path RUN/checkpoints/best.ckpt --config cifar10dvs [--batch 2]
 
 Same network, sizes, batch, T, type, threads and optimiser (fused Adam); BN over all time-steps together, the first
 winner in a pool, as SpikingJelly has them. At equal weights, without dropout, votes in float64 are compared
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()  # as main.py does; it serves the others too
@@ -33,6 +33,8 @@ import torch
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 
+from benchmarks.step import inputs, make_fire, peak, peak_of_imports
+from benchmarks.timing import alternate
 from plif_lightning.cli.trained import read_to_test
 from plif_lightning.configs import network_of
 from plif_lightning.deploy import Engine, deployed
@@ -40,8 +42,6 @@ from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.signals import Signal
 from plif_lightning.runtime.process import processor
 from plif_lightning.training.losses import rate_mse
-from tests.benchmarks.step import inputs, make_fire, peak, peak_of_imports
-from tests.benchmarks.timing import alternate
 
 Contenders = dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]
 CASES = {"cpu": {"fashionmnist": 16, "cifar10dvs": 2}, "cuda": {"cifar10": 16, "cifar10dvs": 16, "dvsgesture": 16}}

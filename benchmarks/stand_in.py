@@ -1,7 +1,7 @@
 """Lays real recordings of a DVS128 out as CIFAR10-DVS or as DVS128 Gesture, where those cannot be had.
 
-    python tests/benchmarks/stand_in.py cifar10dvs ROOT RECORDING.aedat ...
-    python tests/benchmarks/stand_in.py dvsgesture ROOT LABELS.csv TRIALS_TRAIN.txt TRIALS_TEST.txt RECORDING.aedat ...
+    python benchmarks/stand_in.py cifar10dvs ROOT RECORDING.aedat ...
+    python benchmarks/stand_in.py dvsgesture ROOT LABELS.csv TRIALS_TRAIN.txt TRIALS_TEST.txt RECORDING.aedat ...
 
 The files are AEDAT 2.0 of a DVS128. Format, sensor and size of what is written are the data set's; the classes
 are not: a class is a recording, cut into windows of equally many events (the last 15 % of them are for testing),
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plif_lightning.data import CIFAR10DVS
 from plif_lightning.events import Recording
 from plif_lightning.events.aedat import read_aedat2

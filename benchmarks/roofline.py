@@ -1,6 +1,6 @@
 """Each part of a training step, or of inference, beside its bound on this machine.
 
-    python tests/benchmarks/roofline.py [--config fashionmnist] [--batch 16] [--bf16] [--inference] [--steps 5]
+    python benchmarks/roofline.py [--config fashionmnist] [--batch 16] [--bf16] [--inference] [--steps 5]
 
 A part is a PyTorch operator, or a kernel of ours, with the shapes that it was called with. Its bound is the larger of
 its arithmetic at the peak, and its bytes at the bandwidth, which probes measure in the same run: the fastest of
@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()
@@ -33,14 +33,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.networks import fire_as_trained, training_step
+from benchmarks.step import inputs
 from plif_lightning.configs import network_of
 from plif_lightning.dynamics.equations import program
 from plif_lightning.dynamics.expression import in_order
 from plif_lightning.kernels import block, ops, sparse
 from plif_lightning.kernels.bits import number_of_spikes
 from plif_lightning.runtime.process import processor
-from tests.benchmarks.networks import fire_as_trained, training_step
-from tests.benchmarks.step import inputs
 
 
 def least(run: Callable[[], Any], seconds: float = 1.0) -> float:

@@ -1,7 +1,7 @@
 """A trained network's engines: seconds at batch 1 against other runtimes, and accuracy with fewer bits.
 
-    python tests/benchmarks/deploy.py --ckpt_path RUN/checkpoints/best.ckpt [--data.root DIR] [--samples 1000]
-    python tests/benchmarks/deploy.py --config cifar10dvs --recording DVS128.aedat [--events 70304]
+    python benchmarks/deploy.py --ckpt_path RUN/checkpoints/best.ckpt [--data.root DIR] [--samples 1000]
+    python benchmarks/deploy.py --config cifar10dvs --recording DVS128.aedat [--events 70304]
 
 Seconds on the first test sample, in alternation in one process, with 1 and 2 threads: ours, PyTorch's dense layers in
 the folded network (the readable reference), SpikingJelly 2.0 in both of its modes, onnxruntime. Accuracy and the share
@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()  # as main.py does
@@ -26,6 +26,8 @@ tune_allocator()  # as main.py does
 import onnxruntime
 import torch
 
+from benchmarks.networks import fire_as_trained, in_words, inference, peer, run_peer
+from benchmarks.timing import alternate
 from plif_lightning.cli.trained import read_to_test
 from plif_lightning.configs import network_of
 from plif_lightning.deploy import DeployedNetwork, Engine, deployed, fold
@@ -35,8 +37,6 @@ from plif_lightning.events.integration import integrate
 from plif_lightning.events.readers import read_any
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.runtime.process import processor
-from tests.benchmarks.networks import fire_as_trained, in_words, inference, peer, run_peer
-from tests.benchmarks.timing import alternate
 
 
 def firing_on(name: str, path: Path, number: int) -> tuple[SpikingNetwork, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Renew tables and pictures of configs/RESULTS.md and README.md after runs were added: python tests/publish.py
+"""Renew tables and pictures of configs/RESULTS.md and README.md after runs were added: python tools/publish.py
 
 First add them: `python main.py tables --runs RUNS --results configs/results.jsonl`, or for the leaderboard
 `configs/leaderboard/results.jsonl`. The prose is yours to mend; `git diff` shows what it stands beside.
