@@ -244,3 +244,16 @@ def to_spikingjelly_state_dict(net: Converted) -> dict[str, Tensor]:
     """
     here = net.state_dict()
     return {name: here[name_here].reshape(shape) for name, (name_here, shape) in net.names.items()}
+
+
+@torch.no_grad()
+def block_that_is_read(converted: Converted, x: Tensor) -> str:
+    """The first layer of a block between whose layers the forward reads an output; empty if there is none."""
+    for mode in (True, False):
+        try:
+            converted.train(mode)(x.clone())
+        except BlockReadError as error:
+            return error.block
+        except Exception:  # which the comparison names
+            return ""
+    return ""

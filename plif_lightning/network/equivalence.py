@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -50,6 +50,21 @@ def record_calls(modules: Sequence[nn.Module], net: nn.Module, x: Tensor, separa
             hooks.enter_context(module.register_forward_hook(note))
         net(x.clone())  # which it may change in place
     return calls
+
+
+def takes_images(net: nn.Module, x: Tensor, is_node: Callable[[nn.Module], bool]) -> bool:
+    """True if a network holds the samples of x [N, C, H, W] for T steps, False for sequences [T, N, C, L].
+
+    Its first node sees the number of samples in dimension 1, whichever that is in x.
+    """
+    number, shapes = 3 if x.shape[1] != 3 else 2, list[torch.Size]()
+    trial, of_gpu = copy.deepcopy(net), [x.device] if x.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(of_gpu), suppress(Exception), ExitStack() as hooks:
+        for module in filter(is_node, trial.modules()):
+            note = module.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+            hooks.enter_context(note)
+        trial(x[:number].clone())  # an error is named by the comparison
+    return not shapes or len(shapes[0]) < 2 or shapes[0][1] == len(x[:number])
 
 
 def _fixed_mask(module: Any, x: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Networks of SpikingJelly with the neurons and blocks of this package, under their original forward."""
 
-import contextlib
 import copy
 import logging
 from collections import Counter
@@ -15,8 +14,8 @@ from torch.nn.modules.utils import _pair
 
 from plif_lightning.errors import UserError
 from plif_lightning.network.blocks import ConvBlock, FCBlock
-from plif_lightning.network.converted import BlockReadError, BlockSequence, Converted, PassedOn, Replacement
-from plif_lightning.network.equivalence import Call, EquivalenceTest, record_calls
+from plif_lightning.network.converted import BlockSequence, Converted, PassedOn, Replacement, block_that_is_read
+from plif_lightning.network.equivalence import Call, EquivalenceTest, record_calls, takes_images
 from plif_lightning.network.foreign_surrogates import counts_like_ilif, surrogate_of
 from plif_lightning.network.hooks import has_hooks
 from plif_lightning.network.libraries import library_of
@@ -99,7 +98,7 @@ def from_spikingjelly(
     builder.require_multi_step(net)
     if x is None:
         return builder.build(net)
-    takes_frames = x.dim() != 4 or not builder.takes_images(net, x)
+    takes_frames = x.dim() != 4 or not takes_images(net, x, builder.is_node)
     x = x[:, :4] if takes_frames else x[:4]
     with EquivalenceTest(net, x, builder.is_node, builder.library) as trial:
         try:
@@ -107,7 +106,7 @@ def from_spikingjelly(
         except Exception as error:  # of a forward that asks a node for attributes that our neurons lack
             raise UserError(f"{type(net).__name__} cannot be converted: {type(error).__name__}: {error}.") from error
         source = copy.deepcopy(trial.net)  # a forward may keep tensors with gradients, which cannot be copied
-        while read := _block_that_is_read(builder.build(source, takes_frames, plan), trial.x):
+        while read := block_that_is_read(builder.build(source, takes_frames, plan), trial.x):
             plan.chains = [chain for chain in plan.chains if chain[0] != read]
         difference = trial.difference(builder.build(source, takes_frames, plan))
         unproved = _decided_by_first(difference or ", ".join(trial.silent))
@@ -122,19 +121,6 @@ def from_spikingjelly(
         converted.conversion.reason = unproved
         _log.warning("%s: its nodes are replaced, but no blocks are formed: %s.", type(net).__name__, unproved)
     return converted
-
-
-@torch.no_grad()
-def _block_that_is_read(converted: Converted, x: Tensor) -> str:
-    """The first layer of a block between whose layers the forward reads an output; empty if there is none."""
-    for mode in (True, False):
-        try:
-            converted.train(mode)(x.clone())
-        except BlockReadError as error:
-            return error.block
-        except Exception:  # which the comparison names
-            return ""
-    return ""
 
 
 def _decided_by_first(difference: str) -> str:
@@ -184,20 +170,6 @@ class _Builder:
 
     def is_node(self, module: nn.Module) -> bool:
         return type(module) in self.nodes or type(module) in self.known_nodes
-
-    def takes_images(self, net: nn.Module, x: Tensor) -> bool:
-        """True if a network holds the samples of x [N, C, H, W] for T steps, False for sequences [T, N, C, L].
-
-        Its first node sees the number of samples in dimension 1, whichever that is in x.
-        """
-        number, shapes = 3 if x.shape[1] != 3 else 2, list[torch.Size]()
-        trial = copy.deepcopy(net)
-        for module in filter(self.is_node, trial.modules()):
-            module.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
-        of_gpu = [x.device] if x.is_cuda else []
-        with torch.no_grad(), torch.random.fork_rng(of_gpu), contextlib.suppress(Exception):  # the comparison names it
-            trial(x[:number].clone())
-        return not shapes or len(shapes[0]) < 2 or shapes[0][1] == len(x[:number])
 
     def require_multi_step(self, net: nn.Module) -> None:
         """Refuse nodes in single-step mode outside of containers that call them step by step."""
