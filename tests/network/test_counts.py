@@ -1,0 +1,129 @@
+"""Speed by counting: graphs of torch.compile, calls of kernels, nodes left unconverted; never by a clock."""
+
+import pytest
+import torch
+from torch import nn
+
+import plif_lightning as pl
+from plif_lightning.kernels import block, ops, sparse
+from plif_lightning.network.network import use_backend
+
+STRUCTURE = "c8k3s1-BN-PLIF-MPk2s2-c8k3s1-BN-PLIF-FC12-PLIF-FC4b"
+
+
+def made(**arguments):
+    torch.manual_seed(0)
+    net = pl.SpikingNetwork((2, 8, 8), 4, 3, structure=STRUCTURE, pool_ties="first", **arguments)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.bias)
+    return net
+
+
+def frames():
+    return 3 * (torch.rand(3, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+
+
+def graphs_of(net):
+    """Number of graphs, and of convolutions and comparisons in them, that torch.compile makes of a network."""
+    found = []
+
+    def backend(graph, example):
+        found.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(net.eval(), backend=backend)
+        votes = compiled(frames())
+        torch.testing.assert_close(votes, net(frames()))
+    torch._dynamo.reset()
+    return len(found), sum("conv" in target for targets in found for target in targets)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_the_reference_compiles_to_one_graph_and_the_cpus_kernels_run_outside_of_graphs():
+    """On the reference backend every layer is in the graph; between the kernels nothing is compiled for a shape."""
+    assert graphs_of(made(backend="reference")) == (1, 2)
+    _, convolutions = graphs_of(made(backend="auto"))
+    assert convolutions == 0
+
+
+def calls(net, monkeypatch, train=True):
+    """Names of the compiled loops that a step runs, and how often."""
+    found = []
+    for module in (ops, block, sparse):
+        run = module.parallel
+        monkeypatch.setattr(
+            module, "parallel", lambda loop, *rest, run=run: (found.append(loop.__name__), run(loop, *rest))[1]
+        )
+    with torch.set_grad_enabled(train):
+        votes = net.train(train)(frames())
+        if train:
+            votes.square().sum().backward()
+    return {name: found.count(name) for name in dict.fromkeys(found)}
+
+
+def test_a_training_step_runs_each_kernel_once_a_layer(monkeypatch):
+    """Dense layers: oneDNN convolves, one loop a layer of neurons, and the second block's BN beside its neurons."""
+    assert calls(made(sparse="never"), monkeypatch) == {
+        "forward": 3,
+        "statistics": 1,
+        "backward": 3,
+        "normalise_back": 1,
+    }
+
+
+def test_event_driven_layers_run_their_loops(monkeypatch):
+    found = calls(made(sparse="always"), monkeypatch)
+    assert found["conv_fire_pool"] == found["conv_fire_pool_backward"] == 1  # events, in one pass
+    assert found["conv"] == found["conv_weight"] == 1  # the second convolution
+    assert found["linear"] == found["linear_weight"] == 2
+    found = calls(made(sparse="always"), monkeypatch, train=False)
+    assert found["conv_fire_pool"] == 2  # without gradients both blocks are one pass
+
+
+def test_the_reference_backend_runs_no_compiled_loop(monkeypatch):
+    assert calls(made(backend="reference", sparse="never"), monkeypatch) == {}
+
+
+def test_forms_name_why_nothing_faster_ran():
+    net = made()
+    net.train()(frames())
+    assert net.forms()["conv1"].startswith("one pass")
+    assert net.forms()["conv2"].startswith("fused")
+    use_backend(net, "reference")
+    net(frames())
+    assert "the reference backend" in net.forms()["conv2"]
+
+
+class Named(nn.Module):
+    """A node and a convolution under two names each, one of them called."""
+
+    def __init__(self, layer, neuron):
+        super().__init__()
+        self.conv = layer.Conv2d(2, 4, 3, padding=1)
+        self.node = neuron.LIFNode()
+        self.layers = nn.ModuleDict({"conv": self.conv, "node": self.node})
+        self.other = neuron.IFNode()
+
+    def forward(self, x):
+        return self.other(self.layers["node"](self.conv(x)))
+
+
+@pytest.mark.parametrize("with_example", [True, False])
+def test_a_node_under_two_names_is_replaced_if_an_example_shows_one_call(with_example):
+    pytest.importorskip("spikingjelly.activation_based", reason="test extra `bench`")
+    from spikingjelly.activation_based import functional, layer, neuron
+
+    torch.manual_seed(0)
+    net = Named(layer, neuron)
+    functional.set_step_mode(net, "m")
+    x = 3 * torch.rand(4, 3, 2, 6, 6)
+    converted = pl.from_spikingjelly(net, *([x] if with_example else []))
+    left = [name for name, module in converted.net.named_modules() if isinstance(module, neuron.BaseNode)]
+    assert left == [*converted.conversion.unconverted] == ([] if with_example else ["node"])
+    assert len({module for module in converted.modules() if isinstance(module, pl.Neuron)}) == 2 - len(left)
+    with torch.no_grad():
+        assert torch.equal(converted.eval()(x), net.eval()(x))
