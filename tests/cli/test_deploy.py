@@ -17,8 +17,8 @@ import pytest
 import torch
 import yaml
 
-from plif_lightning.cli import main
-from plif_lightning.cli.streaming import _take_step_length
+from plif_lightning.cli import main, streaming
+from plif_lightning.cli.streaming import _steps_on_a_clock, _take_step_length
 from plif_lightning.cli.trained import Trained
 from plif_lightning.data import Digits, DVSGesture, SpikingDataModule
 from plif_lightning.deploy import StreamingNetwork, deployed
@@ -509,3 +509,34 @@ def test_stream_uses_the_step_length_of_training_windows(settings, given, expect
     options = SimpleNamespace(events_per_step=given[0], ms_per_step=given[1], every_ms=None)
     _take_step_length(options, Trained(SimpleNamespace(time_steps=4), {"init_args": settings}, [], None))
     assert (options.events_per_step, options.ms_per_step) == expected
+
+
+def test_a_step_is_closed_half_its_length_after_its_end_on_the_clock_of_the_earliest_event(monkeypatch):
+    """Of steps of 20 ms: events at 1 and 5 ms arrive at once, and one at 10 ms already 4 ms later."""
+    now, waits, advanced = [1.0], [], []
+    arrivals = [[1000, 5000], [10_000], [], None]
+
+    def take(wait):
+        waits.append(wait)
+        now[0] += 0.004 if len(waits) == 2 else wait or 0.0
+        t = arrivals.pop(0)
+        return None if t is None else (now[0], Recording(np.array(t, np.int64), *np.zeros((3, len(t)), np.int64)))
+
+    def pushed(recording, name):
+        network.latest, network.step_end = recording.t[-1], 20_000
+        return iter(())
+
+    def closed(t):
+        advanced.append(t)
+        network.step_end = None
+        return iter(["votes"])
+
+    monkeypatch.setattr(streaming, "monotonic", lambda: now[0])
+    network = SimpleNamespace(us_per_step=20_000, step_end=None, latest=None, pushed=pushed, advanced=closed)
+    latencies = []
+    steps = _steps_on_a_clock(network, SimpleNamespace(take=take, name="x"), lambda events: events, latencies)
+    assert list(steps) == ["votes"]
+    # The event at 10 ms, 5 ms after that at 5 ms, took 4 ms: its clock is 1 ms ahead.
+    assert waits == [None, pytest.approx(0.025), pytest.approx(0.020), None]
+    assert advanced == [pytest.approx(20_000, abs=1)]
+    assert latencies == [0.0]

@@ -8,8 +8,9 @@ import yaml
 
 import plif_lightning as pl
 from plif_lightning.cli import main
+from plif_lightning.cli.resume import task_in
 from plif_lightning.errors import UserError
-from tests.cli.calls import FEW, SILENT, refused
+from tests.cli.calls import FEW, SILENT, TINY, refused, rows
 from tests.conftest import REPOSITORY
 
 
@@ -40,6 +41,36 @@ def test_a_task_of_ones_own_has_a_whole_life(own_task, capsys, tmp_path):
     assert "model.penalty" in compared
     assert pl.load_network("R/checkpoints/best.ckpt").num_classes == 10
     assert importlib.import_module("my_task").Task.load_from_checkpoint("R/checkpoints/last.ckpt").penalty == 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], None),
+        (["--task", "a.A"], "a.A"),
+        (["--task", "a.A", "--task=b.B"], "b.B"),
+        (["--config", "c.yaml"], "c.C"),
+        (["--config", "c.yaml", "--config", "d.yaml"], "d.D"),
+        (["--task", "a.A", "--config", "c.yaml"], "a.A"),
+        (["--config", "plain.yaml"], None),
+    ],
+)
+def test_the_last_task_counts_and_an_argument_before_a_configuration(arguments, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"c": "task: c.C", "d": "task: d.D", "plain": "model: {}"}.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    assert task_in(arguments) == expected
+
+
+def test_a_loss_of_ones_own_is_named_on_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "my_loss.py").write_text(
+        "from torch import nn\n\n\nclass Constant(nn.Module):\n"
+        "    def forward(self, votes, target):\n        return 0 * votes.mean() + 3.5\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    main([*CALL, *TINY, "--model.loss", "my_loss.Constant", "--trainer.max_epochs", "1", "--run_folder", "R"])
+    assert [float(row["train/loss"]) for row in rows("R/metrics.csv") if row["train/loss"]] == [3.5]
 
 
 def test_its_arguments_are_in_the_help(own_task, capsys):

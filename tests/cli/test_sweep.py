@@ -288,7 +288,9 @@ def test_distributions_are_wandbs(spec, expected):
     [
         ("random", {"run_cap": None}, [], "a search has no end by itself: run_cap, or --cap, must be a whole number"),
         ("bayes", {}, ["--index", "0"], "--index and --grid are not for method bayes"),
+        ("random", {}, ["--grid", "a=1"], "--index and --grid are not for method random"),
         ("grid", {}, ["--cap", "3"], "--cap and --seed are not for method grid"),
+        ("grid", {}, ["--seed", "3"], "--cap and --seed are not for method grid"),
         ("grid", {}, ["--jobs", "0"], "--jobs must be a whole number, at least 1, got 0"),
         ("grid", {"parameters": {"config": {"values": ["a/x.yaml", "b/x.yaml"]}}}, [], "have the same name"),
     ],
