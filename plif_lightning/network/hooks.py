@@ -85,7 +85,11 @@ def layer_outputs(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Te
     if unknown := [name for name in names if name not in modules]:
         raise UserError(f"the network has no layer {', '.join(unknown)}; it has {', '.join(filter(None, modules))}.")
     outputs: dict[str, Tensor] = {}
-    with forward_hooks({name: modules[name] for name in names}, lambda name, _, inputs, y: outputs.update({name: y})):
+
+    def note(name: str, module: nn.Module, inputs: Any, y: Any) -> None:
+        outputs[name] = y.clone() if isinstance(y, Tensor) else y  # a forward may write into it, as `y += x`
+
+    with forward_hooks({name: modules[name] for name in names}, note):
         yield outputs
 
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ STATEFUL = (Neuron, RecurrentLinear, RecurrentContainer, LeakyIntegrator)
 # Steps over which a user-defined network is compared, unless its T is larger; and the tolerance in float64, a share of
 # the largest value.
 _COMPARED_STEPS, _TOLERANCE = 16, 1e-6
-_compared = WeakSet[nn.Module]()
+# Networks that were compared, with what they held.
+_compared = WeakKeyDictionary[nn.Module, tuple[float, ...]]()
 
 
 def plain(net: nn.Module) -> nn.Module:
@@ -69,8 +70,8 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
 
     Raises:
         UserError: `state` belongs to another network; a layer draws or takes statistics over all steps; or a module of
-            the user's sees other steps by itself, as a delay does: a network is compared once with a sequence of T,
-            at least 16, steps.
+            the user's sees other steps by itself, as a delay does: a network is compared with a sequence of T, at
+            least 16, steps, in evaluation again when its values have changed.
 
     >>> import torch
     >>> from plif_lightning.neurons import PLIF
@@ -91,9 +92,8 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
         )
     before: dict[nn.Module, LayerState] = {} if state is None else {neurons[name]: v for name, v in state.items()}
     _require_single_steps(net)
-    if state is None and net not in _compared and not torch.compiler.is_compiling():
+    if state is None and not torch.compiler.is_compiling():
         _require_equal_steps(net, frame)
-        _compared.add(net)
     with _require_uncompiled(net), carry_states(before) as carried:
         y = run_network(net, frame[None])
     return y[0], {name: carried.after[neuron] for name, neuron in neurons.items()}
@@ -107,6 +107,10 @@ def _require_equal_steps(net: nn.Module, frame: Tensor) -> None:
     """
     known = ("torch.nn.", "plif_lightning.")
     if all(type(module).__module__.startswith(known) or isinstance(module, Neuron) for module in net.modules()):
+        return
+    tensors = () if net.training and net in _compared else (*net.parameters(), *net.buffers())
+    values = tuple(float(tensor.detach().abs().sum()) for tensor in tensors)
+    if net in _compared and values in ((), _compared[net]):
         return
     generator = torch.Generator(frame.device).manual_seed(0)
     steps = max(_COMPARED_STEPS, getattr(net, "time_steps", None) or 0)
@@ -124,6 +128,7 @@ def _require_equal_steps(net: nn.Module, frame: Tensor) -> None:
             "%s could not be compared with a run over a sequence (%s): its single steps are right only if no module "
             "of it sees other time-steps.", type(net).__name__, reason,
         )  # fmt: skip
+        _compared[net] = values
         return
     for name, (inputs, outputs) in whole.items():
         if name not in single or not _are_close(outputs, again[name][1]):
@@ -136,6 +141,7 @@ def _require_equal_steps(net: nn.Module, frame: Tensor) -> None:
                 f"{place} sees other time-steps: over a sequence it returns something other than in single steps. "
                 "Run whole sequences, or keep what it remembers in the states of a pl.Neuron."
             )
+    _compared[net] = values
 
 
 def _calls(net: nn.Module, *sequences: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

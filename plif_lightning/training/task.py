@@ -160,7 +160,7 @@ class SpikingClassifier(L.LightningModule):
             self.network = user_network(network, from_data, settings)
             if "backend" in settings or "sparse" in settings:
                 use_backend(self.network, settings.get("backend", "auto"), settings.get("sparse", "auto"))
-        self._tried = network is None
+        self.is_tried = network is None  # a network of one's own, before its first batch
         self._weights: set[str] | None = None
         self.custom_loss = loss if isinstance(loss, nn.Module) else None  # its buffers follow to the device
         self._loss_for = partial(loss_named, loss, tet_lambda)
@@ -199,11 +199,11 @@ class SpikingClassifier(L.LightningModule):
         x = time_first(x)
         if self.hparams.get("network") is not None:
             x = x if x.is_floating_point() else x.to(self.dtype)  # event counts are stored as uint8
-            if not self._tried:
+            if not self.is_tried:
                 votes = require_protocol(self.network, x, self.hparams["num_classes"])
                 if self.loss is self._named_loss:
                     self.loss = self._named_loss = self._loss_for(votes)
-                self._tried = True
+                self.is_tried = True
         return x
 
     def configure_callbacks(self) -> list[Callback]:

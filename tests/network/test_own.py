@@ -391,5 +391,5 @@ def test_a_trial_draws_no_random_number_of_the_training():
     torch.rand(5)  # the generator is no longer where its seed put it
     expected = torch.get_rng_state()
     module._input(torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
-    assert module._tried
+    assert module.is_tried
     assert torch.equal(torch.get_rng_state(), expected)

@@ -286,6 +286,31 @@ def test_a_module_that_sees_other_steps_is_refused(net, name):
         pl.step(net, torch.rand(3, 4))
 
 
+class LearnedMix(nn.Module):
+    """Adds a share of the step before, which is nothing at first."""
+
+    time_aware = True
+
+    def __init__(self):
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x):
+        return x + self.share * torch.cat([torch.zeros_like(x[:1]), x[:-1]])
+
+
+@pytest.mark.parametrize("change", ["learns", "loads"])
+def test_a_memory_that_a_module_learned_later_is_refused(change):
+    net, x = _net(LearnedMix()), torch.rand(3, 4)
+    pl.step(net, x)
+    if change == "learns":
+        net[2].share.data.fill_(0.5)
+    else:
+        net.load_state_dict(net.state_dict() | {"2.share": torch.tensor(0.5)})
+    with pytest.raises(UserError, match=r"^LearnedMix \(2\) sees other time-steps"):
+        pl.step(net, x)
+
+
 class Scaled(nn.Module):
     time_aware = True
 

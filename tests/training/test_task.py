@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import plif_lightning as pl
 from plif_lightning.callbacks import LayerMonitor, RunCheckpoints, RunLogger
 from plif_lightning.data import Digits
 from plif_lightning.data.loading import as_batch, merge_time_steps
@@ -195,6 +196,18 @@ def test_test_firing_rates_cover_the_test_alone(tmp_path):
     before = run.validate(module, dark, verbose=False)[0]
     assert before["rate/conv1"] != alone["rate/conv1"]
     assert run.test(module, light, verbose=False)[0]["rate/conv1"] == alone["rate/conv1"]
+
+
+def test_the_trial_of_a_network_of_ones_own_counts_no_spikes(tmp_path):
+    """`test` in a new process: the task tries the network on two louder samples, in the first batch."""
+    net = nn.Sequential(nn.Flatten(), pl.LIF(), nn.Linear(64, 10))
+    x = 1.2 * torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    module = SpikingClassifier((1, 8, 8), 10, 4, network=net, loss="cross_entropy")
+    metrics = trainer(tmp_path).test(module, DataLoader(TensorDataset(x, torch.arange(8)), batch_size=8), verbose=False)
+    spikes = pl.over_time(nn.Sequential(nn.Flatten(), pl.LIF()))(x.expand(4, *x.shape))
+    (rate,) = [value for name, value in metrics[0].items() if name.startswith("rate/")]
+    assert rate == pytest.approx(spikes.mean().item(), rel=1e-5)
+    assert 0 < rate < 1
 
 
 def test_firing_rates_are_the_mean_of_all_spikes(tmp_path):
