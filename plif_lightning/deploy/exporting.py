@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ FORMATS = ("network", "pt2", "onnx", "nir")
 Input = Literal["images", "frames"]
 # ONNX opset that all current runtimes support.
 _OPSET = 20
+# A line of a forward in the errors of PyTorch's exporters.
+_SOURCE_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 # Parts of a checkpoint that are only needed to resume training.
 _TRAINING_STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state", "averaging_state")
 
@@ -285,10 +288,14 @@ def _named_errors(net: nn.Module, name: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(net, SpikingNetwork):
             raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # PyTorch's ONNX exporter wraps it in its advice
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {cause}".splitlines()[0].rstrip(".:")
+        lines = [f" ({file}:{line})" for file, line in _SOURCE_LINE.findall(str(cause)) if "site-packages" not in file]
         raise UserError(
-            f"PyTorch cannot export {type(net).__name__} to {name}: {reason}. Its forward must consist of operations "
-            "that torch.export traces; --format network needs none."
+            f"PyTorch cannot export {type(net).__name__} to {name}: {reason}{''.join(lines[:1])}. Write it with other "
+            f"operations, or leave out --format {name}; --format network takes any."
         ) from error
 
 

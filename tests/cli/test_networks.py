@@ -101,6 +101,10 @@ class ThroughNumpy(Simple):
     def forward(self, x):
         return super().forward(torch.from_numpy(x.numpy() * 1.0).float() if not x.requires_grad else x)
 
+class MixedBounds(Simple):
+    def forward(self, x):
+        return super().forward(x.clamp(0, 1.5))
+
 class Inverted(pl.SpikingNetwork):
     def __init__(self, input_shape, num_classes, time_steps):
         super().__init__(input_shape, num_classes, time_steps, structure="c4k3s1-BN-PLIF-MPk2s2-FC20-PLIF-APk2s2")
@@ -168,9 +172,20 @@ def test_a_network_that_pytorch_cannot_export_is_named(own_file, capsys):
     fit(*SHORT, "--model.network", "my_nets.ThroughNumpy")
     for name in ("pt2", "onnx"):
         line = refused(capsys, "export", "--ckpt_path", BEST, "--out", "x", "--format", name)
-        assert re.search(rf"PyTorch cannot export ThroughNumpy to {name}: \w+: .* --format network needs none\.$", line)
+        assert re.search(rf"PyTorch cannot export ThroughNumpy to {name}: \w+: .* --format network takes any\.$", line)
         assert "\n" not in line
     assert not Path("x").exists()
+
+
+def test_an_operation_that_pytorch_cannot_export_is_named_with_its_line(own_file, capsys):
+    """Its exporter to ONNX wraps the error of the operation in advice and in codes of colour."""
+    fit(*SHORT, "--model.network", "my_nets.MixedBounds")
+    line = refused(capsys, "export", "--ckpt_path", BEST, "--out", "x", "--format", "onnx")
+    assert re.search(
+        r"MixedBounds to onnx: RuntimeError: .*aten\.clamp.* \(.*my_nets\.py:\d+\)\. Write it with other", line
+    )
+    assert "\x1b" not in line
+    assert "\n" not in line
 
 
 def test_a_checkpoint_cannot_name_anything_else(own_file, capsys):
