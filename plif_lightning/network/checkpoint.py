@@ -134,7 +134,8 @@ def _rebuild(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) 
         if "class_path" not in described:
             raise CheckpointError(
                 f"the network in {path} is a {stored['network']} that was built in Python: pass it, too, as "
-                "load_network(path, network), or to load_from_checkpoint."
+                "load_network(path, network), or to load_from_checkpoint. Commands need a class that "
+                "fit --model.network named; torch.export.export(network, (x,)) exports any."
             )
         takes = _arguments_of(imported_network(described["class_path"]))
         network = _module(described, {name: value for name, value in from_data.items() if name in takes})

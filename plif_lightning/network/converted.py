@@ -40,13 +40,14 @@ class Calls:
 
 
 class BlockReadError(UserError):
-    """A forward reads an output between the layers of a block, such as the convolution's, which is not computed."""
+    """Someone reads an output between the layers of a block, such as the convolution's, which is not computed."""
 
     def __init__(self, block: str) -> None:
         self.block = block
         super().__init__(
-            f"the forward reads an output between the layers of the block that begins with {block}, which are computed "
-            "as one: convert the network with an example in which it does so, and they stay apart."
+            f"an output between the layers of the block that begins with {block} is read, and they are computed as "
+            "one. They stay apart if the forward reads it in the example of from_spikingjelly: to keep it for later, "
+            "keep its detach() or clone()."
         )
 
 
@@ -200,6 +201,12 @@ class Converted(nn.Module):
         self.conversion = Conversion()
         self.names: dict[str, tuple[str, torch.Size]] = {}
         self.calls = Calls()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        within = vars(self).get("_modules", {}).get("net")
+        if hasattr(within, name) and not hasattr(self, name):
+            raise AttributeError(f"{name} is of the network within: set net.net.{name}, which its forward uses.")
+        super().__setattr__(name, value)
 
     def forward(self, x: Tensor) -> Any:
         """Output of the converted network for x [T, N, *]; in a task, images [N, C, H, W] are held for T steps."""

@@ -270,7 +270,7 @@ def test_a_block_whose_layers_are_read_stays_apart_and_others_are_formed(kind, c
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Detour, "reads an output between the layers of the block that begins with conv"),
+        (Detour, "an output between the layers of the block that begins with conv is read"),
         (Shortcut, "took another way behind conv than on the example"),
     ],
 )
@@ -619,3 +619,10 @@ def test_nodes_with_other_surrogates_are_kept(theirs):
     nodes = [neuron.LIFNode(surrogate_function=theirs, step_mode="m"), neuron.LIFNode(v_threshold=0.2, step_mode="m")]
     converted = pl.from_spikingjelly(nn.Sequential(*nodes))
     assert converted.conversion.unconverted == {"0": f"surrogate {type(theirs).__name__}"}
+
+
+def test_what_the_network_within_has_is_set_there():
+    converted = pl.from_spikingjelly(Small())
+    with pytest.raises(AttributeError, match=r"fc is of the network within: set net\.net\.fc"):
+        converted.fc = nn.Linear(6, 3)
+    converted.time_steps = 8
