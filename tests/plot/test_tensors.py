@@ -89,6 +89,7 @@ def test_a_map_is_a_layers_rate_at_each_place():
     expected = np.zeros((2, 5))
     expected[1, 4] = 2 / 12
     np.testing.assert_allclose(axes[0].images[0].get_array(), expected)
+    assert axes[0].images[0].get_clim() == (0, pytest.approx(expected.max()))
     np.testing.assert_allclose(axes[1].images[0].get_array(), patches[:, 1].mean((0, 1)).view(3, 3))
     assert [ax.get_title() for ax in axes] == ["conv\nup to 17 %", "attention\nup to 100 %"]
     with pytest.raises(UserError, match=r"conv has 8 patches: pass .* size=\(H, W\)"):
