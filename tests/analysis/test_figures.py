@@ -117,6 +117,21 @@ def test_figure_7_shows_the_authors_time_constants(tmp_path):
     assert "Crosses: the authors' runs" in caption
 
 
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_caption_names_crosses_only_where_a_panel_has_some(name, runs):
+    figure, caption = drawn(name, runs)
+    shown = any(line.get_marker() == "x" for panel in figure.axes for line in panel.lines)
+    assert ("Crosses" in caption or "crosses" in caption) == shown
+
+
+@pytest.mark.parametrize("name", ["6", "7"])
+def test_without_the_authors_values_no_caption_names_them(name, tmp_path):
+    write_run(tmp_path / "a", (0.5, 0.7, 0.9), validation="holdout", test=0.5)
+    figure, caption = drawn(name, find_runs(tmp_path))
+    assert not [line for panel in figure.axes for line in panel.lines if line.get_marker() == "x"]
+    assert "the authors' runs" not in caption
+
+
 def test_figure_6_shows_means_and_the_authors_points(runs):
     figure, _ = figure_6(runs)
     panel = next(a for a in figure.axes if a.get_title(loc="left").startswith("Fashion-MNIST\nT = 8"))
