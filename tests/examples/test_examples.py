@@ -3,12 +3,14 @@
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 import plif_lightning as pl
 from plif_lightning.cli import main
 from tests.cli.calls import SILENT
 from tests.conftest import REPOSITORY
 from tests.examples import own_neuron
+from tests.examples.axonal_delay import AxonalDelay
 from tests.examples.tutorials import cell, source
 
 
@@ -92,3 +94,18 @@ def test_the_transformers_attention_is_that_of_spikingjelly():
     for here, there in pairs:
         torch.testing.assert_close(here[0].weight.grad, there[0].weight.grad)
     torch.testing.assert_close(ours.neuron.a.grad[0], theirs.attn_lif.w.grad)
+
+
+@pytest.mark.parametrize("delay", [1.0, 2.0, 2.5, 3.0])
+def test_an_axonal_delay_shifts_its_input_in_sequences_and_single_steps(delay):
+    layer, x = AxonalDelay(delay=delay), torch.rand(8, 2, 5)
+    padded = torch.cat([torch.zeros(4, 2, 5), x])
+    early, share = int(delay), delay % 1
+    expected = (1 - share) * padded[4 - early : 12 - early] + share * padded[3 - early : 11 - early]
+    torch.testing.assert_close(layer(x), expected)
+    net = nn.Sequential(nn.Linear(5, 6), pl.LIF(), layer, nn.Linear(6, 3)).eval()
+    state, votes = None, []
+    for frame in x:
+        y, state = pl.step(net, frame, state)
+        votes.append(y)
+    torch.testing.assert_close(torch.stack(votes), pl.over_time(net)(x))
