@@ -69,6 +69,13 @@ def _compile_once(dispatcher: Any, cache: Any) -> None:
     cache.load_overload, dispatcher.compile = load_or_lock, compile_and_release
 
 
+@functools.cache
+def _stamp_of(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, time and size of the sources whose functions a loop may call: those beside it."""
+    stats = [(file.name, file.stat()) for file in sorted(folder.glob("*.py"))]
+    return [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
+
+
 def compile_cached(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function to machine code on its first call, for the argument types of that call.
 
@@ -81,6 +88,8 @@ def compile_cached(function: Callable[..., Any]) -> Callable[..., Any]:
         # Neither the installation nor the user's cache is writable: every process recompiles.
         return numba.njit(**_OPTIONS)(function)
     if (cache := getattr(dispatcher, "_cache", None)) is not None:
+        # numba looks only at the loop's own file, and would keep the code of functions that others changed.
+        cache._cache_file._source_stamp = _stamp_of(Path(function.__code__.co_filename).parent)
         _compile_once(dispatcher, cache)
     return dispatcher
 

@@ -67,3 +67,18 @@ def test_kernels_run_where_no_folder_of_a_cache_can_be_written(start, tmp_path):
     process = start("loops.py", stderr=subprocess.PIPE, env=nowhere)
     assert process.communicate()[1] == ""
     assert process.returncode == 0
+
+
+def test_a_loop_is_compiled_anew_when_a_function_of_another_file_changed(start, tmp_path):
+    """As after `git pull`, which gives only the changed files another time."""
+    (tmp_path / "calls.py").write_text(
+        "from called import scaled\nfrom plif_lightning.runtime.compiled import compile_cached\n\n\n"
+        "@compile_cached\ndef loop(x):\n    return scaled(x) + 1.0\n\n\nprint(loop(3.0))\n"
+    )
+    printed = []
+    for factor in ("2", "5.5"):
+        (tmp_path / "called.py").write_text(
+            f"from plif_lightning.runtime.compiled import inner\n\n\n@inner\ndef scaled(x):\n    return {factor} * x\n"
+        )
+        printed.append(start("calls.py", stdout=subprocess.PIPE).communicate()[0].strip())
+    assert printed == ["7.0", "17.5"]
