@@ -20,7 +20,7 @@ from plif_lightning.events.cache import Arrays, ArrayWriter, cached, find, key_o
 from plif_lightning.runtime.program import needed_by
 
 # Increment when the same files produce other arrays.
-_FORMAT = 1
+_FORMAT = 2
 _SUFFIXES = {".npy", ".csv", ".parquet"}
 
 
@@ -28,8 +28,9 @@ _SUFFIXES = {".npy", ".csv", ".parquet"}
 class SequenceFolder(SpikingDataModule):
     """Sequences [T, F] in class folders, ROOT/train/CLASS/* and ROOT/test/CLASS/*.
 
-    A row is a time-step, a column a feature: .npy of NumPy, .csv with or without a line of names above, and .parquet
-    (which needs pyarrow), by pandas. They are read once into arrays below ROOT/.plif_lightning. A sequence shorter than
+    A row is a time-step, a column a feature: .npy of NumPy, .csv with or without a line of names above (names that
+    are all numbers count as a row), and .parquet (which needs pyarrow), by pandas. Tables are read in the order of the
+    first one's names. They are read once into arrays below ROOT/.plif_lightning. A sequence shorter than
     `time_steps` is padded with zeros behind its end, after normalisation; a longer one is refused.
 
     Args:
@@ -53,6 +54,7 @@ class SequenceFolder(SpikingDataModule):
         self.folders = ClassFolders(Path(self.root), _SUFFIXES, "sequences")
         self.title = self.folders.title  # type: ignore[misc]
         self._cache: dict[bool, Arrays] = {}
+        self._names: list[str] | None = None
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -113,13 +115,22 @@ class SequenceFolder(SpikingDataModule):
                     import pandas as pd
                 is_csv = path.lower().endswith(".csv")
                 table = pd.read_csv(path, header=_header_of(path)) if is_csv else pd.read_parquet(path)
-                values = (table if self.columns is None else table[self.columns]).to_numpy()
+                columns = self.columns or self._names_in(table)
+                values = (table if columns is None else table[columns]).to_numpy()
             sequence = np.asarray(values, np.float32)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be read as a sequence of numbers ({error}).") from error
         if sequence.ndim != 2 or 0 in sequence.shape or not np.isfinite(sequence).all():
             raise UserError(f"{path} must hold finite numbers [T, F], got {list(sequence.shape)}.")
         return sequence
+
+    def _names_in(self, table: Any) -> list[str] | None:
+        """Names of the columns of the first table that has some, in whose order those of others are read."""
+        if not all(isinstance(name, str) for name in table.columns):
+            return None
+        if self._names is None:
+            self._names = list(table.columns)
+        return self._names
 
     def _require_length(self, train: bool) -> None:
         longest = int(np.diff(self.arrays(train)["offset"]).max())
@@ -184,10 +195,10 @@ class SequenceFolder(SpikingDataModule):
 
 
 def _header_of(path: str) -> int | None:
-    """Line of a .csv file with the names of its columns; None if it begins with numbers."""
+    """Line of a .csv file with the names of its columns; None if it begins with numbers, some perhaps missing."""
     with Path(path).open(encoding="utf-8") as file:
         cells = file.readline().split(",")
     try:
-        return None if [float(cell) for cell in cells] else 0
+        return None if [float(cell) for cell in cells if cell.strip()] else 0
     except ValueError:
         return 0

@@ -1,6 +1,7 @@
 """The LightningModule: a spiking network, its loss, its metrics and its optimiser."""
 
 import inspect
+import logging
 import re
 import warnings
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ from plif_lightning.training.losses import AnyLoss, context_of, loss_named
 from plif_lightning.training.online import separable, step_by_step
 from plif_lightning.training.schedules import OneCycle, length_of
 from plif_lightning.training.seeds import StepSeeds
+
+_log = logging.getLogger(__name__)
 
 # Prefixes that FSDP and activation checkpointing add to the names of parameters.
 _WRAPPERS = re.compile(r"_(fsdp|checkpoint)_wrapped_module\.")
@@ -285,6 +288,14 @@ class SpikingClassifier(L.LightningModule):
         require_same(self.network, checkpoint.get("fingerprint"), "the checkpoint")
         if self._trainer is None:
             return  # load_from_checkpoint
+        if self.trainer.state.fn != "fit":
+            trained = checkpoint.get("preprocessing") or {}
+            here = getattr(getattr(self.trainer, "datamodule", None), "preprocessing", None) or trained
+            if differing := [name for name in ("mean", "std") if trained.get(name) != here.get(name)]:
+                _log.warning(
+                    "The data is normalised by another %s than in training: it is that of the training files of "
+                    "--data.root. Keep them there if only the test files are others.", " and ".join(differing),
+                )  # fmt: skip
         averaging = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
         if self.trainer.state.fn == "fit" and not averaging:
             # A run that averaged its weights is resumed without: from the trained weights, not from their average.

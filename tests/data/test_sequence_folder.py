@@ -1,5 +1,6 @@
 """Sequences in class folders: read by NumPy and pandas, padded, normalised, trained from the command line."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,7 @@ def test_a_damaged_file_and_a_missing_folder_are_named(root, tmp_path):
         made(tmp_path / "nothing")
 
 
-def test_a_folder_of_ones_own_trains_from_the_command_line(root, tmp_path, monkeypatch, capsys):
+def test_a_folder_of_ones_own_trains_from_the_command_line(root, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.chdir(tmp_path)
     call = ["fit", "--data", "SequenceFolder", "--data.root", "hands", *SILENT, "--run_folder", "run"]
     call += ["--model.structure", "RFC16-PLIF-FC20-PLIF-APk10s10", "--data.batch_size", "4", "--test_after_fit", "true"]
@@ -151,3 +152,35 @@ def test_a_folder_of_ones_own_trains_from_the_command_line(root, tmp_path, monke
     assert "fc1.recurrent" in capsys.readouterr().out
     main(["export", "--ckpt_path", "run/checkpoints/best.ckpt", "--out", "out", "--format", "pt2"])
     assert '"features": 3' in Path("out/export.json").read_text()
+    caplog.clear()
+    main(["test", "--ckpt_path", "run/checkpoints/best.ckpt", *SILENT])
+    assert "is normalised by another" not in caplog.text
+    shutil.copytree("hands", "other", ignore=shutil.ignore_patterns(".plif_lightning"))
+    for path in Path("other/train").glob("*/*.npy"):
+        np.save(path, 10 * np.load(path))
+    main(["test", "--ckpt_path", "run/checkpoints/best.ckpt", "--data.root", "other", *SILENT])
+    assert "The data is normalised by another mean and std than in training" in caplog.text
+
+
+def test_tables_are_read_in_the_order_of_the_first_ones_names(tmp_path):
+    values = np.arange(12, dtype=np.float32).reshape(4, 3)
+    for name in ("a", "b"):
+        for part in ("train", "test"):
+            write(tmp_path / part / name / "0.csv", values)
+    table = pd.DataFrame(values, columns=["a", "b", "c"])
+    table[["c", "b", "a"]].to_csv(tmp_path / "train/b/1.csv", index=False)
+    data = SequenceFolder(root=str(tmp_path), time_steps=4, validation="test", normalize=False)
+    for x, _ in (data.prepare_data(), data.setup(), data.train_set)[-1]:
+        np.testing.assert_allclose(x, values)
+    table.rename(columns={"c": "d"}).to_csv(tmp_path / "train/b/2.csv", index=False)
+    with pytest.raises(UserError, match=r"2\.csv cannot be read .*'c'"):
+        SequenceFolder(root=str(tmp_path), time_steps=4).prepare_data()
+
+
+def test_a_first_row_with_an_empty_field_is_no_line_of_names(tmp_path):
+    for name in ("a", "b"):
+        for part in ("train", "test"):
+            path = write(tmp_path / part / name / "0.csv", np.ones((3, 2), np.float32))
+    path.write_text("1.0,\n1.0,2.0\n")
+    with pytest.raises(UserError, match="must hold finite numbers"):
+        SequenceFolder(root=str(tmp_path), time_steps=4).prepare_data()

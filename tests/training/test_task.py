@@ -127,6 +127,7 @@ def test_metrics_of_an_epoch_are_logged_by_their_names(tmp_path):
     }
     assert expected | {f"tau/{x}" for x in layers} | {f"rate/{x}" for x in layers} <= run.callback_metrics.keys()
     assert run.callback_metrics["lr"] == pytest.approx(1e-3)
+    assert {"loss", "test_as_val/acc"} <= run.progress_bar_metrics.keys()
 
 
 def of_labels(votes, target):
