@@ -298,4 +298,7 @@ def _stream(options: argparse.Namespace) -> int:
     decided = _print_decision(network, trained.class_names)
     if network.steps == 0:
         print(f"no time-step is complete: {network.waiting_events} events are pending.")
+    elif network.waiting_events:
+        late = f"note: {network.waiting_events} events behind the last complete time-step are not in the decision."
+        print(late, file=sys.stderr, flush=True)
     return 0 if decided else 1

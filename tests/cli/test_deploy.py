@@ -1,5 +1,6 @@
 """`stream` and `cost` as users call them."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -118,7 +119,7 @@ def test_steps_of_another_length_than_in_training_are_named(checkpoint, settings
         main([*call, "--ms_per_step", trained_on.split()[0]])
     else:
         main(call)
-    assert not capsys.readouterr().err
+    assert "the network was trained on" not in capsys.readouterr().err
 
 
 def test_an_event_outside_of_the_camera_is_named_in_its_coordinates(checkpoint, capsys):
@@ -509,6 +510,17 @@ def test_stream_uses_the_step_length_of_training_windows(settings, given, expect
     options = SimpleNamespace(events_per_step=given[0], ms_per_step=given[1], every_ms=None)
     _take_step_length(options, Trained(SimpleNamespace(time_steps=4), {"init_args": settings}, [], None))
     assert (options.events_per_step, options.ms_per_step) == expected
+
+
+def test_events_behind_the_last_complete_step_are_named(checkpoint, capsys):
+    Path("a.csv").write_bytes(text_bytes(events_of(1000, 0), "txyp", ","))
+    call = ["stream", "--ckpt_path", str(checkpoint), "--file", "a.csv", "-q", "--events_per_step"]
+    for per_step, expected in (("300", "note: 100 events behind the last complete time-step are not in"), ("250", "")):
+        with contextlib.suppress(SystemExit):
+            main([*call, per_step])
+        found = capsys.readouterr().err
+        assert expected in found
+        assert ("behind the last" in found) == bool(expected)
 
 
 def test_a_step_is_closed_half_its_length_after_its_end_on_the_clock_of_the_earliest_event(monkeypatch):
