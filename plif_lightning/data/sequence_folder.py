@@ -26,7 +26,7 @@ _SUFFIXES = {".npy", ".csv", ".parquet"}
 
 @dataclass(eq=False, repr=False)
 class SequenceFolder(SpikingDataModule):
-    """Sequences [T, F] in class folders, ROOT/train/CLASS/* and ROOT/test/CLASS/*.
+    """Sequences [T, F] in class folders, `ROOT/train/CLASS/*` and `ROOT/test/CLASS/*`.
 
     A row is a time-step, a column a feature: .npy of NumPy, .csv with or without a line of names above (names that
     are all numbers count as a row), and .parquet (which needs pyarrow), by pandas. Tables are read in the order of the
