@@ -131,7 +131,7 @@ class Group:
 def groups(runs: Sequence[Run]) -> list[Group]:
     """Finished runs, grouped by key; the latest run of each seed."""
     averaged = []
-    for alike in by_key(filter(has_result, runs)):
+    for alike in by_key(run for run in runs if run.has_result):
         of_seeds = latest_of_each_seed(alike)
         shares = [run.accuracy for run in of_seeds if run.accuracy is not None]
         low, high = interval(shares, None if is_limited(of_seeds[0]) else of_seeds[0].tested_samples)
@@ -173,11 +173,6 @@ def by_key(runs: Iterable[Run]) -> list[list[Run]]:
     for run in runs:
         by_hash[run.key].append(run)
     return [*by_hash.values()]
-
-
-def has_result(run: Run) -> bool:
-    """True for a finished run whose accuracy is measured: of protocol B by its test."""
-    return run.status == "finished" and run.accuracy is not None
 
 
 def latest_of_each_seed(runs: Sequence[Run]) -> list[Run]:

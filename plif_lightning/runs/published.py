@@ -105,7 +105,7 @@ def add_published(path: Path, runs: Sequence[Run], order: Sequence[str] = ()) ->
     Raises:
         UserError: path is another file.
     """
-    finished = [run for run in runs if run.status == "finished" and run.accuracy is not None]
+    finished = [run for run in runs if run.has_result]
     old = read_published(path) if path.exists() else []
     by_start = sorted([*old, *map(publish, finished)], key=lambda run: run.started)
     unique = {(run.key, _seed_or_name(run)): run for run in by_start}.values()

@@ -181,6 +181,11 @@ class Run:
         return self.best[1] if self.best else None
 
     @property
+    def has_result(self) -> bool:
+        """True for a finished run whose accuracy is measured: of protocol B by its test."""
+        return self.status == "finished" and self.accuracy is not None
+
+    @property
     def samples(self) -> dict[str, int]:
         """Number of samples of each part of the data."""
         counts_of_data = self.section("data").get("samples")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plif_lightning.analysis.figures.page import NoDataError, escape_formula, for_title, literal, shorten
-from plif_lightning.analysis.grouping import by_key, data_title, has_result, labels, latest_of_each_seed, setting_of
+from plif_lightning.analysis.grouping import by_key, data_title, labels, latest_of_each_seed, setting_of
 from plif_lightning.runs.run import Run
 
 
@@ -61,7 +61,7 @@ def _runs_of_mean(group: list[Run]) -> list[Run]:
     """Runs that count towards a mean: with a result, the latest of each seed, as in the tables; without one, finished
     ones if there are any."""
     finished = [run for run in group if run.status == "finished"]
-    return latest_of_each_seed([*filter(has_result, group)] or finished or group)
+    return latest_of_each_seed([run for run in group if run.has_result] or finished or group)
 
 
 def _sort_key(labelled: tuple[str, list[Run]]) -> tuple[Any, ...]:
