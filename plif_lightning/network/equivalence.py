@@ -302,7 +302,7 @@ class EquivalenceTest:
             named = {module: name for name, module in modules.items() if name in last_nodes}
             values.append({named[module]: y for module, _, y in record_calls(list(named), net, self.x)})
         theirs, own = values
-        differing = (name for name, y in theirs.items() if name in own and not _equal(own[name], y, _size(y)))
+        differing = (name for name, y in theirs.items() if name in own and not _equal(own[name], y, largest_value(y)))
         return next((f"{name} differs" for name in differing), "")
 
 
@@ -326,7 +326,7 @@ def _rate(y: Tensor) -> float:
     return (y != 0).double().mean().item()
 
 
-def _size(value: Any) -> float:
+def largest_value(value: Any) -> float:
     """The largest finite value; 0 for other objects and empty tensors."""
     elements = isinstance(value, Tensor) and value.numel()
     return value.double().nan_to_num(0, 0, 0).abs().max().item() if elements else 0.0
@@ -335,7 +335,7 @@ def _size(value: Any) -> float:
 def _equal(a: Any, b: Any, size: float) -> bool:
     """True if two tensors are equal up to rounding, in any shape; a gradient that is not there is zero."""
     if a is None or b is None:
-        return max(_size(a), _size(b)) <= _TOLERANCE * size
+        return max(largest_value(a), largest_value(b)) <= _TOLERANCE * size
     if a.numel() != b.numel():
         return False
     a, b = a.double().reshape(-1), b.double().reshape(-1)
@@ -345,9 +345,9 @@ def _equal(a: Any, b: Any, size: float) -> bool:
 def _difference(theirs: dict[str, Any], own: dict[str, Any]) -> str:
     """The first result that differs."""
     # A gradient that cancels to nothing, as of a bias before BN, is rounding beside the others.
-    largest = max((_size(value) for name, value in theirs.items() if name.startswith(_GRADIENT)), default=0.0)
+    largest = max((largest_value(value) for name, value in theirs.items() if name.startswith(_GRADIENT)), default=0.0)
     for name, value in theirs.items():
-        size = largest if name.startswith(_GRADIENT) else _size(value)
+        size = largest if name.startswith(_GRADIENT) else largest_value(value)
         if not _equal(own.get(name), value, size):
             return f"{name} differs"
     return ""

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from plif_lightning.dynamics.reference import Trace
 from plif_lightning.errors import UserError
 from plif_lightning.network.converted import Converted
+from plif_lightning.network.equivalence import largest_value
 from plif_lightning.network.hooks import forward_hooks
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import LeakyIntegrator
@@ -170,8 +171,7 @@ def _are_close(a: Tensor, b: Tensor) -> bool:
     """True for equal tensors up to rounding; and for different shapes, which do not compare."""
     if a.shape != b.shape:
         return True
-    size = float(a.double().nan_to_num(0, 0, 0).abs().max()) if a.numel() else 0.0
-    return torch.allclose(a.double(), b.double(), rtol=0, atol=_TOLERANCE * size, equal_nan=True)
+    return torch.allclose(a.double(), b.double(), rtol=0, atol=_TOLERANCE * largest_value(a), equal_nan=True)
 
 
 def _require_single_steps(net: nn.Module) -> None:
