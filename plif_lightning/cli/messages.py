@@ -74,6 +74,9 @@ class Parser(LightningArgumentParser):
             message = message.strip().removesuffix(".")
             named = re.search(r"(?:unrecognized arguments: (?:--)?|[Oo]ption '|[Kk]ey ')([\w.]+)", message)
             keys = all_keys()
+            if unknown := re.match(r'(Parser key "data":)[^$]*import path string: (\w+)$', message, re.MULTILINE):
+                near = nearest(unknown[2], vars(data_module)) or f" One of your own is MODULE.{unknown[2]}."
+                raise UserError(f"{unknown[1]} there is no class {unknown[2]}.{near}") from ex
             if named and "is not accepted" in message:  # by this class: another class may have such an argument
                 keys = {key for key in keys if key.rpartition(".")[2] != named[1]}
             user_error = UserError(f"{message}.{nearest(named[1], keys) if named else ''}")

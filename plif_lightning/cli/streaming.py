@@ -65,23 +65,19 @@ def _take_step_length(options: argparse.Namespace, trained: Trained) -> None:
     if options.every_ms is not None:
         options.ms_per_step = options.every_ms
     settings, steps = trained.data.get("init_args", {}), trained.net.time_steps
-    ms_of_training = settings.get("step_ms") or (settings.get("window_ms") or 0) / steps
-    by_time = settings.get("slicing") == "by_time" or ms_of_training
-    if options.ms_per_step is not None and settings and options.ms_per_step != ms_of_training:
-        trained_on = (
-            f"{ms_of_training:g} ms" if ms_of_training else f"a T-th of a recording's {'time' if by_time else 'events'}"
-        )
-        print(
-            f"note: the network was trained on time-steps of {trained_on}, and these have {options.ms_per_step:g} ms: "
-            "its accuracy may be another.", file=sys.stderr, flush=True,
-        )  # fmt: skip
+    ms = settings.get("step_ms") or (settings.get("window_ms") or 0) / steps
+    events = max(1, settings["window_events"] // steps) if settings.get("window_events") else None
     if not _has_step_length(options):
-        if settings.get("window_events"):
-            options.events_per_step = max(1, settings["window_events"] // steps)
-        elif settings.get("window_ms"):
-            options.ms_per_step = settings["window_ms"] / steps
-        elif settings.get("step_ms"):
-            options.ms_per_step = settings["step_ms"]
+        options.events_per_step, options.ms_per_step = events, None if events else ms or None
+    elif settings and (options.events_per_step, options.ms_per_step or 0) != (events, 0 if events else ms):
+        of_recording = f"a T-th of a recording's {settings.get('slicing', 'by_count').removeprefix('by_')}"
+        trained_on = f"{events} events" if events else f"{ms:g} ms" if ms else of_recording.replace("count", "events")
+        by_ms = options.events_per_step is None
+        these = f"{options.ms_per_step:g} ms" if by_ms else f"{options.events_per_step} events"
+        print(
+            f"note: the network was trained on time-steps of {trained_on}, and these have {these}: its accuracy may be "
+            "another.", file=sys.stderr, flush=True,
+        )  # fmt: skip
 
 
 def _network(options: argparse.Namespace, trained: Trained) -> "StreamingNetwork":
@@ -95,6 +91,11 @@ def _network(options: argparse.Namespace, trained: Trained) -> "StreamingNetwork
         raise UserError(
             f"the network takes {' x '.join(map(str, trained.net.input_shape))} images, and a stream gives frames of "
             "events, 2 x H x W."
+        )
+    if is_line and "slicing" not in settings and trained.data.get("class_path", "").startswith("plif_lightning."):
+        raise UserError(
+            "the network takes sequences, not events: call plif_lightning.deploy.StreamingNetwork.step with the "
+            "features of each time-step (docs/howto/deploy.md)."
         )
     return StreamingNetwork(
         trained.net,
@@ -272,7 +273,11 @@ def stream(argv: list[str]) -> int:
 
 @subnormals_as_zeros()
 def _stream(options: argparse.Namespace) -> int:
+    if str(options.file) == "-" and options.every_ms is None:
+        raise UserError("standard input has no end that is known: pass --every_ms MILLISECONDS with --file -.")
     trained = read_trained(options.ckpt_path)
+    if options.sensor is not None and not isinstance(trained.data.get("init_args", {}).get("size"), (list, tuple)):
+        raise UserError("--sensor is for a network that was trained on recordings of several cameras: leave it out.")
     _take_step_length(options, trained)
     network = _network(options, trained)
     latencies: list[float] = []
@@ -281,7 +286,9 @@ def _stream(options: argparse.Namespace) -> int:
             steps = _steps(options, network, trained)
         else:
             source = _live(options, network, trained)
-            print(f"ready: following {source.name}, a decision every {options.every_ms:g} ms", flush=True)
+            if not options.quiet:
+                until = ", until Ctrl-C" if source.grows else ""
+                print(f"ready: following {source.name}, a decision every {options.every_ms:g} ms{until}", flush=True)
             rescale = partial(_rescale, trained, source.name, options.sensor)
             steps = _steps_on_a_clock(network, source, rescale, latencies)
         for votes in steps:
@@ -290,7 +297,7 @@ def _stream(options: argparse.Namespace) -> int:
             best = int(votes.argmax())
             leads = f"{trained.class_names[best]} {votes[best]:.3f}" if votes.any() else "no vote yet"
             print(f"step {network.steps}: {leads}", flush=True)
-    if latencies:
+    if latencies and not options.quiet:
         from numpy import percentile
 
         median, p99 = 1000 * percentile(latencies, (50, 99))

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import shlex
+import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -131,7 +132,10 @@ def _print(text: str) -> None:
 def _print_end(sweep: Sweep, job: Job, count: str) -> None:
     """Print the result of a job that has ended; for a failed job, the end of its output."""
     value = score(sweep, job.folder) if job.state == "finished" else None
-    _print(f"{count} {job.name} {job.state}" + ("" if value is None else f": {value_in_words(sweep.metric, value)}"))
+    _print(
+        f"{count} {job.name} {job.state}"
+        + ("" if value is None else f": {sweep.metric} {value_in_words(sweep.metric, value)}")
+    )
     if job.state == "failed":
         lines = job.output.read_text(errors="replace").splitlines()
         _print("\n".join(f"  {line}" for line in lines[-12:] if line.strip()))
@@ -183,9 +187,10 @@ class Runs(Protocol):
 def make_finished(sweep: Sweep, root: Path, runs: Runs, runner: Runner) -> int:
     """Make the runs of a sweep finished, in parallel, and return the exit status.
 
-    It is 1 if a run failed, and 130 if interrupted: then running processes are ended, as they are where a thread
-    raises.
+    It is 1 if a run failed, and 128 + the signal's number if interrupted: then running processes are ended, as they
+    are where a thread raises.
     """
+    number = signal.SIGINT
 
     def work() -> None:
         for job in runs.jobs():
@@ -204,8 +209,9 @@ def make_finished(sweep: Sweep, root: Path, runs: Runs, runner: Runner) -> int:
             runner.stopped.set()
             if not isinstance(error, KeyboardInterrupt):
                 raise
+            number = error.args[0] if error.args else number
             _print("interrupted: the same command resumes the runs.")
-    return 130 if runner.stopped.is_set() else _finish(sweep, root, runs.every())
+    return 128 + number if runner.stopped.is_set() else _finish(sweep, root, runs.every())
 
 
 class Grid:
@@ -286,8 +292,8 @@ def parser() -> PlainParser:
     return sweep_parser
 
 
-def _interrupt(*arguments: Any) -> None:
-    raise KeyboardInterrupt
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def sweep(argv: list[str]) -> int:

@@ -104,6 +104,8 @@ class ClassFolders:
                     f"{self._split_folder(train) / name} has no file that ends in {', '.join(sorted(self.suffixes))}: "
                     f"put {self.noun} into it, or remove the folder."
                 )
+        if not train and (untested := sorted({*classes} - {*self._folders(train)})):
+            _log.warning("%s has no %s: the test says nothing of them.", self._split_folder(train), first_few(untested))
         if ignored:
             _log.warning("%s: %d files are ignored: %s.", self._split_folder(train), len(ignored), first_few(ignored))
         return files

@@ -28,8 +28,9 @@ _SUFFIXES = {".npy", ".csv", ".parquet"}
 class SequenceFolder(SpikingDataModule):
     """Sequences [T, F] in class folders, `ROOT/train/CLASS/*` and `ROOT/test/CLASS/*`.
 
-    A row is a time-step, a column a feature: .npy of NumPy, .csv with or without a line of names above (names that
-    are all numbers count as a row), and .parquet (which needs pyarrow), by pandas. Tables are read in the order of the
+    A row is a time-step, a column a feature: .npy of NumPy, .csv with or without a line of names above, and .parquet
+    (which needs pyarrow), by pandas. Of a .csv the numbers 0, 1, ... in the first line are pandas' names; other numbers
+    count as a row. Tables are read in the order of the
     first one's names. They are read once into arrays below ROOT/.plif_lightning. A sequence shorter than
     `time_steps` is padded with zeros behind its end, after normalisation; a longer one is refused.
 
@@ -92,7 +93,7 @@ class SequenceFolder(SpikingDataModule):
             if values.shape[1:] != self.input_shape:
                 raise UserError(
                     f"{path} has {values.shape[1]} columns, but the first sequence, {files[0][0]}, has "
-                    f"{self.input_shape[0]}: name those to read, --data.columns=[...]."
+                    f"{self.input_shape[0]}: all need the same; of tables with names --data.columns=[...] reads some."
                 )
             writer.append("values", values)
             lengths.append(len(values))
@@ -116,12 +117,19 @@ class SequenceFolder(SpikingDataModule):
                 is_csv = path.lower().endswith(".csv")
                 table = pd.read_csv(path, header=_header_of(path)) if is_csv else pd.read_parquet(path)
                 columns = self.columns or self._names_in(table)
+                if missing := [name for name in columns or () if name not in table]:
+                    raise KeyError(f"no column {', '.join(missing)} among {', '.join(map(str, table))}")
                 values = (table if columns is None else table[columns]).to_numpy()
             sequence = np.asarray(values, np.float32)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} cannot be read as a sequence of numbers ({error}).") from error
-        if sequence.ndim != 2 or 0 in sequence.shape or not np.isfinite(sequence).all():
-            raise UserError(f"{path} must hold finite numbers [T, F], got {list(sequence.shape)}.")
+            raise UserError(f"{path} cannot be read as a sequence of numbers ({error.args[-1]}).") from error
+        if sequence.ndim != 2 or 0 in sequence.shape:
+            raise UserError(f"{path} must hold numbers [T, F], got {list(sequence.shape)}.")
+        for step, feature in np.argwhere(~np.isfinite(sequence))[:1]:
+            raise UserError(
+                f"{path}: the number of feature {feature} at time-step {step}, both counted from 0, is missing or not "
+                "finite. Fill it in, or leave the file out."
+            )
         return sequence
 
     def _names_in(self, table: Any) -> list[str] | None:
@@ -170,7 +178,7 @@ class SequenceFolder(SpikingDataModule):
         mean, deviation = (values.tolist() for values in self.moments)
         return {
             "features": self.input_shape[0], "columns": self.columns, "mean": mean, "std": deviation,
-            "time_steps": self.time_steps,
+            "time_steps": self.time_steps, "padding": "zeros behind the end, after normalisation",
         }  # fmt: skip
 
     def reading(self) -> str:
@@ -197,8 +205,10 @@ class SequenceFolder(SpikingDataModule):
 def _header_of(path: str) -> int | None:
     """Line of a .csv file with the names of its columns; None if it begins with numbers, some perhaps missing."""
     with Path(path).open(encoding="utf-8") as file:
-        cells = file.readline().split(",")
+        cells = [cell.strip() for cell in file.readline().split(",")]
+    if len(cells) > 1 and cells == [str(i) for i in range(len(cells))]:
+        return 0
     try:
-        return None if [float(cell) for cell in cells if cell.strip()] else 0
+        return None if [float(cell) for cell in cells if cell] else 0
     except ValueError:
         return 0

@@ -35,12 +35,16 @@ class Arrival(NamedTuple):
 class LiveText:
     """Events of text in the format of `read_text`, as they arrive.
 
-    A pipe ends when its writer closes it, a regular file never.
+    A pipe and standard input end when their writer closes them, a regular file never.
 
     Args:
         path: a pipe, a file that grows, or `-` for standard input.
         columns: names of the columns of a text without a header.
         unit: unit of the times; us by default.
+
+    Attributes:
+        name: of the source, for messages.
+        grows: it is a regular file, which another program may still append to.
 
     Raises:
         RecordingError: the file is of another format, or does not exist.
@@ -58,16 +62,16 @@ class LiveText:
             descriptor = 0 if path == Path("-") else os.open(path, os.O_RDONLY)
         except FileNotFoundError as error:
             raise RecordingError(f"{path} does not exist.") from error
+        self.grows = descriptor != 0 and stat.S_ISREG(os.fstat(descriptor).st_mode)
         threading.Thread(target=self._follow, args=(descriptor,), daemon=True).start()
 
     def _follow(self, descriptor: int) -> None:
         """Queue bytes as they arrive, and none at the end."""
-        grows = stat.S_ISREG(os.fstat(descriptor).st_mode)
         while True:
             data = os.read(descriptor, _BYTES)
-            if data or not grows:
+            if data or not self.grows:
                 self._arrived.put((time.monotonic(), data))
-            if not data and not grows:
+            if not data and not self.grows:
                 return
             if not data:
                 time.sleep(_POLL)

@@ -124,7 +124,9 @@ class TextLayout(NamedTuple):
         required = _required(columns)
         if {*required} - {*named}:
             header = "has no header that names its columns" if not names else f"has the columns {', '.join(names)}"
-            raise RecordingError(f"{name} {header}: name t, x, y and p, such as with --data.columns=[t,x,y,p].")
+            raise RecordingError(
+                f"{name} {header}: name t, x, y and p in its first line, or for a data set by --data.columns=[t,x,y,p]."
+            )
         return cls(separator, {column: list(names).index(named[column]) for column in required}, has_header)
 
     def read(self, lines: Any, unit: TimeUnit | None, name: str, **settings: Any) -> Recording:

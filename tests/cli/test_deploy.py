@@ -208,7 +208,7 @@ def test_a_file_that_grows_is_followed(checkpoint):
     path = Path("live.csv")
     path.write_bytes(lines[0])  # the header alone
     with live(str(path)) as process:
-        assert process.stdout.readline() == "ready: following live.csv, a decision every 20 ms\n"
+        assert process.stdout.readline() == "ready: following live.csv, a decision every 20 ms, until Ctrl-C\n"
         with path.open("ab") as file:
             file.write(b"".join(lines[1:300]) + lines[300][:5])  # a line is being written
         assert process.stdout.readline().startswith("step 1:")
@@ -226,8 +226,8 @@ def test_a_pipe_gives_the_votes_of_the_file(checkpoint, capsys):
     Path("a.csv").write_bytes(text_bytes(recording, "txyp", ","))
     main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.csv", "--ms_per_step", "20"])
     expected = capsys.readouterr().out.splitlines()
-    with live("-", stdin=subprocess.PIPE) as process:
-        said, _ = process.communicate(Path("a.csv").read_text())
+    with Path("a.csv").open() as file, live("-", stdin=file) as process:
+        said, _ = process.communicate()
     assert [line for line in said.splitlines() if not line.startswith(("ready", "latency"))] == expected
 
 
@@ -272,6 +272,8 @@ def test_a_recording_of_another_sensor_is_rescaled_as_in_training(checkpoint, ca
             ["--events_per_step", "5", "--ms_per_step", "5"],
             "--ms_per_step: not allowed with argument --events_per_step",
         ),
+        (["--file", "-"], "standard input has no end that is known: pass --every_ms MILLISECONDS with --file -"),
+        (["--sensor", "5", "5"], "--sensor is for a network that was trained on recordings of several cameras"),
         (["--ms_per_step", "abc"], "--ms_per_step: invalid float value: 'abc'"),
         (["--ms_per_step", "0.0001"], "us_per_step must be a whole number, at least 1, got 0"),
         (["--engine", "events"], "argument --engine: invalid choice: 'events' (choose from 'float32', 'int8')"),
@@ -496,20 +498,29 @@ def test_a_network_that_does_not_fire_decides_nothing(checkpoint, capsys):
 
 
 @pytest.mark.parametrize(
-    ("settings", "given", "expected"),
+    ("settings", "given", "expected", "note"),
     [
-        ({"window_ms": 100}, (None, None), (None, 25)),
-        ({"window_events": 1001}, (None, None), (250, None)),
-        ({"window_events": 3}, (None, None), (1, None)),
-        ({"window_ms": 100}, (None, 7.0), (None, 7)),
-        ({"window_ms": 100}, (50, None), (50, None)),
-        ({}, (None, None), (None, None)),
+        ({"window_ms": 100}, (None, None), (None, 25), ""),
+        ({"window_events": 1001}, (None, None), (250, None), ""),
+        ({"window_events": 3}, (None, None), (1, None), ""),
+        ({"window_ms": 100}, (None, 25.0), (None, 25), ""),
+        ({"window_ms": 100}, (None, 7.0), (None, 7), "of 25 ms, and these have 7 ms"),
+        ({"window_ms": 100}, (50, None), (50, None), "of 25 ms, and these have 50 events"),
+        ({"window_events": 1001}, (250, None), (250, None), ""),
+        ({"window_events": 1001}, (None, 7.0), (None, 7), "of 250 events, and these have 7 ms"),
+        ({"step_ms": 5, "slicing": "by_time"}, (None, None), (None, 5), ""),
+        ({"slicing": "by_time"}, (None, 7.0), (None, 7), "of a T-th of a recording's time, and these have 7 ms"),
+        ({"slicing": "by_count"}, (9, None), (9, None), "of a T-th of a recording's events, and these have 9 events"),
+        ({}, (None, None), (None, None), ""),
     ],
 )
-def test_stream_uses_the_step_length_of_training_windows(settings, given, expected):
+def test_stream_uses_the_step_length_of_training_and_names_another(settings, given, expected, note, capsys):
     options = SimpleNamespace(events_per_step=given[0], ms_per_step=given[1], every_ms=None)
     _take_step_length(options, Trained(SimpleNamespace(time_steps=4), {"init_args": settings}, [], None))
     assert (options.events_per_step, options.ms_per_step) == expected
+    said = capsys.readouterr().err
+    assert note in said
+    assert bool(note) == bool(said)
 
 
 def test_events_behind_the_last_complete_step_are_named(checkpoint, capsys):

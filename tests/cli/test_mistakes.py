@@ -52,6 +52,14 @@ def test_invalid_value_is_a_parser_error(key, value, named, capsys):
 
 
 @pytest.mark.parametrize(
+    ("value", "way_out"),
+    [("SequenceFoldr", "Did you mean SequenceFolder?"), ("Mine", "One of your own is MODULE.Mine.")],
+)
+def test_an_unknown_class_is_answered_with_the_nearest_data_set(value, way_out, capsys):
+    assert refused(capsys, "fit", "--data", value) == f'error: Parser key "data": there is no class {value}. {way_out}'
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--data.time_steps", "0"], "data.time_steps must be a whole number, at least 1, got 0"),

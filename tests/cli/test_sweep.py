@@ -185,7 +185,7 @@ def test_sigterm_ends_a_sweep_and_its_runs_which_save():
     process = started(write(Path("s.yaml")), "--jobs", 2, "--", *LONG)
     until(lambda: process.poll() is not None or saved("*", 2))
     process.terminate()
-    assert process.wait(PATIENCE) == 130
+    assert process.wait(PATIENCE) == 143
     assert "interrupted: the same command resumes the runs." in Path("said").read_text()
     assert [run.status for run in find_runs("runs")] == ["unfinished"] * 2
     assert all("stopped by SIGTERM" in log.read_text() for log in Path("runs/mini").glob("*.log"))

@@ -119,9 +119,12 @@ def test_cached_sequences_are_enough(root):
     ("values", "message"),
     [
         (np.zeros((9, 2)), "has 2 columns, but the first sequence, .*0.npy, has 3"),
-        (np.zeros(9), r"must hold finite numbers \[T, F\], got \[9\]"),
-        (np.zeros((0, 3)), r"must hold finite numbers \[T, F\], got \[0, 3\]"),
-        (np.full((9, 3), np.nan), "must hold finite numbers"),
+        (np.zeros(9), r"must hold numbers \[T, F\], got \[9\]"),
+        (np.zeros((0, 3)), r"must hold numbers \[T, F\], got \[0, 3\]"),
+        (
+            np.where(np.arange(27).reshape(9, 3) == 13, np.inf, 0),
+            r"2.npy: the number of feature 1 at time-step 4, both",
+        ),
         (np.array([["a"] * 3]), "cannot be read as a sequence of numbers"),
         (np.zeros((10, 3)), r"the longest training sequence has 10 steps: pass --data.time_steps 10; shorter ones"),
     ],
@@ -173,7 +176,7 @@ def test_tables_are_read_in_the_order_of_the_first_ones_names(tmp_path):
     for x, _ in (data.prepare_data(), data.setup(), data.train_set)[-1]:
         np.testing.assert_allclose(x, values)
     table.rename(columns={"c": "d"}).to_csv(tmp_path / "train/b/2.csv", index=False)
-    with pytest.raises(UserError, match=r"2\.csv cannot be read .*'c'"):
+    with pytest.raises(UserError, match=r"2\.csv cannot be read .*\(no column c among a, b, d\)"):
         SequenceFolder(root=str(tmp_path), time_steps=4).prepare_data()
 
 
@@ -182,5 +185,22 @@ def test_a_first_row_with_an_empty_field_is_no_line_of_names(tmp_path):
         for part in ("train", "test"):
             path = write(tmp_path / part / name / "0.csv", np.ones((3, 2), np.float32))
     path.write_text("1.0,\n1.0,2.0\n")
-    with pytest.raises(UserError, match="must hold finite numbers"):
+    with pytest.raises(UserError, match="of feature 1 at time-step 0"):
         SequenceFolder(root=str(tmp_path), time_steps=4).prepare_data()
+
+
+def test_names_that_pandas_gives_columns_without_any_are_no_row(tmp_path):
+    values = np.arange(8, dtype=np.float32).reshape(4, 2)
+    for name in ("a", "b"):
+        for part in ("train", "test"):
+            (tmp_path / part / name).mkdir(parents=True)
+            pd.DataFrame(values).to_csv(tmp_path / part / name / "0.csv", index=False)
+    data = SequenceFolder(root=str(tmp_path), time_steps=4, validation="test", normalize=False)
+    for x, _ in (data.prepare_data(), data.setup(), data.train_set)[-1]:
+        np.testing.assert_allclose(x, values)
+
+
+def test_a_class_without_test_samples_is_named(root, caplog):
+    shutil.rmtree(root / "test/rise")
+    made(root)
+    assert "test has no rise" in caplog.text

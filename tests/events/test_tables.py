@@ -52,7 +52,11 @@ def test_numpys_text(tmp_path):
 @pytest.mark.parametrize(
     ("content", "options", "expected"),
     [
-        (b"", {}, "has no header that names its columns: name t, x, y and p, such as with --data.columns=[t,x,y,p]"),
+        (
+            b"",
+            {},
+            "has no header that names its columns: name t, x, y and p in its first line, or for a data set by --data",
+        ),
         (b"1 2 3 1\n", {}, "has no header that names its columns"),
         (b"once upon a time\n1,2,3,1\n", {}, "has the columns once, upon, a, time: name t, x, y and p"),
         (b"t,x,y\n1,2,3\n", {}, "has the columns t, x, y: name t, x, y and p"),
