@@ -1,6 +1,7 @@
 """The house: which part may know which."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ MAY_IMPORT = {
     "kernels": {"runtime", "errors", "dynamics"},
     "neurons": {"errors", "structure", "dynamics", "kernels"},
     "network": {"runtime", "errors", "version", "structure", "dynamics", "kernels", "neurons"},
-    "deploy": {"runtime", "errors", "structure", "dynamics", "kernels", "neurons", "network", "events"},
+    "convert": {"runtime", "errors", "dynamics", "neurons", "network"},
+    "deploy": {"runtime", "errors", "structure", "dynamics", "kernels", "neurons", "network", "convert", "events"},
     "neurobench": {"errors", "network", "neurons", "runtime"},
     "plot": {"errors"},
     "configs": {"errors", "network"},
@@ -39,7 +41,7 @@ MAY_IMPORT = {
     "callbacks": {"runtime", "errors", "structure", "data", "network", "deploy", "runs", "training"},
     "cli": {
         *("runtime", "errors", "configs", "events", "data", "network", "runs", "analysis", "training", "callbacks"),
-        *("deploy", "structure", "version"),
+        *("deploy", "structure", "version", "neurons"),
     },
     "__init__": set(),
     "__main__": {"cli"},
@@ -143,6 +145,21 @@ def test_public_names_are_there():
 def test_every_allowed_import_is_used():
     used = {part: set().union(*(imported(path) for path in FILES if part_of(path) == part)) for part in MAY_IMPORT}
     assert {part: rooms - {part} for part, rooms in used.items()} == MAY_IMPORT
+
+
+def test_other_libraries_are_known_to_conversion_alone():
+    """Their packages, by name in code or in strings, in no room below `convert`: docstrings and prose may say more."""
+    words = re.compile(r"spikingjelly|snntorch|norse|sinabs|\bnir\b")
+    above = {"convert", "cli", "deploy", "neurobench"}
+    for path in FILES:
+        if part_of(path) in above or path.name == "program.py":  # which names the extras of packages
+            continue
+        tree = ast.parse(path.read_text())
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            names = [getattr(node, name, None) for name in ("id", "attr", "name", "module", "arg")]
+            names += [node.value] if isinstance(node, ast.Constant) and id(node) not in docs else []
+            assert not [name for name in names if isinstance(name, str) and words.search(name)], (path, names)
 
 
 def test_main_defines_no_class():

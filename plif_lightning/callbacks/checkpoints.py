@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from plif_lightning.callbacks.logger import is_fast_dev_run, run_folder
 from plif_lightning.data.loading import ResumableLoader
 from plif_lightning.errors import CheckpointError, require_count
-from plif_lightning.network.checkpoint import load_checkpoint
+from plif_lightning.network.storage.checkpoint import load_checkpoint
 from plif_lightning.runs.settings import default_ties
 from plif_lightning.runtime.files import atomic_write, is_address
 

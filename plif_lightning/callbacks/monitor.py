@@ -14,7 +14,7 @@ from torch import Tensor
 from plif_lightning.callbacks.averaging import averaging
 from plif_lightning.callbacks.logger import run_folder
 from plif_lightning.data.loading import as_batch
-from plif_lightning.network.own import neurons_of, record_spikes
+from plif_lightning.network.user_networks import neurons_of, record_spikes
 from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)

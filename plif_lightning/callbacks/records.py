@@ -22,7 +22,7 @@ from plif_lightning.deploy.costs import Cost, cost, mean_cost
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import FCBlock
-from plif_lightning.network.own import neurons_of, record_spikes
+from plif_lightning.network.user_networks import neurons_of, record_spikes
 from plif_lightning.runs.code import sources_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import Histogram, append_histograms

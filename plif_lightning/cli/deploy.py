@@ -76,8 +76,8 @@ def _save_pretrained(path: Path, out: Path, licence: str | None) -> dict[str, in
     from plif_lightning.analysis.grouping import data_title, source
     from plif_lightning.analysis.measured import standard_error
     from plif_lightning.network import SpikingNetwork, load_network
-    from plif_lightning.network.checkpoint import checkpoint_file
-    from plif_lightning.network.pretrained import CARD, CONFIG, WEIGHTS, save_pretrained
+    from plif_lightning.network.storage.checkpoint import checkpoint_file
+    from plif_lightning.network.storage.pretrained import CARD, CONFIG, WEIGHTS, save_pretrained
     from plif_lightning.runs.command import commands
     from plif_lightning.runs.folder import RunFolder
     from plif_lightning.runs.run import read_run
@@ -129,7 +129,7 @@ def cost(argv: list[str]) -> int:
         parser.error(f"unrecognized arguments: {' '.join(named)}")
     require_count("--samples", options.samples)
     from plif_lightning.deploy.costs import cost as count
-    from plif_lightning.network.own import description
+    from plif_lightning.network.user_networks import description
 
     net, x, _ = read_to_test(options.ckpt_path, options.root, options.samples, named)
     network_cost = count(net, x)

@@ -47,9 +47,9 @@ from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.deploy import Engine
 from plif_lightning.errors import Stopped, UserError
-from plif_lightning.network.checkpoint import load_checkpoint
 from plif_lightning.network.network import DEFAULTS
-from plif_lightning.network.own import import_class
+from plif_lightning.network.storage.checkpoint import load_checkpoint
+from plif_lightning.network.user_networks import import_class
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.lock import in_use, lock_run, remove_empty
 from plif_lightning.runs.record import update

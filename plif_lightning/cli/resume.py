@@ -281,7 +281,7 @@ def _require_modules(named: Any) -> None:
     Raises:
         UserError: a class is something else, or cannot be imported.
     """
-    from plif_lightning.network.own import imported_network  # which loads PyTorch
+    from plif_lightning.network.user_networks import imported_network  # which loads PyTorch
 
     if isinstance(named, dict) and isinstance(named.get("class_path"), str):
         imported_network(named["class_path"])
@@ -296,7 +296,7 @@ def require_data_set(block: dict[str, Any]) -> None:
         UserError: it is missing, or no data set.
     """
     from plif_lightning.data import SpikingDataModule  # which loads PyTorch
-    from plif_lightning.network.own import import_class
+    from plif_lightning.network.user_networks import import_class
 
     if "class_path" in block:
         import_class("data set", block["class_path"], SpikingDataModule, "plif_lightning.data.SpikingDataModule")
@@ -337,7 +337,7 @@ def read_checkpoint(path: Path) -> Stored:
     Raises:
         CheckpointError: the file does not exist, or is not a complete checkpoint of this project.
     """
-    from plif_lightning.network.checkpoint import configuration_in, load_checkpoint  # which loads PyTorch
+    from plif_lightning.network.storage.checkpoint import configuration_in, load_checkpoint  # which loads PyTorch
 
     checkpoint = load_checkpoint(path, mapped=True)
     config = configuration_in(checkpoint) or _of_another_trainer(checkpoint)

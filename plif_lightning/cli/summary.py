@@ -21,7 +21,7 @@ from plif_lightning.callbacks.checkpoints import run_checkpoints
 from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import is_fast_dev_run, run_folder
 from plif_lightning.data import SpikingDataModule
-from plif_lightning.network.own import description, kernels_of
+from plif_lightning.network.user_networks import description, kernels_of
 from plif_lightning.runs.metrics import layer_quantities, layer_values, read_metrics
 from plif_lightning.runs.settings import limits_data
 from plif_lightning.runtime import program

@@ -43,7 +43,7 @@ class Trained(NamedTuple):
 
 def read_trained(path: Path) -> Trained:
     """Read a checkpoint or an exported folder, without importing classes of other packages that it names."""
-    from plif_lightning.network.checkpoint import (
+    from plif_lightning.network.storage.checkpoint import (
         checkpoint_file,
         class_names_in,
         configuration_in,

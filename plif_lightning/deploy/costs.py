@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import WITH_NEURON, ResidualBlock
-from plif_lightning.network.hooks import forward_hooks, restore_modes
+from plif_lightning.network.inspect import forward_hooks, package_of, restore_modes
 from plif_lightning.network.recurrent import Recurrent, RecurrentLinear
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
@@ -226,7 +226,7 @@ def _not_counted(net: nn.Module, layers: Mapping[str, nn.Module], flops: FlopCou
     products = flops.get_flop_counts()
     for name, module in net.named_modules():
         has_weights = any(True for _ in module.parameters(recurse=False)) and not isinstance(module, _BatchNorm)
-        is_users = not type(module).__module__.startswith(("torch.nn.", "plif_lightning.")) and not [*module.children()]
+        is_users = not package_of(module) and not [*module.children()]
         in_row = module in counted or products.get(".".join(filter(None, [type(net).__name__, name])))
         if (has_weights or is_users) and not in_row:
             yield f"{name or 'the network'}: {type(module).__name__}"

@@ -22,7 +22,10 @@ from plif_lightning.deploy.nir import readers_of, write_nir
 from plif_lightning.deploy.scan import scan_of
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, step, use_backend
-from plif_lightning.network.checkpoint import (
+from plif_lightning.network.output import LastStep, LeakyIntegrator
+from plif_lightning.network.recurrent import RecurrentLinear, is_recurrent
+from plif_lightning.network.stepping import STATEFUL
+from plif_lightning.network.storage.checkpoint import (
     EXPORTED,
     checkpoint_file,
     class_names_in,
@@ -30,11 +33,8 @@ from plif_lightning.network.checkpoint import (
     load_checkpoint,
     network_in,
 )
-from plif_lightning.network.fingerprint import fingerprint
-from plif_lightning.network.output import LastStep, LeakyIntegrator
-from plif_lightning.network.own import description, neurons_of
-from plif_lightning.network.recurrent import RecurrentLinear, is_recurrent
-from plif_lightning.network.stepping import STATEFUL
+from plif_lightning.network.storage.fingerprint import fingerprint
+from plif_lightning.network.user_networks import description, neurons_of
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import as_tuple, from_tuple
 from plif_lightning.runtime.program import needed_by

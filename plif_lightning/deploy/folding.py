@@ -9,9 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import ConvBlock
-from plif_lightning.network.fingerprint import fingerprint
-from plif_lightning.network.hooks import has_hooks
+from plif_lightning.network.inspect import has_hooks
 from plif_lightning.network.stepping import plain
+from plif_lightning.network.storage.fingerprint import fingerprint
 
 
 def network_of(net: nn.Module) -> SpikingNetwork:

@@ -28,7 +28,7 @@ from plif_lightning.kernels.parallel import parallel
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.blocks import ConvBlock, FCBlock
 from plif_lightning.network.forms import images_channels_last, refuses_conv
-from plif_lightning.network.hooks import OnSpikes, record_spikes
+from plif_lightning.network.inspect import OnSpikes, record_spikes
 from plif_lightning.network.network import require_input
 from plif_lightning.network.output import LeakyIntegrator
 from plif_lightning.network.signals import Signal, run_layer, run_layers

@@ -1,12 +1,9 @@
 """Export networks as NIR graphs for other simulators and hardware.
 
-NIR (Pedersen et al. 2024) defines neurons in continuous time. Discretised with a step dt, a LIF neuron is
-
-    H = V + dt / tau (v_leak - V + r X), spike where H > v_threshold, then v_reset.
-
-NIR has neither batch normalisation nor max-pooling. BN is therefore folded, and a 2x2 maximum of spikes becomes a sum
-and a memoryless threshold: a LIF neuron with tau = 2 dt and r = 2 that fires above 0.1 and ends each step at zero. It
-is a sum because Norse cannot read average pooling; the threshold is below half a spike because Norse assumes r = 1.
+Neurons are discretised as `convert.nir` reads them. NIR (Pedersen et al. 2024) has neither batch normalisation nor
+max-pooling. BN is therefore folded, and a 2x2 maximum of spikes becomes a sum and a memoryless threshold: a LIF neuron
+with tau = 2 dt and r = 2 that fires above 0.1 and ends each step at zero. It is a sum because Norse cannot read average
+pooling; the threshold is below half a spike because Norse assumes r = 1.
 """
 
 import logging
@@ -18,31 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from plif_lightning.convert.nir import DT, exceeded, nir_package
 from plif_lightning.deploy.folding import fold
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.output import LastStep, LeakyIntegrator, Voting
 from plif_lightning.network.recurrent import is_recurrent
 from plif_lightning.neurons import LIF, PLIF, Neuron
-from plif_lightning.runtime.program import needed_by
 from plif_lightning.structure import FC, Conv, LayerSpec, Neurons, Pool, Readout, Residual, Votes
 from plif_lightning.structure.layers import pair
 from plif_lightning.structure.shapes import padding_of, window_count
 
 _log = logging.getLogger(__name__)
-# Time-step that the simulators assume when they read NIR [s].
-DT = 1e-4
-
-
-def _nir() -> Any:
-    with needed_by("a NIR graph"):
-        import nir
-    return nir
 
 
 def write_nir(net: SpikingNetwork, file: Path) -> None:
     """Write `to_nir` of a network into a file."""
-    _nir().write(file, to_nir(net))
+    nir_package().write(file, to_nir(net))
 
 
 def readers_of(net: SpikingNetwork) -> dict[str, str | None]:
@@ -99,7 +88,7 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
     Raises:
         UserError: a part of the network has no NIR equivalent, or the package is missing.
     """
-    nir = _nir()
+    nir = nir_package()
     net = fold(net)
     if net.inputs.name != "direct":
         raise UserError(
@@ -139,7 +128,7 @@ class _Writer:
     def __init__(self, net: SpikingNetwork, dt: float) -> None:
         self.dt = dt
         self.blocks: dict[str, Any] = net.layers()
-        self.nodes: dict[str, Any] = {"input": _nir().Input(np.array(net.input_shape))}
+        self.nodes: dict[str, Any] = {"input": nir_package().Input(np.array(net.input_shape))}
         self.edges: list[tuple[str, str]] = []
 
     def add(self, name: str, node: Any, before: list[str]) -> list[str]:
@@ -156,12 +145,12 @@ class _Writer:
                     outputs = self.conv(spec, layer, outputs)
                 case FC():
                     fc = self.blocks[name].fc
-                    node = _nir().Affine(_array(fc.weight), _array(fc.bias)) if layer.bias else None
-                    outputs = self.add(f"{name}_fc", node or _nir().Linear(_array(fc.weight)), outputs)
+                    node = nir_package().Affine(_array(fc.weight), _array(fc.bias)) if layer.bias else None
+                    outputs = self.add(f"{name}_fc", node or nir_package().Linear(_array(fc.weight)), outputs)
                     if layer.neurons is not None:
                         outputs = self.neurons(name, spec.after, outputs)
                     if layer.recurrent:  # a cycle: in a simulator, spikes arrive a step later
-                        weight = _nir().Linear(_array(self.blocks[name].recurrent.weight))
+                        weight = nir_package().Linear(_array(self.blocks[name].recurrent.weight))
                         (recurrent,) = self.add(f"{name}_recurrent", weight, outputs)
                         self.edges.append((recurrent, outputs[0]))
                 case Neurons():
@@ -198,7 +187,7 @@ class _Writer:
         weight = torch.block_diag(*conv.weight.flatten(1).chunk(conv.groups)) if conv.groups > 1 else conv.weight
         weight = weight.view(len(weight), -1, *conv.kernel_size)
         arguments = spec.before[1:], _array(weight), pair(layer.stride), pair(padding), pair(layer.dilation), 1
-        outputs = self.add(f"{name}_conv", _nir().Conv2d(*arguments, _array(bias)), outputs)
+        outputs = self.add(f"{name}_conv", nir_package().Conv2d(*arguments, _array(bias)), outputs)
         shape = (layer.channels, *sides)
         if layer.neurons is not None:
             outputs = self.neurons(name, shape, outputs)
@@ -211,7 +200,7 @@ class _Writer:
         self, name: str, pool: Pool, before: tuple[int, ...], after: tuple[int, ...], outputs: list[str], spikes: bool
     ) -> list[str]:
         """A pool; a maximum of spikes takes two nodes."""
-        nir = _nir()
+        nir = nir_package()
         window: Any = (before[1:], before[1:], 0) if pool.kernel is None else (pool.kernel, pool.stride, pool.padding)
         arrays = [np.array(pair(size)) for size in window]
         if pool.kind == "AP":
@@ -249,8 +238,6 @@ def _neuron(name: str, neuron: Neuron, shape: tuple[int, ...], dt: float) -> Any
         values = values.reshape(-1, *[1] * (len(shape) - 1))
         return np.broadcast_to(values.numpy(), shape).astype(np.float32)
 
-    # X - (V - V_reset) is v_leak - V + r X for v_leak = V_reset and r = 1. NIR fires above the threshold, we at or
-    # above it.
-    v_reset = full(firing.v_reset)
-    below = np.nextafter(full(firing.v_threshold), np.float32(-np.inf))
-    return _nir().LIF(full(neuron.tau) * np.float32(dt), np.ones(shape, np.float32), v_reset, below, v_reset)
+    # X - (V - V_reset) is v_leak - V + r X for v_leak = V_reset and r = 1.
+    v_reset, below = full(firing.v_reset), exceeded(full(firing.v_threshold))
+    return nir_package().LIF(full(neuron.tau) * np.float32(dt), np.ones(shape, np.float32), v_reset, below, v_reset)

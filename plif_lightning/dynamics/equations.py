@@ -56,6 +56,11 @@ class Equations:
                 f"{self.charge.__qualname__} belongs to a neuron with the states {', '.join(self.state)}: "
                 "write `after`, which gives all of them after a spike."
             )
+        if self.fire is not None and self.uses_firing_reset:
+            raise UserError(
+                f"{self.fire.__qualname__} gives another output than a single spike, of which no reset follows: write "
+                "`after`, without `reset`."
+            )
         for function, unknown in ((self.charge, {"h", "s", "reset"}), (self.threshold, {"h", "s", "reset"}),
                                   (self.fire, {"s", "reset"})):  # fmt: skip
             if function is not None and (early := unknown & set(_arguments(function))):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from plif_lightning.kernels import Backend, Pool
 from plif_lightning.kernels.ops import outside_compile
 from plif_lightning.network.forms import Choice, Sum, refuses_sum, run_conv, run_fc
-from plif_lightning.network.hooks import is_plain
+from plif_lightning.network.inspect import is_plain
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.pooling import Pool2d, TimeDropout, draw_seed, pooled_levels
 from plif_lightning.network.recurrent import RecurrentLinear

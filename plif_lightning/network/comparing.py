@@ -1,23 +1,21 @@
-"""Each form of a layer against the reference, and its speed, on a device; convolutions against exact ones."""
+"""Each form of a layer against the reference on a device; convolutions against exact ones."""
 
-import contextlib
 import copy
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from plif_lightning import neurons
 from plif_lightning.kernels import Backend, dense
 from plif_lightning.kernels.trust import difference, failure_of
 from plif_lightning.network.network import SpikingNetwork, use_backend
-from plif_lightning.network.own import has_votes
-from plif_lightning.runtime.process import milliseconds
+from plif_lightning.network.user_networks import has_votes
 from plif_lightning.structure import NEURONS
 
 _BLOCKS = "c8k3s1-BN-PLIF-{}k2s2-c8k5s2-BN-PLIF-FC20-PLIF-FC8-PLIF"
@@ -133,29 +131,6 @@ def _convolutions_difference() -> str:
     torch.manual_seed(0)
     drawn = random.Random(0).sample(CONVOLUTIONS, 300)
     return next(filter(None, (convolution.difference() for convolution in drawn)), "")
-
-
-def _training_step(net: nn.Module, x: Tensor, reset: Callable[[], object] = lambda: None) -> Callable[[], object]:
-    def step() -> None:
-        reset()
-        net.zero_grad()
-        net(x).sum().backward()
-
-    return step
-
-
-def speeds(device: torch.device) -> dict[str, float]:
-    """Forward and backward pass of a LIF layer, x [16, 32, 16384], by implementation [ms]."""
-    x = torch.randn(16, 32, 16384, device=device, requires_grad=True)
-    layers = {"fused": neurons.LIF(), "reference": use_backend(neurons.LIF(), "reference")}
-    times = {name: milliseconds(_training_step(layer.to(device), x), device) for name, layer in layers.items()}
-    with contextlib.suppress(ImportError):
-        from spikingjelly.activation_based import functional as theirs
-        from spikingjelly.activation_based import neuron, surrogate
-
-        node = neuron.LIFNode(surrogate_function=surrogate.ATan(), detach_reset=True, step_mode="m").to(device)
-        times["SpikingJelly"] = milliseconds(_training_step(node, x, lambda: theirs.reset_net(node)), device)
-    return times
 
 
 def comparisons(device: torch.device) -> Iterator[tuple[str, str]]:

@@ -34,7 +34,7 @@ from plif_lightning.kernels import (
 from plif_lightning.kernels.backend import OpName
 from plif_lightning.kernels.dense import computing_type, conv2d, linear
 from plif_lightning.kernels.layout import KERNELS, STRIDES, channels_innermost
-from plif_lightning.network.hooks import is_plain
+from plif_lightning.network.inspect import is_plain
 from plif_lightning.network.pooling import TimeDropout
 from plif_lightning.network.recurrent import recurrent_spikes
 from plif_lightning.network.signals import Signal, run_layer

@@ -16,8 +16,8 @@ from plif_lightning.errors import UserError, require_count, require_known_argume
 from plif_lightning.kernels import Backend, BackendName, Sparse
 from plif_lightning.network.blocks import WITH_NEURON, Blocks, ConvBlock, FCBlock, layers_of
 from plif_lightning.network.building import Builder
-from plif_lightning.network.hooks import OnSpikes, record_spikes
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
+from plif_lightning.network.inspect import OnSpikes, record_spikes
 from plif_lightning.network.norm import NormHeld, NormStatistics
 from plif_lightning.network.output import LastStep, LeakyIntegrator, Output, Voting
 from plif_lightning.network.over_time import OverTime, for_time_steps

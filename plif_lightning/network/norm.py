@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import Norm, moments_over_processes
 from plif_lightning.kernels.fused import affine
-from plif_lightning.network.hooks import is_plain
+from plif_lightning.network.inspect import is_plain
 
 NormStatistics = Literal["per_step", "all_steps"]
 NormHeld = Literal["every_step", "once"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.kernels import Backend, Sparse
 from plif_lightning.network.forms import dtype_of, run_dense, run_linear
-from plif_lightning.network.hooks import has_hooks, is_plain
+from plif_lightning.network.inspect import has_hooks, is_plain
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.signals import Signal, SignalModule, output_levels, run_layer, run_layers
 from plif_lightning.neurons import Neuron

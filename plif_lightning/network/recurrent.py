@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.kernels.recurrent import run_recurrent
-from plif_lightning.network.hooks import is_plain
+from plif_lightning.network.inspect import is_plain
 from plif_lightning.network.signals import Signal, SignalModule, levels_of, run_layer
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import Carried

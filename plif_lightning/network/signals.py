@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from plif_lightning.network.hooks import is_called_plainly
+from plif_lightning.network.inspect import is_called_plainly
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import Carried, active_states
 

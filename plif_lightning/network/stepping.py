@@ -13,9 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from plif_lightning.dynamics.reference import Trace
 from plif_lightning.errors import UserError
-from plif_lightning.network.converted import Converted
-from plif_lightning.network.equivalence import largest_value
-from plif_lightning.network.hooks import forward_hooks
+from plif_lightning.network.inspect import forward_hooks, louder, package_of
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import LeakyIntegrator
 from plif_lightning.network.over_time import has_children_to_run, run_over_time
@@ -33,6 +31,8 @@ STATEFUL = (Neuron, RecurrentLinear, RecurrentContainer, LeakyIntegrator)
 # Steps over which a user-defined network is compared, unless its T is larger; and the tolerance in float64, a share of
 # the largest value.
 _COMPARED_STEPS, _TOLERANCE = 16, 1e-6
+# Factors of the inputs of neurons in the comparison: some networks are silent at one, or saturate at the other.
+_LOUDNESS = 1.0, 100.0
 # Networks that were compared, with what they held.
 _compared = WeakKeyDictionary[nn.Module, tuple[float, ...]]()
 
@@ -46,7 +46,7 @@ def plain(net: nn.Module) -> nn.Module:
 
 def run_network(net: nn.Module, x: Tensor) -> Tensor:
     """The output of a `SpikingNetwork` or other module over [T, N, *]; other stacks of layers run `over_time`."""
-    by_layers = has_children_to_run(net) or type(net).__module__.startswith("torch.nn.")
+    by_layers = has_children_to_run(net) or package_of(net) == "torch.nn"
     return run_over_time(net, x) if by_layers else net(x)
 
 
@@ -106,8 +106,7 @@ def _require_equal_steps(net: nn.Module, frame: Tensor) -> None:
     Raises:
         UserError: the outputs of a module over random steps differ from those over the sequence of them.
     """
-    known = ("torch.nn.", "plif_lightning.")
-    if all(type(module).__module__.startswith(known) or isinstance(module, Neuron) for module in net.modules()):
+    if all(package_of(module) or isinstance(module, Neuron) for module in net.modules()):
         return
     tensors = () if net.training and net in _compared else (*net.parameters(), *net.buffers())
     values = tuple(float(tensor.detach().abs().sum()) for tensor in tensors)
@@ -121,8 +120,9 @@ def _require_equal_steps(net: nn.Module, frame: Tensor) -> None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=of_gpu):
             trial = copy.deepcopy(net).double()
-            whole, again = (_calls(trial, x) for _ in range(2))
-            single = _calls(trial, *x[:, None])
+            comparisons = [
+                [_calls(trial, factor, *sequences) for sequences in ([x], [x], x[:, None])] for factor in _LOUDNESS
+            ]
     except Exception as error:  # of a forward that fixes a type or T
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         _log.warning(
@@ -131,24 +131,26 @@ def _require_equal_steps(net: nn.Module, frame: Tensor) -> None:
         )  # fmt: skip
         _compared[net] = values
         return
-    for name, (inputs, outputs) in whole.items():
-        if name not in single or not _are_close(outputs, again[name][1]):
-            continue  # called otherwise in single steps, or random
-        if not _are_close(outputs, single[name][1]):
-            same_inputs = _are_close(inputs, single[name][0])
-            module = trial.get_submodule(name) if same_inputs else trial
-            place = f"{type(module).__name__}{f' ({name})' if same_inputs and name else ''}"
-            raise UserError(
-                f"{place} sees other time-steps: over a sequence it returns something other than in single steps. "
-                "Run whole sequences, or keep what it remembers in the states of a pl.Neuron."
-            )
+    for whole, again, single in comparisons:
+        for name, (inputs, outputs) in whole.items():
+            if name not in single or not _are_close(outputs, again[name][1]):
+                continue  # called otherwise in single steps, or random
+            if not _are_close(outputs, single[name][1]):
+                same_inputs = _are_close(inputs, single[name][0])
+                module = trial.get_submodule(name) if same_inputs else trial
+                place = f"{type(module).__name__}{f' ({name})' if same_inputs and name else ''}"
+                raise UserError(
+                    f"{place} sees other time-steps: over a sequence it returns something other than in single steps. "
+                    "Run whole sequences, or keep what it remembers in the states of a pl.Neuron."
+                )
     _compared[net] = values
 
 
-def _calls(net: nn.Module, *sequences: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def _calls(net: nn.Module, factor: float, *sequences: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """First input and output of each module that is called once, in order of their ends; those of sequences joined.
 
-    The sequences are run one after another, from the state that the one before left.
+    The sequences are run one after another, from the state that the one before left, with inputs of neurons times a
+    factor.
     """
     values: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
@@ -158,13 +160,19 @@ def _calls(net: nn.Module, *sequences: Tensor) -> dict[str, tuple[Tensor, Tensor
 
     torch.manual_seed(0)
     state: Mapping[nn.Module, LayerState] = {}
-    with forward_hooks(dict(net.named_modules()), note), _require_uncompiled(net):
+    with louder(net, factor), forward_hooks(dict(net.named_modules()), note), _require_uncompiled(net):
         for x in sequences:
             with carry_states(state) if len(sequences) > 1 else nullcontext() as carried:
                 run_network(net, x)
             state = carried.after if carried is not None else {}
     once = {name: calls for name, calls in values.items() if len(calls) == len(sequences)}
     return {name: (torch.cat([x for x, _ in calls]), torch.cat([y for _, y in calls])) for name, calls in once.items()}
+
+
+def largest_value(value: Any) -> float:
+    """The largest finite value; 0 for other objects and empty tensors."""
+    elements = isinstance(value, Tensor) and value.numel()
+    return value.double().nan_to_num(0, 0, 0).abs().max().item() if elements else 0.0
 
 
 def _are_close(a: Tensor, b: Tensor) -> bool:
@@ -175,12 +183,9 @@ def _are_close(a: Tensor, b: Tensor) -> bool:
 
 
 def _require_single_steps(net: nn.Module) -> None:
-    """Refuse a network with a layer that takes all time-steps at once in training."""
-    if isinstance(net, Converted) and net.conversion.unconverted:
-        unconverted = ", ".join(net.conversion.unconverted)
-        raise UserError(
-            f"{unconverted} are nodes of SpikingJelly, which keep states of their own: they cannot take one step."
-        )
+    """Refuse a network with a layer that takes all time-steps at once in training, or keeps states of its own."""
+    if keeping := getattr(net, "keeping_states", ()):
+        raise UserError(f"{', '.join(keeping)} keep states of their own: they cannot take one step.")
     time_norms = {module.bn for module in net.modules() if isinstance(module, TimeBatchNorm2d)}
     for module in net.modules():
         match module:

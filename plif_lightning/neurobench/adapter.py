@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.own import neurons_of
 from plif_lightning.network.stepping import plain, run_network
+from plif_lightning.network.user_networks import neurons_of
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.runtime.program import needed_by

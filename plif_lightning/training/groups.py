@@ -9,11 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.converted import BlockSequence
-from plif_lightning.network.names import parameter_names
+from plif_lightning.network.inspect import parameter_names
 from plif_lightning.network.over_time import OverTime
 
-_CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict, OverTime, BlockSequence
+_CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict, OverTime
 # Printed names of a pattern.
 _SHOWN = 4
 

@@ -24,12 +24,12 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from plif_lightning.data.loading import Batch, as_batch, merge_time_steps, time_first
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.network import SpikingNetwork, use_backend
-from plif_lightning.network.fingerprint import fingerprint, require_same
-from plif_lightning.network.hooks import layer_outputs
+from plif_lightning.network.inspect import layer_outputs
 from plif_lightning.network.network import Keywords, NetworkKeywords, as_plain, surrogate_name
 from plif_lightning.network.output import mean_votes
 from plif_lightning.network.over_time import for_time_steps
-from plif_lightning.network.own import has_votes, require_protocol, user_network
+from plif_lightning.network.storage.fingerprint import fingerprint, require_same
+from plif_lightning.network.user_networks import has_votes, require_protocol, user_network
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.training.finite import FiniteGuard
 from plif_lightning.training.groups import decay_by_depth, group_parameters
@@ -81,7 +81,7 @@ class SpikingClassifier(L.LightningModule):
         num_classes: number of classes, from the data.
         time_steps: T, from the data.
         network: a user-defined network, instead of a `SpikingNetwork` of the further arguments: a module from
-            [T, N, C, H, W], or images [N, C, H, W], to votes or logits [T, N, num_classes] (`network.own`).
+            [T, N, C, H, W], or images [N, C, H, W], to votes or logits [T, N, num_classes] (`network.user_networks`).
         loss: per_step (the paper), rate (the authors' code), per_step_cross_entropy, cross_entropy (of the rates) or
             tet, which needs a readout without spikes; or a user-defined function of (votes [T, N, num_classes],
             target), and of what else its signature names (`losses.CONTEXT`), a scalar: a module, in Python any

@@ -10,7 +10,7 @@ from plif_lightning.network import comparing
 
 @pytest.fixture(autouse=True)
 def _without_timing(monkeypatch):
-    monkeypatch.setattr(comparing, "speeds", lambda device: {"fused": 1.0})
+    monkeypatch.setattr("plif_lightning.cli.check._speeds", lambda device: {"fused": 1.0})
 
 
 def test_every_form_equals_the_reference_here(capsys):

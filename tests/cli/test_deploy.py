@@ -26,7 +26,7 @@ from plif_lightning.deploy import StreamingNetwork, deployed
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
 from plif_lightning.network import load_network
-from plif_lightning.network.fingerprint import fingerprint
+from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.runtime.process import is_interrupt
 from tests.cli.calls import SILENT, TINY, fit, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY

@@ -12,7 +12,7 @@ from plif_lightning.cli.dispatch import COMMANDS
 from plif_lightning.cli.lightning import PlifCLI
 from plif_lightning.cli.messages import Parser
 from plif_lightning.cli.parser import PlainParser
-from plif_lightning.network.fingerprint import fingerprint
+from plif_lightning.network.storage.fingerprint import fingerprint
 from tests.cli.calls import FEW, QUICKSTART, TINY, fit, load
 from tests.conftest import REPOSITORY
 from tests.deploy.conftest import trained as trained_network

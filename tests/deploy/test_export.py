@@ -18,8 +18,8 @@ from plif_lightning.deploy import deployed, fold
 from plif_lightning.deploy.exporting import export, write_onnx
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import SpikingNetwork, load_network
-from plif_lightning.network.fingerprint import fingerprint
 from plif_lightning.network.network import ARGUMENTS
+from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.training.task import SpikingClassifier
 from tests.cli.calls import SILENT, TINY, fit, refused, rows
 from tests.deploy.conftest import frames, trained

@@ -9,7 +9,7 @@ import plif_lightning as pl
 from plif_lightning.deploy import to_nir
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.fingerprint import fingerprint
+from plif_lightning.network.storage.fingerprint import fingerprint
 from tests.deploy.conftest import frames, trained
 
 LEAKY = ["PLIF", "LIF", "LIF(init_tau=3.5)", "PLIF(v_threshold=0.7,tau_per=channel)", "PLIF(v_reset=-0.2)"]

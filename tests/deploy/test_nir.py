@@ -11,10 +11,11 @@ import yaml
 
 from benchmarks.step import make_fire
 from plif_lightning import configs
+from plif_lightning.convert import from_nir
 from plif_lightning.deploy import fold, to_nir
 from plif_lightning.deploy.nir import DT, readers_of
 from plif_lightning.errors import UserError
-from plif_lightning.network import SpikingNetwork, from_nir, use_backend
+from plif_lightning.network import SpikingNetwork, use_backend
 from tests.deploy.conftest import STRUCTURES, frames, trained
 from tests.deploy.test_frozen import patched
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, load_network, step, use_backend
-from plif_lightning.network.fingerprint import fingerprint
+from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.neurons import IF
 from tests.dynamics import oracle
 

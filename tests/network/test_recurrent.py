@@ -12,7 +12,7 @@ from plif_lightning.deploy.exporting import to_export
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import layout
 from plif_lightning.network import recurrent
-from plif_lightning.network.hooks import record_spikes
+from plif_lightning.network.inspect import record_spikes
 from plif_lightning.network.recurrent import RecurrentLinear
 from plif_lightning.neurons.published import UndecayedLIF, UndecayedPLIF
 from plif_lightning.structure import parse
@@ -340,7 +340,7 @@ def test_network_of_recurrent_layers_trains_steps_and_deploys():
 
 
 def test_fingerprint_knows_recurrence():
-    from plif_lightning.network.fingerprint import fingerprint
+    from plif_lightning.network.storage.fingerprint import fingerprint
 
     with_recurrence, plain = (pl.SpikingNetwork((1, 4, 4), 3, 2, structure=f"{r}FC6-PLIF-APk2s2") for r in ("R", ""))
     assert fingerprint(with_recurrence) != fingerprint(plain)

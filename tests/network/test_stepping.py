@@ -311,6 +311,18 @@ def test_a_memory_that_a_module_learned_later_is_refused(change):
         pl.step(net, x)
 
 
+def test_a_memory_behind_silent_neurons_is_refused():
+    """The second neurons are silent at any input of theirs below 1, and so is what lies behind them."""
+    net, x = nn.Sequential(nn.Linear(4, 4), pl.LIF(), LearnedMix()), torch.rand(3, 4)
+    with torch.no_grad():
+        net[0].weight.fill_(0.01)
+        net[0].bias.zero_()
+        net[2].share.fill_(0.5)
+    assert not pl.over_time(net)(x[None]).any()
+    with pytest.raises(UserError, match=r"^LearnedMix \(2\) sees other time-steps"):
+        pl.step(net, x)
+
+
 class Scaled(nn.Module):
     time_aware = True
 

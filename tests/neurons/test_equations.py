@@ -531,7 +531,7 @@ PACKAGE = Path(pl.__file__).parent
 SOURCES = {"dynamics/leaky.py", "dynamics/equations.py", "neurons/published.py"}
 SPIKE = {"dynamics/surrogate.py", "dynamics/expression.py"}  # its gradient, of a potential minus a threshold
 # Not equations: the range of the learned threshold, and the thresholds that a trial of a conversion sets.
-OTHERS = {"neurons/modules.py", "network/equivalence.py"}
+OTHERS = {"neurons/modules.py", "convert/excitation.py"}
 
 
 def test_no_other_file_writes_a_charge_a_reset_or_a_surrogate():
@@ -546,9 +546,9 @@ def test_no_other_file_writes_a_charge_a_reset_or_a_surrogate():
             if "pi" in names and "math" in names:
                 densities.add(str(path.relative_to(PACKAGE)))
     assert found == SOURCES | SPIKE | OTHERS
-    assert {"dynamics/surrogate.py", "network/foreign_surrogates.py"} <= densities
-    densities.remove("network/foreign_surrogates.py")  # functions that are declared surrogates
-    assert not {path for path in densities if path.startswith(("kernels", "network", "deploy", "neurons"))}
+    assert {"dynamics/surrogate.py", "convert/surrogates.py"} <= densities
+    densities.remove("convert/surrogates.py")  # functions that are declared surrogates
+    assert not {path for path in densities if path.startswith(("kernels", "network", "convert", "deploy", "neurons"))}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from benchmarks.step import make_fire
 from plif_lightning.deploy import cost, deployed
 from plif_lightning.deploy.exporting import to_export
 from plif_lightning.errors import UserError
-from plif_lightning.network.own import record_spikes
+from plif_lightning.network.user_networks import record_spikes
 from plif_lightning.neurons.published import ILIF
 
 
@@ -73,6 +73,12 @@ class Ternary(pl.Neuron):
 
     def after(h, s, v_threshold):  # noqa: N805
         return h - s * v_threshold
+
+
+def test_fire_without_an_after_is_refused():
+    equations = {"charge": lambda v, x: v + x, "fire": lambda h, spike: spike(h, 1.0) - spike(-h, 1.0)}
+    with pytest.raises(UserError, match="gives another output than a single spike, of which no reset follows"):
+        type("Signed", (pl.Neuron,), equations)()
 
 
 def test_fire_is_an_equation_of_ones_own():

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import plif_lightning as pl
 from plif_lightning.errors import UserError
-from plif_lightning.network.hooks import layer_outputs
+from plif_lightning.network.inspect import layer_outputs
 
 TEXT = "c4k3s1-BN-PLIF-MPk2s2-FC8-PLIF-FC3-PLIF"
 SILENT = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}

@@ -13,7 +13,7 @@ from plif_lightning.data import Digits
 from plif_lightning.data.loading import as_batch, merge_time_steps
 from plif_lightning.errors import NonFiniteError, UserError
 from plif_lightning.network import load_network
-from plif_lightning.network.fingerprint import fingerprint
+from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.training.seeds import StepSeeds
 from plif_lightning.training.task import SpikingClassifier
 

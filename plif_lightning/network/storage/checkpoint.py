@@ -11,9 +11,9 @@ import yaml
 from torch import nn
 
 from plif_lightning.errors import CheckpointError
-from plif_lightning.network.fingerprint import require_same
 from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
-from plif_lightning.network.own import imported_network, user_network
+from plif_lightning.network.storage.fingerprint import require_same
+from plif_lightning.network.user_networks import imported_network, user_network
 from plif_lightning.structure import FROM_DATA
 
 _PREFIX = "network."
@@ -117,6 +117,13 @@ def network_in(checkpoint: dict[str, Any], path: Path, network: nn.Module | None
     return network.eval()
 
 
+def network_of(arguments: Mapping[str, Any]) -> SpikingNetwork:
+    """A network from its stored arguments; others among them are left out."""
+    known = {name: value for name, value in arguments.items() if name in ARGUMENTS}
+    # The backend that it was trained with may not run here; `use_backend` selects another than the fastest.
+    return SpikingNetwork(**{**known, "backend": "auto", "sparse": "auto"})
+
+
 def _rebuild(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) -> nn.Module:
     """The network that a checkpoint's arguments describe, without its weights.
 
@@ -125,9 +132,7 @@ def _rebuild(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) 
     """
     stored = checkpoint["hyper_parameters"]
     if stored.get("network") is None and network is None:
-        arguments = {name: value for name, value in stored.items() if name in ARGUMENTS}
-        # The backend that it was trained with may not run here; `use_backend` selects another than the fastest.
-        return SpikingNetwork(**{**arguments, "backend": "auto", "sparse": "auto"})
+        return network_of(stored)
     from_data = {name: tuple(stored[name]) if name == "input_shape" else stored[name] for name in FROM_DATA}
     if network is None:
         described = configuration_in(checkpoint).get("model", {}).get("network") or {}

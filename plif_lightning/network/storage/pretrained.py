@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from plif_lightning.errors import CheckpointError, UserError
-from plif_lightning.network.fingerprint import fingerprint, require_same
-from plif_lightning.network.network import ARGUMENTS, SpikingNetwork, as_plain
-from plif_lightning.network.own import description, neurons_of
+from plif_lightning.network.network import SpikingNetwork, as_plain
+from plif_lightning.network.storage.checkpoint import network_of
+from plif_lightning.network.storage.fingerprint import fingerprint, require_same
+from plif_lightning.network.user_networks import description, neurons_of
 from plif_lightning.runtime.files import atomic_write
 from plif_lightning.runtime.program import needed_by
 from plif_lightning.structure import NEURONS, parse
@@ -123,7 +124,7 @@ def from_pretrained(
         )
     try:
         about, state = json.loads(config.read_text("utf-8")), load_file(weights)
-        arguments = {name: value for name, value in about.get("arguments", {}).items() if name in ARGUMENTS}
+        arguments = {**about.get("arguments", {})}
         stored = about["fingerprint"]
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is not what save_pretrained writes, or is damaged ({error}).") from error
@@ -133,7 +134,7 @@ def from_pretrained(
             f"network and pass it, from_pretrained({source!r}, net)."
         )
     if net is None:
-        net = SpikingNetwork(**{**arguments, "backend": "auto", "sparse": "auto"})
+        net = network_of(arguments)
     require_same(net, stored, source)
     net.load_state_dict(state)
     return net.eval()

@@ -12,8 +12,8 @@ from torch import nn
 import plif_lightning as pl
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import SpikingNetwork, load_network
-from plif_lightning.network.fingerprint import fingerprint
 from plif_lightning.network.pooling import Pool2d
+from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.neurons import LIF, PLIF, Neuron, learned
 
 SIZES = {"channels": 4, "fc_features": 8, "votes_per_class": 2}

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 import plif_lightning as pl
 from plif_lightning.deploy import StreamingNetwork, cost, deployed, fold
 from plif_lightning.errors import CheckpointError, UserError
-from plif_lightning.network.fingerprint import fingerprint
 from plif_lightning.network.output import Voting
-from plif_lightning.network.own import (
+from plif_lightning.network.storage.fingerprint import fingerprint
+from plif_lightning.network.user_networks import (
     description,
     imported_network,
     kernels_of,
@@ -325,7 +325,7 @@ def test_a_checkpoint_of_it_is_loaded_with_its_class_or_by_its_configuration(tmp
     x = torch.rand(2, 1, 8, 8)
     module.eval()
     assert torch.equal(pl.load_network(path, Net(7))(x), module(x))
-    with pytest.raises(CheckpointError, match=r"is a .*test_own.Net that was built in Python: pass it"):
+    with pytest.raises(CheckpointError, match=r"is a .*test_user_networks.Net that was built in Python: pass it"):
         pl.load_network(path)
     named = f"model:\n  network:\n    class_path: {__name__}.Net\n    init_args: {{hidden: 7}}\n"
     assert torch.equal(pl.load_network(checkpoint(module, tmp_path / "b.ckpt", named))(x), module(x))

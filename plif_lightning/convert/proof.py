@@ -1,70 +1,25 @@
 """Compare a converted network with its original."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
+from plif_lightning.convert.excitation import Excitation, is_telling, rate_of
+from plif_lightning.convert.recording import record_calls
+from plif_lightning.convert.versions import Library
 from plif_lightning.errors import UserError
-from plif_lightning.network.hooks import forward_hooks, restore_modes
-from plif_lightning.network.libraries import Library
+from plif_lightning.network.inspect import forward_hooks, restore_modes
 from plif_lightning.network.pooling import TimeDropout
+from plif_lightning.network.stepping import largest_value
 
-Call = tuple[nn.Module, Any, Any]
-# Shares of a node's outputs between which its behaviour is visible.
-_SILENT, _SATURATED = 0.02, 0.8
 _TOLERANCE = 1e-7  # of the largest value
-# Thresholds above V_reset that are tried: a few for all nodes, since kernels are compiled for each.
-_THRESHOLDS = (0.3, 0.1, 0.03, 0.01, 0.001, 1.0, 3.0, 10.0, 100.0)
 _GRADIENT = "the gradient of"
-_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, _BatchNorm)
-
-
-def record_calls(modules: Sequence[nn.Module], net: nn.Module, x: Tensor, separately: bool = False) -> list[Call]:
-    """Calls of modules in a call of a network, in order: module, first input and output.
-
-    With `separately` an input that a module passes on is another object behind it.
-    """
-    calls: list[Call] = []
-    versions: dict[int, int] = {}  # of outputs, which `calls` keeps
-
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        x: Any = inputs[0] if inputs else None
-        if separately and inputs and output is x:
-            output = output.view_as(output)
-        if isinstance(x, Tensor) and versions.get(id(x), x._version) != x._version:
-            x = x.view_as(x)  # written in place since, as by `out += identity`: no longer that output
-        calls.append((module, x, output))
-        if isinstance(output, Tensor):
-            versions[id(output)] = output._version
-        return output
-
-    with ExitStack() as hooks, torch.no_grad():
-        for module in modules:
-            hooks.enter_context(module.register_forward_hook(note))
-        net(x.clone())  # which it may change in place
-    return calls
-
-
-def takes_images(net: nn.Module, x: Tensor, is_node: Callable[[nn.Module], bool]) -> bool:
-    """True if a network holds the samples of x [N, C, H, W] for T steps, False for sequences [T, N, C, L].
-
-    Its first node sees the number of samples in dimension 1, whichever that is in x.
-    """
-    number, shapes = 3 if x.shape[1] != 3 else 2, list[torch.Size]()
-    trial, of_gpu = copy.deepcopy(net), [x.device] if x.is_cuda else []
-    with torch.no_grad(), torch.random.fork_rng(of_gpu), suppress(Exception), ExitStack() as hooks:
-        for module in filter(is_node, trial.modules()):
-            note = module.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
-            hooks.enter_context(note)
-        trial(x[:number].clone())  # an error is named by the comparison
-    return not shapes or len(shapes[0]) < 2 or shapes[0][1] == len(x[:number])
 
 
 def _fixed_mask(module: Any, x: Tensor) -> Tensor:
@@ -81,11 +36,10 @@ def _fixed_mask_of_steps(module: Any, x: Tensor) -> Tensor:
     return _fixed_mask(module, x[0])
 
 
-class EquivalenceTest:
+class Proof:
     """A copy of a network in float64 with firing nodes, and comparisons with its conversion; a context manager.
 
-    The copy gets random affine parameters and statistics of BN, and thresholds at which each node fires in training;
-    where a node of the user's has none, the weights before it are scaled. Random numbers of the caller are restored.
+    Random numbers of the caller are restored.
 
     Args:
         net: the network; it is left alone.
@@ -109,7 +63,7 @@ class EquivalenceTest:
         self.silent: list[str] = []
         self._context = ExitStack()
 
-    def __enter__(self) -> "EquivalenceTest":
+    def __enter__(self) -> "Proof":
         self._context.enter_context(torch.random.fork_rng(devices=[self.x.device] if self.x.is_cuda else []))
         torch.manual_seed(0)
         for module in self.net.modules():
@@ -118,11 +72,9 @@ class EquivalenceTest:
                 # The old one stores its mask, the new one returns it.
                 stores = partial(_store_fixed_mask, mask)
                 mask.create_mask = stores if self.library.single_steps else _fixed_mask.__get__(module)
-            if isinstance(module, _BatchNorm):
-                self._randomise(module)
         try:
             with restore_modes(self.net):
-                self._excite(self.net.train())
+                Excitation(self.net.train(), self.x, self.nodes.values(), self._reset).run()
         except Exception as error:
             if of_example := self._error_of_example():
                 raise UserError(
@@ -158,74 +110,6 @@ class EquivalenceTest:
         with _restore_buffers(self.net):
             return {f"output {i}": y for i, y in enumerate(tree_leaves(self.net(self.x.clone())))}
 
-    def _randomise(self, norm: Any) -> None:
-        if norm.affine:
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.uniform_(norm.bias, -0.3, 0.7)
-
-    # --- nodes that fire
-
-    def _excite(self, net: nn.Module) -> None:
-        """Set thresholds, weights and statistics such that nodes fire."""
-        norms: list[Any] = [
-            module for module in net.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None
-        ]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = 1.0  # the statistics of this call
-        settled: set[nn.Module] = set()
-        with ExitStack() as hooks:
-            for node in self.nodes.values():
-                if hasattr(node, "v_threshold"):
-                    hooks.enter_context(
-                        node.register_forward_pre_hook(lambda node, of: self._settle(node, of[0], settled))
-                    )
-            for _ in range(12):
-                if not self._scale_weights(net):
-                    break
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
-            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.4)
-
-    def _settle(self, node: Any, x: Tensor, settled: set[nn.Module]) -> None:
-        """Set the threshold at which a node fires at a moderate rate, before its first call."""
-        if node in settled:
-            return
-        settled.add(node)
-        best = 2.0, node.v_threshold
-        for threshold in (node.v_threshold, *((node.v_reset or 0.0) + above for above in _THRESHOLDS)):
-            self._set_threshold(node, threshold)
-            rate = _rate(node(x))
-            best = min(best, (abs(rate - 0.3), threshold))
-            if 0.1 < rate < 0.5:
-                break
-        self._set_threshold(node, best[1])
-
-    def _set_threshold(self, node: Any, threshold: float) -> None:
-        node.v_threshold = threshold
-        first_values = getattr(node, "_memories_rv", {})
-        if "v_threshold" in first_values:  # clock_driven keeps it as a state, which a reset restores
-            first_values["v_threshold"] = threshold
-        self._reset(node)
-
-    def _scale_weights(self, net: nn.Module) -> bool:
-        """Run the network, and scale the weights before nodes without a threshold that do not fire, or always do."""
-        self._reset(net)
-        weighted = [module for module in net.modules() if isinstance(module, _WEIGHTED)]
-        nodes, before, scaled = set(self.nodes.values()), None, False
-        for module, _, y in record_calls([*weighted, *nodes], net, self.x):
-            if module not in nodes:
-                before = module
-            elif before is not None and not hasattr(module, "v_threshold"):
-                rate = _rate(y)
-                if not _tells(rate):
-                    scaled = True
-                    for parameter in before.parameters():
-                        parameter.data *= 2.0 if rate <= _SILENT else 0.5
-        self._reset(net)
-        return scaled
-
     # --- comparing
 
     def difference(self, converted: Any) -> str:
@@ -245,7 +129,7 @@ class EquivalenceTest:
         try:
             with (
                 _restore_buffers(self.net),
-                forward_hooks(self.nodes, lambda name, node, x, y: rates.setdefault(name, []).append(_rate(y))),
+                forward_hooks(self.nodes, lambda name, node, x, y: rates.setdefault(name, []).append(rate_of(y))),
             ):
                 for call, mode in enumerate((True, True, None, False)):
                     with restore_modes(self.net, converted):
@@ -262,7 +146,7 @@ class EquivalenceTest:
         finally:
             self.net.zero_grad()
             self._reset(self.net)
-        shares = {name: of_calls for name, of_calls in rates.items() if not any(map(_tells, of_calls))}
+        shares = {name: of_calls for name, of_calls in rates.items() if not any(map(is_telling, of_calls))}
         self.silent = [f"{name} fires in {100 * of_calls[0]:.0f} % of its outputs" for name, of_calls in shares.items()]
         if self.silent:
             self.silent[-1] += ", which proves nothing: pass an example of larger values, or of more steps or samples"
@@ -315,21 +199,6 @@ def _restore_buffers(net: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for name, value in net.named_buffers():
                 value.copy_(buffers[name])
-
-
-def _tells(rate: float) -> bool:
-    return _SILENT < rate < _SATURATED
-
-
-def _rate(y: Tensor) -> float:
-    """Share of a node's outputs that are not zero."""
-    return (y != 0).double().mean().item()
-
-
-def largest_value(value: Any) -> float:
-    """The largest finite value; 0 for other objects and empty tensors."""
-    elements = isinstance(value, Tensor) and value.numel()
-    return value.double().nan_to_num(0, 0, 0).abs().max().item() if elements else 0.0
 
 
 def _equal(a: Any, b: Any, size: float) -> bool:

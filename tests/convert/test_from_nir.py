@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import plif_lightning as pl
+from plif_lightning.convert.nir import LeakyNeuron
 from plif_lightning.deploy.nir import to_nir
 from plif_lightning.errors import UserError
-from plif_lightning.network.from_nir import LeakyNeuron
 from plif_lightning.neurons.published import Synaptic, UndecayedLIF
 from tests.deploy.conftest import STRUCTURES, frames, trained
 

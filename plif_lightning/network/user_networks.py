@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import dense
-from plif_lightning.network import hooks
-from plif_lightning.network.hooks import OnSpikes
+from plif_lightning.network import inspect
+from plif_lightning.network.inspect import OnSpikes
 from plif_lightning.network.network import DEFAULTS, SpikingNetwork
 from plif_lightning.network.output import Voting
 from plif_lightning.network.over_time import OverTime, has_children_to_run, with_time
@@ -93,7 +93,7 @@ def record_spikes(net: Any, on_spikes: OnSpikes) -> AbstractContextManager[None]
     """Call `on_spikes(layer, spikes)` with the spikes [T, N, *] of each layer of neurons while the context lasts."""
     if hasattr(net, "record_spikes"):
         return net.record_spikes(on_spikes)
-    return hooks.record_spikes(dict(neurons_of(net)), on_spikes)
+    return inspect.record_spikes(dict(neurons_of(net)), on_spikes)
 
 
 def imported_network(path: str) -> type[nn.Module]:
@@ -114,8 +114,6 @@ def has_votes(net: nn.Module) -> bool:
     return last.neurons is not None
 
 
-# Factor of the inputs of neurons in a trial: an untrained network is silent, and silence would show nothing.
-_LOUD = 100.0
 # Share of the outputs, and of their size, that another order of sums may change.
 _TOLERANCE = 0.05
 
@@ -134,10 +132,8 @@ class _ForwardProbe:
         torch.manual_seed(self.seed)
         self.votes.clear()
         parts = [module for module in self.net.modules() if isinstance(module, (Neuron, Voting))]
-        with ExitStack() as hooks:
+        with ExitStack() as hooks, inspect.louder(self.net):
             for module in parts:
-                if isinstance(module, Neuron):
-                    hooks.enter_context(module.register_forward_pre_hook(lambda module, of: (_LOUD * of[0], *of[1:])))
                 hooks.enter_context(module.register_forward_hook(self._note))
             return self.net(x)
 
@@ -173,7 +169,7 @@ def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> bool:
     x = x[:, :2] if has_time(x) else x[:2]
     steps, name = len(x) if has_time(x) else getattr(net, "time_steps", None), type(net).__name__
     of_gpu = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=of_gpu), hooks.restore_modes(net):
+    with torch.random.fork_rng(devices=of_gpu), inspect.restore_modes(net):
         trial = _ForwardProbe(net, torch.initial_seed())
         net.eval()
         output = trial(x)

@@ -1,4 +1,7 @@
-"""Hooks of modules: a hooked module must be called as a module, not fused into a kernel."""
+"""Look into a network: hooks, outputs of layers, names of parameters.
+
+A hooked module must be called as a module, not fused into a kernel.
+"""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _every
 
 from plif_lightning.errors import UserError
-from plif_lightning.neurons import Neuron
+from plif_lightning.neurons import LIF, Neuron
 
 OnSpikes = Callable[[str, Tensor], None]
 # PyTorch classes with a forward that kernels and exports know.
@@ -35,10 +38,16 @@ def is_called_plainly(module: nn.Module) -> bool:
     return not (of_all or has_hooks(module))
 
 
+def package_of(module: nn.Module) -> str:
+    """`torch.nn` or `plif_lightning`, whose class a module is of; empty for others."""
+    packages = ("torch.nn", "plif_lightning")
+    return next((name for name in packages if type(module).__module__.startswith(f"{name}.")), "")
+
+
 def _is_builtin(module: nn.Module) -> bool:
     if isinstance(module, Neuron):
         return module.fires
-    return type(module) in _KNOWN or type(module).__module__.startswith("plif_lightning.")
+    return type(module) in _KNOWN or package_of(module) == "plif_lightning"
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -46,6 +55,16 @@ def has_hooks(module: nn.Module) -> bool:
     return "forward" in vars(module) or bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+@contextmanager
+def louder(net: nn.Module, factor: float = 100.0) -> Iterator[None]:
+    """Multiply the inputs of neurons while the context lasts: an untrained network is silent, which shows nothing."""
+    with ExitStack() as hooks:
+        for module in net.modules():
+            if isinstance(module, Neuron):
+                hooks.enter_context(module.register_forward_pre_hook(lambda _, of: (factor * of[0], *of[1:])))
+        yield
 
 
 @contextmanager
@@ -111,3 +130,18 @@ def forward_hooks(modules: Mapping[str, nn.Module], hook: Callable[[str, Any, An
         for name, module in modules.items():
             handles.enter_context(module.register_forward_hook(partial(call_hook, name), with_kwargs=True))
         yield
+
+
+def parameter_names(net: nn.Module) -> dict[str, list[str]]:
+    """The names of each parameter: in the network, and of a neuron's by what it gives, such as `fc1.neuron.tau`."""
+    first = {id(parameter): name for name, parameter in net.named_parameters()}  # of tied ones
+    found = {name: [name] for name in first.values()}
+    for path, neuron in net.named_modules():
+        if not isinstance(neuron, Neuron):
+            continue
+        stored = {parameter.stored_as: name for name, parameter in neuron.declared.items()}
+        given = stored | {"v_threshold_raw": "v_threshold"} | ({"a": "tau"} if isinstance(neuron, LIF) else {})
+        for own, parameter in neuron.named_parameters(recurse=False):
+            if own in given:
+                found[first[id(parameter)]].append(f"{path}.{given[own]}".lstrip("."))
+    return found

@@ -18,7 +18,7 @@ OLD = os.environ.get("PLIF_OLD_SPIKINGJELLY")
 @pytest.mark.skipif(not OLD, reason="PLIF_OLD_SPIKINGJELLY names no old SpikingJelly")
 def test_networks_of_old_repositories_are_converted_and_proved():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(OLD), str(REPOSITORY)])}
-    call = [sys.executable, str(REPOSITORY / "tests/network/old_nets.py")]
+    call = [sys.executable, str(REPOSITORY / "tests/convert/old_nets.py")]
     done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == (

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import plif_lightning as pl
+from plif_lightning.convert import proof
+from plif_lightning.convert.converted import Converted
+from plif_lightning.convert.surrogates import SURROGATES
 from plif_lightning.errors import UserError
-from plif_lightning.network import equivalence
-from plif_lightning.network.converted import Converted
-from plif_lightning.network.foreign_surrogates import SURROGATES
 from plif_lightning.neurons.published import UndecayedLIF
 from tests.processes import on_two_processes
 
@@ -21,7 +21,7 @@ sj = pytest.importorskip("spikingjelly.activation_based", reason="test extra `be
 from spikingjelly.activation_based import functional, layer, neuron, surrogate  # noqa: E402
 from spikingjelly.activation_based.model import parametric_lif_net, sew_resnet, spiking_vgg  # noqa: E402
 
-from tests.network.spikingjelly_nets import Doubled, Stage, random_network, results_of  # noqa: E402
+from tests.convert.spikingjelly_nets import Doubled, Stage, random_network, results_of  # noqa: E402
 
 NODES = {
     "if": (neuron.IFNode, {}),
@@ -53,9 +53,9 @@ def same_masks(net):
     """Dropout draws by the shape alone, since each library draws masks of its own."""
     for part in net.modules():
         if isinstance(part, layer.Dropout):
-            part.create_mask = equivalence._fixed_mask.__get__(part)
+            part.create_mask = proof._fixed_mask.__get__(part)
         elif isinstance(part, pl.network.pooling.TimeDropout):
-            part._mask = equivalence._fixed_mask_of_steps.__get__(part)
+            part._mask = proof._fixed_mask_of_steps.__get__(part)
     return net
 
 
@@ -247,7 +247,7 @@ def test_unproved_blocks_fall_back_to_nodes_with_a_warning(kind, reason, caplog)
     net, x = kind(), frames(2, 6, 6)
     with caplog.at_level(logging.WARNING):
         converted = pl.from_spikingjelly(net, x)
-    (record,) = (one for one in caplog.records if one.name == "plif_lightning.network.spikingjelly")  # no compiler's
+    (record,) = (one for one in caplog.records if one.name == "plif_lightning.convert.spikingjelly")  # no compiler's
     assert f"{kind.__name__}: its nodes are replaced, but no blocks are formed: {reason}" in record.message
     assert converted.conversion.alone == ["node", "last"]
     assert "no blocks: " in str(converted.conversion)
@@ -342,7 +342,7 @@ def test_unknown_nodes_are_kept_with_a_reason():
         assert line in said
     x = frames(2, 6, 6)
     require_equal(net, converted, x)
-    with pytest.raises(UserError, match="node, last, other, third are nodes of SpikingJelly"):
+    with pytest.raises(UserError, match="node, last, other, third keep states of their own"):
         pl.step(converted, x[0])
 
 
@@ -563,9 +563,7 @@ def test_single_step_needs_per_step_statistics():
 
 def decided(rank):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            equivalence.EquivalenceTest, "difference", lambda self, converted: "node differs" if rank == 1 else ""
-        )
+        patch.setattr(proof.Proof, "difference", lambda self, converted: "node differs" if rank == 1 else "")
         return len(pl.from_spikingjelly(Small(), frames(2, 6, 6)).conversion.blocks)
 
 

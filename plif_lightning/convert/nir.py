@@ -1,4 +1,4 @@
-"""Networks from NIR graphs, as snnTorch, Norse, SpikingJelly and this package write them.
+"""Read NIR graphs, as snnTorch, Norse, SpikingJelly and this package write them.
 
 NIR (Pedersen et al. 2024) defines neurons in continuous time; here they are discretised with a step dt:
 
@@ -7,7 +7,7 @@ NIR (Pedersen et al. 2024) defines neurons in continuous time; here they are dis
     IF        H = V + dt r X
     LI        V = V + dt / tau (v_leak - V + r X)
 
-A neuron fires where H > v_threshold, and is then set to v_reset, where it also starts.
+A neuron fires where H > v_threshold, and is then set to v_reset, where it also starts. `deploy.nir` writes by the same.
 """
 
 import math
@@ -27,8 +27,31 @@ from plif_lightning.neurons import LIF, Neuron, fixed
 from plif_lightning.neurons.published import Synaptic, UndecayedLIF
 from plif_lightning.runtime.program import needed_by
 
+# Time-step that simulators assume when they read a graph [s].
+DT = 1e-4
 # mypy: disable-error-code="no-untyped-def"
 # ruff: noqa: N805  # equations have no self
+
+
+def nir_package() -> Any:
+    """The package of NIR.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    with needed_by("a NIR graph"):
+        import nir
+    return nir
+
+
+def reached(v_threshold: Any) -> Any:
+    """The least potential above a threshold of NIR: its neurons fire above, this package's at or above it."""
+    return np.nextafter(np.asarray(v_threshold, np.float32), np.float32(np.inf))
+
+
+def exceeded(v_threshold: Any) -> Any:
+    """The threshold for NIR of a neuron of this package, see `reached`."""
+    return np.nextafter(np.asarray(v_threshold, np.float32), np.float32(-np.inf))
 
 
 class LeakyNeuron(Neuron):
@@ -133,7 +156,7 @@ class NIRNetwork(nn.Module):
         return values[self.output]
 
 
-def from_nir(graph: Any, dt: float = 1e-4) -> NIRNetwork:
+def from_nir(graph: Any, dt: float = DT) -> NIRNetwork:
     """A network of neurons of this package from a NIR graph.
 
     Feed-forward and recurrent graphs of Affine, Linear, Conv2d, SumPool2d, AvgPool2d, Flatten, LIF, CubaLIF, IF and LI.
@@ -150,14 +173,12 @@ def from_nir(graph: Any, dt: float = 1e-4) -> NIRNetwork:
 
     Source: Pedersen et al. 2024, "Neuromorphic intermediate representation".
     """
-    with needed_by("a NIR graph"):
-        import nir
-    graph = nir.read(graph) if isinstance(graph, (str, Path)) else graph
-    nodes, edges = _flattened(graph)
-    for kind in ("Input", "Output"):
+    nir = nir_package()
+    nodes, edges = _flattened(nir.read(graph) if isinstance(graph, (str, Path)) else graph)
+    for kind in (nir.Input, nir.Output):
         if len(ends := _names_of(kind, nodes)) != 1:
             raise UserError(
-                f"NIR: the graph has {len(ends)} nodes {kind} ({', '.join(ends)}); read are graphs with one."
+                f"NIR: the graph has {len(ends)} nodes {kind.__name__} ({', '.join(ends)}); read are graphs with one."
             )
     before: dict[str, list[str]] = {name: [] for name in nodes}
     for source, target in edges:
@@ -169,9 +190,8 @@ def from_nir(graph: Any, dt: float = 1e-4) -> NIRNetwork:
     names = {name: name for name in nodes}
     for name in _in_order(inputs):
         node = nodes[name]
-        kind = type(node).__name__
-        if kind in ("Input", "Output"):
-            if kind == "Output" and len(inputs[name]) > 1:
+        if isinstance(node, (nir.Input, nir.Output)):
+            if len(inputs[name]) > 1:
                 modules[name] = nn.Identity()
             elif inputs[name]:
                 names[name] = names[inputs[name][0]]
@@ -183,23 +203,23 @@ def from_nir(graph: Any, dt: float = 1e-4) -> NIRNetwork:
             if neuron == name:
                 module = _with_weight(name, module, nodes[weight])
         modules[name] = module
-    (output,) = _names_of("Output", nodes)
+    (output,) = _names_of(nir.Output, nodes)
     return NIRNetwork(modules, {name: [names[n] for n in inputs[name]] for name in modules}, names[output])
 
 
-def _names_of(kind: str, nodes: Mapping[str, Any]) -> list[str]:
-    return [name for name, node in nodes.items() if type(node).__name__ == kind]
+def _names_of(kind: type, nodes: Mapping[str, Any]) -> list[str]:
+    return [name for name, node in nodes.items() if isinstance(node, kind)]
 
 
 def _flattened(graph: Any, above: str = "") -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Nodes and edges with those of graphs within in their places, whose inputs and outputs pass on."""
-    nodes, edges = {}, [(f"{above}{a}", f"{above}{b}") for a, b in graph.edges]
+    nir, nodes, edges = nir_package(), {}, [(f"{above}{a}", f"{above}{b}") for a, b in graph.edges]
     for name, node in graph.nodes.items():
-        if type(node).__name__ != "NIRGraph":
+        if not isinstance(node, nir.NIRGraph):
             nodes[f"{above}{name}"] = node
             continue
         inner, own = _flattened(node, f"{above}{name}.")
-        path, ends = f"{above}{name}", [_names_of(kind, inner) for kind in ("Input", "Output")]
+        path, ends = f"{above}{name}", [_names_of(kind, inner) for kind in (nir.Input, nir.Output)]
         if any(len(names) != 1 for names in ends):
             raise UserError(f"NIR: the graph {path} has several inputs or outputs; read are graphs with one of each.")
         (first,), (last,) = ends
@@ -209,8 +229,8 @@ def _flattened(graph: Any, above: str = "") -> tuple[dict[str, Any], list[tuple[
         nodes |= inner
     if above:
         return nodes, edges
-    passing = [name for name, of in nodes.items() if type(of).__name__ in ("Input", "Output") and "." in name]
-    for name in passing:
+    passing = [*_names_of(nir.Input, nodes), *_names_of(nir.Output, nodes)]
+    for name in (name for name in passing if "." in name):
         before, after = [a for a, b in edges if b == name], [b for a, b in edges if a == name]
         edges = [edge for edge in edges if name not in edge] + [(a, b) for a in before for b in after]
         del nodes[name]
@@ -219,11 +239,11 @@ def _flattened(graph: Any, above: str = "") -> tuple[dict[str, Any], list[tuple[
 
 def _recurrent_weights(nodes: Mapping[str, Any], before: Mapping[str, list[str]]) -> dict[str, str]:
     """Weights from a neuron to itself and to nothing else, each with its neuron."""
-    after = {name: [other for other, of in before.items() if name in of] for name in nodes}
+    nir, after = nir_package(), {name: [other for other, of in before.items() if name in of] for name in nodes}
     return {
         name: before[name][0]
         for name, node in nodes.items()
-        if type(node).__name__ in ("Linear", "Affine") and len(before[name]) == 1 and after[name] == before[name]
+        if isinstance(node, (nir.Linear, nir.Affine)) and len(before[name]) == 1 and after[name] == before[name]
     }
 
 
@@ -262,18 +282,18 @@ class _Reader:
     """
 
     def __init__(self, dt: float) -> None:
-        self.dt = dt
-        self.makers: dict[str, Callable[[str, Any], nn.Module]] = {
-            "Affine": self.linear,
-            "Linear": self.linear,
-            "Conv2d": self.conv,
-            "SumPool2d": self.pool,
-            "AvgPool2d": self.pool,
-            "Flatten": self.flatten,
-            "LIF": self.neuron,
-            "CubaLIF": self.neuron,
-            "IF": self.neuron,
-            "LI": self.integral,
+        self.dt, nir = dt, nir_package()
+        self.makers: dict[type, Callable[[str, Any], nn.Module]] = {
+            nir.Affine: self.linear,
+            nir.Linear: self.linear,
+            nir.Conv2d: self.conv,
+            nir.SumPool2d: self.sum_pool,
+            nir.AvgPool2d: self.average_pool,
+            nir.Flatten: self.flatten,
+            nir.LIF: self.neuron,
+            nir.CubaLIF: self.neuron,
+            nir.IF: self.neuron,
+            nir.LI: self.integral,
         }
 
     def _rate(self, name: str, tau: Any) -> Any:
@@ -291,9 +311,10 @@ class _Reader:
         return rate
 
     def module(self, name: str, node: Any) -> nn.Module:
-        make = self.makers.get(type(node).__name__)
+        make = self.makers.get(type(node))
         if make is None:
-            raise UserError(f"NIR: {name} is a {type(node).__name__}; read are {', '.join(self.makers)}.")
+            known = ", ".join(kind.__name__ for kind in self.makers)
+            raise UserError(f"NIR: {name} is a {type(node).__name__}; read are {known}.")
         return make(name, node)
 
     def linear(self, name: str, node: Any) -> nn.Module:
@@ -309,10 +330,12 @@ class _Reader:
         layer = nn.Conv2d(weight.shape[1] * groups, len(weight), *arguments)
         return over_time(_filled(layer, weight, node.bias))
 
-    def pool(self, name: str, node: Any) -> nn.Module:
+    def average_pool(self, name: str, node: Any) -> nn.Module:
+        return over_time(nn.AvgPool2d(_pair(node.kernel_size), _pair(node.stride), _pair(node.padding)))
+
+    def sum_pool(self, name: str, node: Any) -> nn.Module:
         kernel = _pair(node.kernel_size)
-        pool = nn.AvgPool2d(kernel, _pair(node.stride), _pair(node.padding))
-        return over_time(pool if type(node).__name__ == "AvgPool2d" else _SumPool(pool, math.prod(kernel)))
+        return over_time(_SumPool(nn.AvgPool2d(kernel, _pair(node.stride), _pair(node.padding)), math.prod(kernel)))
 
     def flatten(self, name: str, node: Any) -> nn.Module:
         shape = node.input_type.get("input")
@@ -327,9 +350,8 @@ class _Reader:
         k = self._rate(name, tau)
         r = np.asarray(node.r, np.float64)
         rest, reset = (np.asarray(getattr(node, n, 0.0), np.float64) for n in ("v_leak", "v_reset"))
-        # NIR fires above the threshold, this package at or above it.
-        level = np.nextafter(np.asarray(node.v_threshold, np.float32), np.float32(np.inf))
-        values = {"k": k, "gain": (self.dt if kind == "IF" else k) * r, "rest": rest, "level": level}
+        gain = (self.dt if kind == "IF" else k) * r
+        values = {"k": k, "gain": gain, "rest": rest, "level": reached(node.v_threshold)}
         if kind == "CubaLIF":
             values["decay"] = self._rate(name, node.tau_syn)
             values["weight"] = values["decay"] * np.asarray(node.w_in, np.float64)

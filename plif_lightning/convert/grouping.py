@@ -1,0 +1,142 @@
+"""Second step of a conversion: which layers form blocks, from the calls of an example or from plain Sequentials."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from plif_lightning.convert.recording import Call, record_calls
+from plif_lightning.convert.surgery import flattened_layers, names_of_shared
+from plif_lightning.network.inspect import has_hooks
+from plif_lightning.network.signals import output_levels
+
+Kind = Callable[[nn.Module], str]
+# Part of a block -> parts that may follow it; a dropout begins a block only before an FC layer.
+_FOLLOWING: dict[str, tuple[str, ...]] = {
+    "conv": ("norm", "neuron"),
+    "norm": ("neuron",),
+    "neuron": ("pool",),
+    "dropout": ("linear",),
+    "linear": ("neuron",),
+}
+
+
+@dataclass
+class Plan:
+    """Chains of layers that form blocks; modules by name.
+
+    Attributes:
+        chains: layers of each block, in order.
+        of_spikes: first layers of blocks with spikes as input.
+        twice: layers that are called more than once.
+    """
+
+    chains: list[list[str]] = field(default_factory=list)
+    of_spikes: set[str] = field(default_factory=set)
+    twice: set[str] = field(default_factory=set)
+
+
+def _joins(block_kinds: Sequence[str], kind: str) -> bool:
+    """True if a block can hold a part behind others; pools belong to convolutions."""
+    return kind in _FOLLOWING.get(block_kinds[-1], ()) and (kind != "pool" or block_kinds[0] == "conv")
+
+
+def _is_block(block_kinds: Sequence[str]) -> bool:
+    return block_kinds[0] in ("conv", "linear") or len(block_kinds) > 1
+
+
+def plan_of_sequences(net: nn.Module, kind: Kind) -> Plan:
+    """Blocks of layers of plain Sequentials, between which no forward of the user's runs.
+
+    Args:
+        net: a network whose nodes are replaced.
+        kind: the part of a block that a module can be.
+    """
+    plan = Plan(twice=names_of_shared(net))
+    names = {module: name for name, module in net.named_modules()}
+    consumed: set[nn.Module] = set()
+    for sequence in list(names):
+        is_plain = type(sequence) is nn.Sequential and not has_hooks(sequence)
+        if not is_plain or sequence in consumed or names[sequence] in plan.twice:
+            continue
+        layers = [*flattened_layers(sequence, consumed, names, plan.twice)]
+        levels: int | None = None
+        while layers:
+            kinds, size = [kind(layers[0])], 1
+            while size < len(layers) and _joins(kinds, following := kind(layers[size])):
+                kinds.append(following)
+                size += 1
+            group, layers = layers[:size], layers[size:]
+            chain = [names[member] for member in group]
+            if _is_block(kinds) and not plan.twice & {*chain}:
+                plan.chains.append(chain)
+                plan.of_spikes |= {chain[0]} if levels else set()
+            for member in group:
+                levels = output_levels(member, levels)
+    return plan
+
+
+def plan_of_calls(net: nn.Module, parts: nn.Module, x: Tensor, kind: Kind) -> Plan:
+    """Blocks of layers of which each sees only the previous one's output, in training and in evaluation alike.
+
+    Args:
+        net: a network whose nodes are replaced.
+        parts: the module in it that names begin in.
+        x: an example.
+        kind: the part of a block that a module can be.
+    """
+    training, evaluation = (_recorded(net.train(mode), parts, x, kind) for mode in (True, False))
+    chains = [chain for chain in training.chains if chain in evaluation.chains]
+    return Plan(chains, training.of_spikes & evaluation.of_spikes, training.twice | evaluation.twice)
+
+
+def _recorded(net: nn.Module, parts: nn.Module, x: Tensor, kind: Kind) -> Plan:
+    names = {module: name for name, module in parts.named_modules()}
+    kind_of = {module: kind(module) for module in names}
+    inner = {child for module, of in kind_of.items() if of for child in module.modules() if child is not module}
+    leaves = [module for module in names if module not in inner and (kind_of[module] or not [*module.children()])]
+    calls = record_calls(leaves, net, x, separately=True)
+    times = Counter(module for module, _, _ in calls)
+    chains = list(_chains([call for call in calls if times[call[0]] == 1], calls, kind_of))
+    spiking = _with_spiking_inputs(calls)
+    return Plan(
+        [[names[module] for module in chain] for chain in chains],
+        {names[chain[0]] for chain in chains if chain[0] in spiking},
+        {names[module] for module, n in times.items() if n > 1},
+    )
+
+
+def _chains(
+    calls: Sequence[Call], all_calls: Sequence[Call], kind_of: Mapping[nn.Module, str]
+) -> Iterator[list[nn.Module]]:
+    """Layers that form blocks, among those that were called once: each sees only the previous output."""
+    once, taken = {module: y for module, _, y in calls}, set[nn.Module]()
+    for module in once:
+        if module in taken or kind_of[module] not in ("conv", "linear", "dropout"):
+            continue
+        chain = [module]
+        while len(after := [m for m, inputs, _ in all_calls if inputs is once[chain[-1]]]) == 1 and after[0] in once:
+            if not _joins([kind_of[member] for member in chain], kind_of[after[0]]):
+                break
+            chain += after
+        if _is_block([kind_of[member] for member in chain]):
+            taken.update(chain)
+            yield chain
+
+
+def _with_spiking_inputs(calls: Sequence[Call]) -> set[nn.Module]:
+    """Modules with the values of a layer's spikes as input, in any shape."""
+    spikes, modules = list[Tensor](), set[nn.Module]()
+    for module, x, y in calls:
+        if isinstance(x, Tensor) and any(_same_values(x, seen) for seen in spikes):
+            modules.add(module)
+        if isinstance(y, Tensor) and output_levels(module, 1 if module in modules else None):
+            spikes.append(y)
+    return modules
+
+
+def _same_values(x: Tensor, spikes: Tensor) -> bool:
+    """True if x holds these spikes, in another shape perhaps."""
+    return x.numel() == spikes.numel() and torch.equal(x.reshape(-1), spikes.reshape(-1))

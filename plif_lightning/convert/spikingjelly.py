@@ -1,0 +1,94 @@
+"""Networks of SpikingJelly with the neurons and blocks of this package, under their original forward.
+
+A conversion recognises modules, groups layers into blocks and replaces them, each in a file of its own; a comparison
+with the original proves it.
+"""
+
+import copy
+import logging
+from collections.abc import Mapping
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from plif_lightning.convert.converted import Converted
+from plif_lightning.convert.grouping import Plan, plan_of_calls
+from plif_lightning.convert.nodes import NODES
+from plif_lightning.convert.proof import Proof
+from plif_lightning.convert.recognise import MakeNeuron, Vocabulary
+from plif_lightning.convert.recording import block_that_is_read, takes_images
+from plif_lightning.convert.replace import converted_by, with_neurons
+from plif_lightning.convert.versions import library_of
+from plif_lightning.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def from_spikingjelly(
+    net: nn.Module, x: Tensor | None = None, nodes: Mapping[type[nn.Module], MakeNeuron] | None = None
+) -> Converted:
+    """The same network with neurons of this package: same parameters, same outputs, without `reset_net`.
+
+    With an example, layers that a kernel can fuse become blocks: convolution - BN - node - pool, dropout - FC - node.
+    The forward of the network runs as it is. Both networks are then compared on a copy in float64, with nodes made
+    to fire: two training steps (outputs, all gradients, BN's statistics) and an evaluation. If they differ, or a node
+    stays silent, only nodes are replaced, with a warning that names the difference.
+    Without an example, layers of a plain `nn.Sequential` become blocks, and nothing is compared.
+
+    Args:
+        net: in multi-step mode (`functional.set_step_mode(net, "m")`), or of the older `clock_driven`, with its
+            `MultiStep...` nodes. It is only reset; its parameters are copied.
+        x: an example [T, N, *], of which at most 4 samples are used; or images, if its forward repeats them.
+        nodes: for user-defined neurons: class -> function of such a module that returns a `Neuron`, or a module with
+            one, over the same input.
+
+    Raises:
+        UserError: a node is in single-step mode; no node can be replaced; or outputs differ even with nodes alone.
+
+    >>> import torch
+    >>> from spikingjelly.activation_based import layer, neuron
+    >>> net = nn.Sequential(layer.Linear(3, 2, step_mode="m"), neuron.LIFNode(tau=4.0, step_mode="m"))
+    >>> converted = from_spikingjelly(net, torch.rand(8, 2, 3))
+    >>> print(converted.conversion)
+    1 nodes in blocks, 0 alone, 0 kept; equal on the example
+    >>> converted(torch.zeros(8, 1, 3)).shape
+    torch.Size([8, 1, 2])
+    """
+    words = Vocabulary(library_of(net, list(NODES)), nodes or {})
+    words.library.reset(net)
+    words.require_multi_step(net)
+    if x is None:
+        return converted_by(net, words)
+    takes_frames = x.dim() != 4 or not takes_images(net, x, words.is_node)
+    x = x[:, :4] if takes_frames else x[:4]
+    with Proof(net, x, words.is_node, words.library) as trial:
+        try:
+            draft, _ = with_neurons(trial.net, words, takes_frames=False, twice=set())
+            plan = plan_of_calls(draft, draft.net, trial.x, words.kind)
+        except Exception as error:  # of a forward that asks a node for attributes that our neurons lack
+            raise UserError(f"{type(net).__name__} cannot be converted: {type(error).__name__}: {error}.") from error
+        source = copy.deepcopy(trial.net)  # a forward may keep tensors with gradients, which cannot be copied
+        while read := block_that_is_read(converted_by(source, words, takes_frames, plan), trial.x):
+            plan.chains = [chain for chain in plan.chains if chain[0] != read]
+        difference = trial.difference(converted_by(source, words, takes_frames, plan))
+        unproved = _decided_by_first(difference or ", ".join(trial.silent))
+        if unproved:
+            plan = Plan(twice=plan.twice)
+            difference = _decided_by_first(trial.difference(converted_by(source, words, takes_frames, plan)))
+            if difference and trial.repeats:
+                raise UserError(f"{type(net).__name__} cannot be converted: {difference}.")
+    converted = converted_by(net, words, takes_frames, plan)
+    converted.conversion.compared = not difference
+    if unproved:
+        converted.conversion.reason = unproved
+        _log.warning("%s: its nodes are replaced, but no blocks are formed: %s.", type(net).__name__, unproved)
+    return converted
+
+
+def _decided_by_first(difference: str) -> str:
+    """The result of the first process, so that all build the same network."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return difference
+    differences = [difference]
+    dist.broadcast_object_list(differences)
+    return differences[0]
