@@ -63,7 +63,7 @@ WITHOUT = {
     "h5py": ("from plif_lightning.events import read_any; read_any('x.h5')", "a recording in HDF5 needs h5py"),
     "tonic": ("import plif_lightning as pl; pl.data.TonicEvents(name='NMNIST').prepare_data()", "needs tonic"),
     "wandb": ("from plif_lightning.callbacks import WandbRunLogger; WandbRunLogger().experiment", "needs wandb"),
-    "nir": ("from plif_lightning.deploy.nir import _nir; _nir()", "a NIR graph needs nir"),
+    "nir": ("from plif_lightning.convert.nir import nir_package; nir_package()", "a NIR graph needs nir"),
     "optuna": ("from plif_lightning.cli.search import distribution; distribution('a', {})", "a search needs optuna"),
     "matplotlib": ("from plif_lightning.cli import main; main(['report'])", "report needs matplotlib"),
 }
