@@ -39,8 +39,8 @@ from plif_lightning.cli.trained import read_to_test
 from plif_lightning.configs import network_of
 from plif_lightning.deploy import Engine, deployed
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.signals import Signal
 from plif_lightning.runtime.process import processor
+from plif_lightning.signals.signal import Signal, run_layer
 from plif_lightning.training.losses import rate_mse
 
 Contenders = dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]
@@ -124,7 +124,7 @@ def fire_as_trained(net: SpikingNetwork, x: Tensor, training: bool) -> dict[str,
     net.train(training)
     shares = {}
     with torch.no_grad():
-        signal = net.inputs.run(Signal((x[None] if x.dim() == 4 else x).float(), net.time_steps), None)
+        signal = run_layer(net.inputs, Signal((x[None] if x.dim() == 4 else x).float(), net.time_steps))
         for name, block in [*net.encoder.named_children(), *net.classifier.named_children()]:
             signal = signal._replace(values=signal.values.flatten(2)) if name == "fc1" else signal
             weight = block.norm.bn.weight if hasattr(block, "norm") else block.fc.weight
@@ -132,7 +132,7 @@ def fire_as_trained(net: SpikingNetwork, x: Tensor, training: bool) -> dict[str,
             for _ in range(12):
                 middle = (low * high) ** 0.5
                 weight.copy_(first * middle)
-                y = block.run(signal, None)
+                y = run_layer(block, signal)
                 shares[name] = (y.values != 0).float().mean().item()
                 low, high = (middle, high) if shares[name] < SHARE else (low, middle)
             signal = y

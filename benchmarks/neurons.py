@@ -45,8 +45,8 @@ from benchmarks.networks import fire_as_trained, peer, run_peer, show, training_
 from benchmarks.step import inputs
 from benchmarks.timing import alternate
 from plif_lightning.configs import network_of
-from plif_lightning.network.signals import Signal
 from plif_lightning.runtime.process import processor
+from plif_lightning.signals.signal import Signal
 
 BATCH, STEPS, SIZES = 16, 500, (512, 1024, 4096)
 ATAN = surrogate.ATan(2.0)
@@ -304,7 +304,7 @@ def recurrent(rounds: int, with_compiled: bool) -> None:
         module = peers[name]
         module.zero_grad()
         functional.reset_net(container)
-        y = module.run(Signal(x, steps, 1), None).values if module is ours else module(x)
+        y = module.run(Signal(x, steps, is_spikes=True)) if module is ours else module(x)
         y.mean().backward()
         return y.detach()
 

@@ -20,8 +20,8 @@ from plif_lightning.data import SpikingDataModule
 from plif_lightning.data.loading import BatchedDataset, BatchRequest, time_first
 from plif_lightning.deploy.costs import Cost, cost, mean_cost
 from plif_lightning.errors import UserError
+from plif_lightning.layers.blocks import FCBlock
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import FCBlock
 from plif_lightning.network.user_networks import neurons_of, record_spikes
 from plif_lightning.runs.code import sources_of
 from plif_lightning.runs.folder import RunFolder

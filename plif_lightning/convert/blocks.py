@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.signals import Signal, SignalModule, output_levels, run_layer
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import Carried
+from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, run_layer
 
 
 class Calls:
@@ -82,7 +81,7 @@ class BlockOutput:
     __hash__ = object.__hash__
 
 
-class Replacement(SignalModule):
+class Replacement(LayerModule):
     """A neuron or a block in the place of the first of its layers.
 
     Args:
@@ -99,20 +98,21 @@ class Replacement(SignalModule):
         self.layer, self.name, self.calls, self.followed = layer, name, calls, False
         self.of_spikes = of_spikes
 
-    def forward(self, x: Tensor, time_steps: int | None = None, levels: int | None = None) -> Any:
+    def forward(self, x: Tensor, time_steps: int | None = None, is_spikes: bool = False) -> Any:
         """The output [T, N, *]; a `BlockOutput` where other layers' places follow."""
-        y = super().forward(x, time_steps, levels)
+        y = super().forward(x, time_steps, is_spikes or self.of_spikes)
         return BlockOutput(self, y, 1) if self.followed else y
 
-    def run(self, x: Signal, states: Carried | None) -> Signal:
+    def run(self, x: Signal) -> Tensor:
         if self.calls is not None:
             self.calls.require_first(self, self.name)
         # Neurons alone keep their input's layout; SpikingJelly's stack steps, which is fast for the following layers.
         values = x.values.contiguous() if isinstance(self.layer, Neuron) else x.values
-        return run_layer(self.layer, x._replace(values=values, levels=1 if self.of_spikes else x.levels), states)
+        output: Tensor = run_layer(self.layer, x._replace(values=values)).values
+        return output
 
-    def levels(self, levels: int | None) -> int | None:
-        return output_levels(self.layer, levels)
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return keeps_spikes(self.layer, spikes)
 
 
 class PassedOn(nn.Module):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from plif_lightning.convert.recording import Call, record_calls
 from plif_lightning.convert.surgery import flattened_layers, names_of_shared
-from plif_lightning.network.inspect import has_hooks
-from plif_lightning.network.signals import output_levels
+from plif_lightning.signals.hooks import has_hooks
+from plif_lightning.signals.signal import keeps_spikes
 
 Kind = Callable[[nn.Module], str]
 # Part of a block -> parts that may follow it; a dropout begins a block only before an FC layer.
@@ -44,7 +44,7 @@ def _joins(block_kinds: Sequence[str], kind: str) -> bool:
 
 
 def _is_block(block_kinds: Sequence[str]) -> bool:
-    return block_kinds[0] in ("conv", "linear") or len(block_kinds) > 1
+    return not {"conv", "linear"}.isdisjoint(block_kinds)
 
 
 def plan_of_sequences(net: nn.Module, kind: Kind) -> Plan:
@@ -62,7 +62,7 @@ def plan_of_sequences(net: nn.Module, kind: Kind) -> Plan:
         if not is_plain or sequence in consumed or names[sequence] in plan.twice:
             continue
         layers = [*flattened_layers(sequence, consumed, names, plan.twice)]
-        levels: int | None = None
+        is_spikes = False
         while layers:
             kinds, size = [kind(layers[0])], 1
             while size < len(layers) and _joins(kinds, following := kind(layers[size])):
@@ -72,9 +72,9 @@ def plan_of_sequences(net: nn.Module, kind: Kind) -> Plan:
             chain = [names[member] for member in group]
             if _is_block(kinds) and not plan.twice & {*chain}:
                 plan.chains.append(chain)
-                plan.of_spikes |= {chain[0]} if levels else set()
+                plan.of_spikes |= {chain[0]} if is_spikes else set()
             for member in group:
-                levels = output_levels(member, levels)
+                is_spikes = keeps_spikes(member, is_spikes)
     return plan
 
 
@@ -132,7 +132,7 @@ def _with_spiking_inputs(calls: Sequence[Call]) -> set[nn.Module]:
     for module, x, y in calls:
         if isinstance(x, Tensor) and any(_same_values(x, seen) for seen in spikes):
             modules.add(module)
-        if isinstance(y, Tensor) and output_levels(module, 1 if module in modules else None):
+        if isinstance(y, Tensor) and keeps_spikes(module, module in modules):
             spikes.append(y)
     return modules
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.output import LeakyIntegrator
+from plif_lightning.layers.readout import LeakyIntegrator
+from plif_lightning.layers.recurrent import Recurrent
 from plif_lightning.network.over_time import over_time
-from plif_lightning.network.recurrent import Recurrent
 from plif_lightning.neurons import LIF, Neuron, fixed
 from plif_lightning.neurons.published import Synaptic, UndecayedLIF
 from plif_lightning.runtime.program import needed_by

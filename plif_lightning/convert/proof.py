@@ -14,8 +14,8 @@ from plif_lightning.convert.excitation import Excitation, is_telling, rate_of
 from plif_lightning.convert.recording import record_calls
 from plif_lightning.convert.versions import Library
 from plif_lightning.errors import UserError
+from plif_lightning.layers.pooling import TimeDropout
 from plif_lightning.network.inspect import forward_hooks, restore_modes
-from plif_lightning.network.pooling import TimeDropout
 from plif_lightning.network.stepping import largest_value
 
 _TOLERANCE = 1e-7  # of the largest value

@@ -9,11 +9,11 @@ from plif_lightning.convert.nodes import why_no_neuron
 from plif_lightning.convert.surgery import origin_of
 from plif_lightning.convert.versions import Library
 from plif_lightning.errors import UserError
-from plif_lightning.network.inspect import has_hooks
-from plif_lightning.network.norm import TimeBatchNorm2d
+from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.pooling import Pool2d
 from plif_lightning.network.over_time import OverTime
-from plif_lightning.network.pooling import Pool2d
 from plif_lightning.neurons import Neuron
+from plif_lightning.signals.hooks import has_hooks
 
 MakeNeuron = Callable[[Any], nn.Module]
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)

@@ -14,17 +14,17 @@ from plif_lightning.convert.converted import Converted
 from plif_lightning.convert.grouping import Plan, plan_of_sequences
 from plif_lightning.convert.nodes import copy_learned, neuron_of
 from plif_lightning.convert.recognise import POOLS, STATELESS, Vocabulary
+from plif_lightning.convert.recurrent import RecurrentContainer
 from plif_lightning.convert.surgery import holders_of, names_of_shared, put, unconverted_leaves
 from plif_lightning.errors import UserError
-from plif_lightning.network.blocks import ConvBlock, FCBlock
-from plif_lightning.network.inspect import has_hooks
+from plif_lightning.layers.blocks import ConvBlock, FCBlock
+from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.pooling import Pool2d, SpikeMaxPool2d, TimeDropout
+from plif_lightning.layers.readout import Voting
 from plif_lightning.network.network import use_backend
-from plif_lightning.network.norm import TimeBatchNorm2d
-from plif_lightning.network.output import Voting
 from plif_lightning.network.over_time import OverTime, over_time
-from plif_lightning.network.pooling import Pool2d, SpikeMaxPool2d, TimeDropout
-from plif_lightning.network.recurrent import RecurrentContainer
 from plif_lightning.neurons import Neuron
+from plif_lightning.signals.hooks import has_hooks
 
 
 def converted_by(net: nn.Module, words: Vocabulary, takes_frames: bool = True, plan: Plan | None = None) -> Converted:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
-from plif_lightning.network.inspect import has_hooks
+from plif_lightning.signals.hooks import has_hooks
 
 
 def names_of_shared(net: nn.Module) -> set[str]:

@@ -20,13 +20,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from plif_lightning.errors import UserError
+from plif_lightning.layers.blocks import WITH_NEURON, ResidualBlock
+from plif_lightning.layers.recurrent import Recurrent, RecurrentLinear
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import WITH_NEURON, ResidualBlock
-from plif_lightning.network.inspect import forward_hooks, package_of, restore_modes
-from plif_lightning.network.recurrent import Recurrent, RecurrentLinear
+from plif_lightning.network.inspect import forward_hooks, restore_modes
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.batches import has_time
+from plif_lightning.signals.hooks import package_of
 from plif_lightning.structure import FC, Conv, Neurons, NotationLayer, Pool, Readout, Residual, Votes
 from plif_lightning.structure.shapes import every_layer
 

@@ -21,10 +21,8 @@ from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.nir import readers_of, write_nir
 from plif_lightning.deploy.scan import scan_of
 from plif_lightning.errors import UserError
+from plif_lightning.layers.recurrent import is_recurrent
 from plif_lightning.network import SpikingNetwork, step, use_backend
-from plif_lightning.network.output import LastStep, LeakyIntegrator
-from plif_lightning.network.recurrent import RecurrentLinear, is_recurrent
-from plif_lightning.network.stepping import STATEFUL
 from plif_lightning.network.storage.checkpoint import (
     EXPORTED,
     checkpoint_file,
@@ -36,8 +34,8 @@ from plif_lightning.network.storage.checkpoint import (
 from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.network.user_networks import description, neurons_of
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import as_tuple, from_tuple
 from plif_lightning.runtime.program import needed_by
+from plif_lightning.signals.states import as_tuple, from_tuple, stateful_modules
 
 FORMATS = ("network", "pt2", "onnx", "nir")
 Input = Literal["images", "frames"]
@@ -59,10 +57,8 @@ class SingleStep(nn.Module):
     def __init__(self, net: SpikingNetwork) -> None:
         super().__init__()
         self.net = net
-        stateful = [(name, module) for name, module in net.named_modules() if isinstance(module, STATEFUL)]
-        self.names = {
-            name: len(module.equations.state) if isinstance(module, Neuron) else 1 for name, module in stateful
-        }
+        stateful: dict[str, Any] = stateful_modules(net)
+        self.names = {name: len(module.carries) for name, module in stateful.items()}
 
     def forward(self, frame: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         values_of_states = iter(states)
@@ -81,14 +77,11 @@ def states_of(net: nn.Module) -> dict[str, float]:
     """
     names = {module: name for name, module in neurons_of(net)}
     initial: dict[str, float] = {}
-    for name, module in net.named_modules():
-        if isinstance(module, Neuron):
-            start_values = module.equations.start(module.constants)
-            for state, start in zip(module.equations.state, start_values, strict=True):
-                initial[f"{state}_{names[module].replace('.', '_')}"] = start
-        elif isinstance(module, (LeakyIntegrator, RecurrentLinear)):
-            kind = "v" if isinstance(module, LeakyIntegrator) else "s"
-            initial[f"{kind}_{name.replace('.', '_')}"] = 0.0
+    module: Any
+    for path, module in stateful_modules(net).items():
+        name = names.get(module, path).replace(".", "_")
+        start = module.equations.start(module.constants) if isinstance(module, Neuron) else [0.0] * len(module.carries)
+        initial |= {f"{state}_{name}": value for state, value in zip(module.carries, start, strict=True)}
     return initial
 
 
@@ -173,7 +166,7 @@ def write_onnx(net: SpikingNetwork, static: bool, folder: Path) -> None:
             import onnx
 
             step_alone = onnx.load(folder / "step.onnx")
-            onnx.save(scan_of(step_alone, first, isinstance(net.voting, LastStep)), folder / "network.onnx")
+            onnx.save(scan_of(step_alone, first, net.voting.is_last_step), folder / "network.onnx")
             return
     save_onnx(to_export(net, static), folder / "network.onnx", (["x"], ["votes"]))
 

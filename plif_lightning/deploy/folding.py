@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from plif_lightning.errors import UserError
+from plif_lightning.layers.blocks import ConvBlock
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import ConvBlock
-from plif_lightning.network.inspect import has_hooks
 from plif_lightning.network.stepping import plain
 from plif_lightning.network.storage.fingerprint import fingerprint
+from plif_lightning.signals.hooks import has_hooks
 
 
 def network_of(net: nn.Module) -> SpikingNetwork:

@@ -25,17 +25,16 @@ from plif_lightning.kernels.bits import pack_spikes
 from plif_lightning.kernels.layout import POOLS, AffineRows, Geometry, NeuronCode, rows_of
 from plif_lightning.kernels.ops import start_of
 from plif_lightning.kernels.parallel import parallel
+from plif_lightning.layers.blocks import ConvBlock, FCBlock
+from plif_lightning.layers.plan import images_channels_last, refuses_conv
 from plif_lightning.network import SpikingNetwork, use_backend
-from plif_lightning.network.blocks import ConvBlock, FCBlock
-from plif_lightning.network.forms import images_channels_last, refuses_conv
 from plif_lightning.network.inspect import OnSpikes, record_spikes
 from plif_lightning.network.network import require_input
-from plif_lightning.network.output import LeakyIntegrator
-from plif_lightning.network.signals import Signal, run_layer, run_layers
-from plif_lightning.network.stepping import STATEFUL, State
+from plif_lightning.network.stepping import State
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import Carried, LayerState, as_tuple, carry_states
 from plif_lightning.runtime.batches import has_time
+from plif_lightning.signals.signal import Layer, Signal, run_layer, run_layers
+from plif_lightning.signals.states import LayerState, active_states, advance, as_tuple, carry_states, stateful_modules
 
 Engine = Literal["float32", "int8"]
 Maps = Tensor | SparseMaps
@@ -109,8 +108,8 @@ class _FireStage:
         return geometry.units, geometry.threads, shape, (tuple(norm), tuple(neuron)), tuple(geometry.sizes)
 
 
-class Frozen:
-    """A layer as a plain call: `run` as of `signals.SignalModule`, for tensors and `SparseMaps` [T N, C, H, W].
+class Frozen(Layer):
+    """A layer as a plain call: `run` for tensors and `SparseMaps` [T N, C, H, W].
 
     Attributes:
         neurons: its layers of neurons by name in the network; their states are carried.
@@ -127,12 +126,11 @@ class Frozen:
         """Modules whose states a step carries, by name in the network."""
         return self.neurons
 
-    def run(self, x: Signal, states: Carried | None) -> Signal:
-        if states is None:
-            return Signal(self._spikes(x, False, None)[0], x.steps)
+    def run(self, x: Signal) -> Maps:
+        if active_states() is None:
+            return self._spikes(x, False, None)[0]
         (neuron,) = self.neurons.values()
-        spikes: Maps = states.through(neuron, partial(self._spikes, x, True))  # type: ignore[arg-type]
-        return Signal(spikes, x.steps)
+        return advance(neuron, partial(self._spikes, x, True))  # type: ignore[arg-type]
 
     def _tell(self, spikes: Tensor) -> None:
         (name,) = self.neurons
@@ -254,23 +252,19 @@ class _AsItIs(Frozen):
 
     def __init__(self, prefix: str, block: nn.Module, flat: bool) -> None:
         self._block, self._flat = block, flat
-        modules = {f"{prefix}.{name}": module for name, module in block.named_modules()}
-        self.neurons = {name: module for name, module in modules.items() if isinstance(module, Neuron)}
-        self._stateful = {name: module for name, module in modules.items() if isinstance(module, STATEFUL)}
+        self._stateful = {f"{prefix}.{name}": module for name, module in stateful_modules(block).items()}
+        self.neurons = {name: module for name, module in self._stateful.items() if isinstance(module, Neuron)}
 
     @property
     def stateful(self) -> Mapping[str, nn.Module]:
         return self._stateful
 
-    def run(self, x: Signal, states: Carried | None) -> Signal:
+    def run(self, x: Signal) -> Maps:
         dense = _dense(x.values, x.steps)
         signal = Signal(dense.flatten(2) if self._flat else dense, x.steps)
         with nullcontext() if self.on_spikes is None else record_spikes(self.neurons, self.on_spikes):
-            return run_layer(self._block, signal, states)
-
-
-def _run_frozen(layer: Frozen, x: Signal, states: Carried | None) -> Signal:
-    return layer.run(x, states)
+            values: Tensor = run_layer(self._block, signal).values
+        return values
 
 
 def _images(maps: Maps) -> Tensor:
@@ -326,7 +320,7 @@ class DeployedNetwork(nn.Module):
         self._stateful: dict[str, nn.Module] = {
             n: module for layer in self._layers for n, module in layer.stateful.items()
         }
-        self._stateful |= {"voting": net.voting} if isinstance(net.voting, LeakyIntegrator) else {}
+        self._stateful |= {"voting": net.voting} if net.voting.carries else {}
         first = net.layer_specs[0]
         # 0 unless the first layer is dense: only then is its output, the largest map, stored, and a batch split.
         stored = self._layers[0].form == "dense"
@@ -340,7 +334,7 @@ class DeployedNetwork(nn.Module):
         some = max(1, x.shape[1])
         if self._largest_map and self._layers[0].on_spikes is None:  # who listens hears a layer once, with all samples
             some = min(some, max(1, at_a_time(x.device) // (len(x) * self._largest_map)))
-        votes = [self._run(Signal(chunk, self.time_steps), None) for chunk in x.split(some, 1)]
+        votes = [self._run(Signal(chunk, self.time_steps)) for chunk in x.split(some, 1)]
         return votes[0] if len(votes) == 1 else torch.cat(votes, 1)
 
     @torch.no_grad()
@@ -359,22 +353,21 @@ class DeployedNetwork(nn.Module):
                 f"returned for as many samples, got {list(frame.shape)} and the state of {', '.join(state or ())}."
             )
         before = {self._stateful[name]: state_of_module for name, state_of_module in (state or {}).items()}
-        with carry_states(before) as states:  # in the context too, for user-defined modules
-            votes = self._run(Signal(frame.to("cpu", torch.float32)[None], 1), states)
+        with carry_states(before) as states:
+            votes = self._run(Signal(frame.to("cpu", torch.float32)[None], 1))
         return votes[0], {
             name: states.after[module] for name, module in self._stateful.items() if module in states.after
         }
 
-    def _run(self, x: Signal, states: Carried | None) -> Tensor:
+    def _run(self, x: Signal) -> Tensor:
         """Votes [T, N, classes] of x [T or 1, N, C, H, W]."""
         inputs, voting = self._input_and_voting
         if not x.values.shape[1]:
             return torch.zeros(x.steps, 0, self.num_classes)
         with torch.autocast("cpu", enabled=False):
-            x = inputs.run(x, states)
-            y = run_layers(self._layers, x, states, _run_frozen)
+            y = run_layers((inputs, *self._layers), x)
             rows = _dense(y.values, x.steps).flatten(2).expand(x.steps, -1, -1)
-            votes: Tensor = voting.run(y._replace(values=rows), states).values
+            votes: Tensor = run_layer(voting, y._replace(values=rows)).values
         return votes
 
     @contextmanager

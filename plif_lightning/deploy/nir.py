@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from plif_lightning.convert.nir import DT, exceeded, nir_package
 from plif_lightning.deploy.folding import fold
 from plif_lightning.errors import UserError
+from plif_lightning.layers.recurrent import is_recurrent
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.output import LastStep, LeakyIntegrator, Voting
-from plif_lightning.network.recurrent import is_recurrent
 from plif_lightning.neurons import LIF, PLIF, Neuron
 from plif_lightning.structure import FC, Conv, LayerSpec, Neurons, Pool, Readout, Residual, Votes
 from plif_lightning.structure.layers import pair
@@ -48,7 +47,7 @@ def readers_of(net: SpikingNetwork) -> dict[str, str | None]:
     thresholds = any(_differ(torch.as_tensor(neuron.firing.v_threshold)) for neuron in neurons)
     resets = any(neuron.firing.v_reset != 0 for neuron in neurons)
     averages = any(isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)) for module in net.modules())
-    integrates = isinstance(net.voting, LeakyIntegrator)
+    integrates = net.voting.init_tau is not None
     of_formats: dict[str, list[tuple[bool, str]]] = {
         "SpikingJelly": [
             (taus, "refuses a tau per channel"),
@@ -102,15 +101,14 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
         outputs = writer.add("flatten", nir.Flatten({"input": np.array(shape)}, -3, -1), outputs)
     outputs = writer.layers(net.layer_specs[flat:], outputs)
     classes = net.num_classes
-    if isinstance(net.voting, Voting):
-        per_class = net.voting.votes_per_class
+    if (per_class := net.voting.votes_per_class) > 1:
         mean = np.full((1, per_class), 1 / per_class, np.float32)
         outputs = writer.add("voting", nir.Linear(np.kron(np.eye(classes, dtype=np.float32), mean)), outputs)
-    elif isinstance(net.voting, LeakyIntegrator):
+    elif net.voting.init_tau is not None:
         ones = np.ones(classes, np.float32)
         outputs = writer.add("voting", nir.LI(net.voting.init_tau * np.float32(dt) * ones, ones, 0 * ones), outputs)
     writer.add("output", nir.Output(np.array((classes,))), outputs)
-    if isinstance(net.voting, LastStep):
+    if net.voting.is_last_step:
         _log.warning("The NIR graph gives the numbers of every step: LAST, the last step's, is for its reader to take.")
     if failing := [f"{name} {reason}" for name, reason in readers_of(net).items() if reason is not None]:
         _log.warning("Not every simulator reproduces this NIR graph: %s.", "; ".join(failing))

@@ -21,8 +21,7 @@ from plif_lightning.events.integration import (
 )
 from plif_lightning.events.recording import Packed, Recording, Sensor, in_channels, pack_events, recording_of
 from plif_lightning.network import step
-from plif_lightning.network.output import LastStep
-from plif_lightning.neurons.carry import LayerState
+from plif_lightning.signals.states import LayerState
 
 
 class StreamingNetwork:
@@ -88,7 +87,7 @@ class StreamingNetwork:
         self.polarities = polarities or (1 if is_line else net.input_shape[0])
         height, width = (1, net.input_shape[0] // self.polarities) if is_line else net.input_shape[1:]
         self.frame = Sensor(height, width)
-        self.background_us, self.last = background_us, 1 if isinstance(net.voting, LastStep) else last
+        self.background_us, self.last = background_us, 1 if net.voting.is_last_step else last
         self.sensor = self.frame if sensor is None else Sensor.of(sensor)
         self._resized = None if self.sensor == self.frame else resize(self.sensor, self.frame)
         self.reset()

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.modules.utils import _pair
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, NeuronBlock, ResidualBlock
-from plif_lightning.network.norm import NormHeld, NormStatistics, TimeBatchNorm2d
-from plif_lightning.network.pooling import Pool2d, PoolTies, SpikeMaxPool2d, TimeDropout
-from plif_lightning.network.recurrent import RecurrentLinear
+from plif_lightning.layers.blocks import Blocks, ConvBlock, FCBlock, NeuronBlock, ResidualBlock
+from plif_lightning.layers.norm import NormHeld, NormStatistics, TimeBatchNorm2d
+from plif_lightning.layers.pooling import Pool2d, PoolTies, SpikeMaxPool2d, TimeDropout
+from plif_lightning.layers.recurrent import RecurrentLinear
 from plif_lightning.neurons import Neuron
 from plif_lightning.structure import FC, Conv, LayerSpec, Neurons, Pool, Readout, Residual, Votes
 from plif_lightning.structure.shapes import padding_of

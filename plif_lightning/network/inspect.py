@@ -1,7 +1,4 @@
-"""Look into a network: hooks, outputs of layers, names of parameters.
-
-A hooked module must be called as a module, not fused into a kernel.
-"""
+"""Look into a network: outputs of layers, modes, names of parameters."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,61 +7,11 @@ from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.nn.modules import module as _every
 
 from plif_lightning.errors import UserError
 from plif_lightning.neurons import LIF, Neuron
 
 OnSpikes = Callable[[str, Tensor], None]
-# PyTorch classes with a forward that kernels and exports know.
-_KNOWN = (
-    nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.SyncBatchNorm, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d,
-    nn.AdaptiveAvgPool2d,
-)  # fmt: skip
-
-
-def is_plain(*modules: nn.Module | None) -> bool:
-    """True if kernels and exports may stand for these modules: without hooks, and of classes that they know.
-
-    Known classes are PyTorch's, this package's, and neurons defined by equations.
-    """
-    return all(module is None or (_is_builtin(module) and is_called_plainly(module)) for module in modules)
-
-
-def is_called_plainly(module: nn.Module) -> bool:
-    """True if a call of this module does no more than the forward of its class."""
-    of_all = _every._global_forward_hooks or _every._global_forward_pre_hooks
-    of_all = of_all or _every._global_backward_hooks or _every._global_backward_pre_hooks
-    return not (of_all or has_hooks(module))
-
-
-def package_of(module: nn.Module) -> str:
-    """`torch.nn` or `plif_lightning`, whose class a module is of; empty for others."""
-    packages = ("torch.nn", "plif_lightning")
-    return next((name for name in packages if type(module).__module__.startswith(f"{name}.")), "")
-
-
-def _is_builtin(module: nn.Module) -> bool:
-    if isinstance(module, Neuron):
-        return module.fires
-    return type(module) in _KNOWN or package_of(module) == "plif_lightning"
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """True if a call of this module does more than the forward of its class; timers and offloaders set a forward."""
-    return "forward" in vars(module) or bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
-@contextmanager
-def louder(net: nn.Module, factor: float = 100.0) -> Iterator[None]:
-    """Multiply the inputs of neurons while the context lasts: an untrained network is silent, which shows nothing."""
-    with ExitStack() as hooks:
-        for module in net.modules():
-            if isinstance(module, Neuron):
-                hooks.enter_context(module.register_forward_pre_hook(lambda _, of: (factor * of[0], *of[1:])))
-        yield
 
 
 @contextmanager

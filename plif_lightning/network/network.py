@@ -14,32 +14,32 @@ from plif_lightning.dynamics.firing import Keywords as Keywords
 from plif_lightning.dynamics.surrogate import surrogate_name as surrogate_name
 from plif_lightning.errors import UserError, require_count, require_known_arguments, require_one_of
 from plif_lightning.kernels import Backend, BackendName, Sparse
-from plif_lightning.network.blocks import WITH_NEURON, Blocks, ConvBlock, FCBlock, layers_of
+from plif_lightning.layers.blocks import WITH_NEURON, Blocks, ConvBlock, FCBlock, layers_of
+from plif_lightning.layers.inputs import InputEncoder, InputEncoderName
+from plif_lightning.layers.norm import NormHeld, NormStatistics
+from plif_lightning.layers.pooling import Pooling, PoolTies
+from plif_lightning.layers.readout import LastStep, LeakyIntegrator, Readout, Voting
 from plif_lightning.network.building import Builder
-from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.inspect import OnSpikes, record_spikes
-from plif_lightning.network.norm import NormHeld, NormStatistics
-from plif_lightning.network.output import LastStep, LeakyIntegrator, Output, Voting
 from plif_lightning.network.over_time import OverTime, for_time_steps
-from plif_lightning.network.pooling import Pooling, PoolTies
-from plif_lightning.network.signals import Signal, SignalModule, run_layers
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons import NeuronName as NeuronName
 from plif_lightning.neurons import as_plain as as_plain
-from plif_lightning.neurons.carry import active_states
 from plif_lightning.neurons.making import NeuronKeywords, class_of, make_layer, settings_of_all
 from plif_lightning.runtime.batches import has_time
+from plif_lightning.signals.signal import Signal, run_layer, run_layers
+from plif_lightning.signals.states import active_states
 from plif_lightning.structure import (
     FC,
     Neurons,
     Numbers,
     Pool,
-    Readout,
     Structure,
     Votes,
     layer_specs,
     resolve_structure,
 )
+from plif_lightning.structure import Readout as WrittenReadout
 from plif_lightning.structure.layers import substitute
 
 
@@ -76,14 +76,14 @@ def _with_settings(structure: Structure, neuron: Any, pooling: Pooling) -> tuple
     return Structure(tuple(substitute(structure.layers, neurons, pool))), {name: kind}
 
 
-def _output(structure: Structure) -> SignalModule:
+def _output(structure: Structure) -> Readout:
     match structure.layers[-1]:
         case Votes(per_class):
             return Voting(per_class)
-        case Readout(name, arguments):
+        case WrittenReadout(name, arguments):
             require_known_arguments(name, dict(arguments), ["init_tau"] if name == "LI" else [])
             return LeakyIntegrator(**dict(arguments)) if name == "LI" else LastStep()  # type: ignore[arg-type]
-    return Output()
+    return Readout()
 
 
 class SpikingNetwork(nn.Module):
@@ -205,7 +205,7 @@ class SpikingNetwork(nn.Module):
         first_fc = next(i for i, spec in enumerate(layers) if isinstance(spec.layer, FC))
         self.encoder = builder.blocks(layers[:first_fc])
         self.classifier = builder.blocks(layers[first_fc:])
-        self.voting: SignalModule = _output(self.structure)
+        self.voting = _output(self.structure)
         use_backend(self, backend, sparse)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,8 +213,7 @@ class SpikingNetwork(nn.Module):
 
         A sample is a map [C, H, W], or features [F].
         """
-        states = active_states()
-        steps = self.time_steps if states is None else 1
+        steps = self.time_steps if active_states() is None else 1
         require_input(x, steps, self.input_shape)
         if not has_time(x):
             x = x[None]
@@ -224,9 +223,9 @@ class SpikingNetwork(nn.Module):
         left_alone = not x.is_floating_point() or x.dtype == torch.float64
         if x.dtype != dtype and (left_alone or not torch.is_autocast_enabled(x.device.type)):
             x = x.to(dtype)
-        maps = run_layers((self.inputs, self.encoder), Signal(x, steps), states)
-        y = maps._replace(values=maps.values.flatten(2).expand(steps, -1, -1))  # perhaps no neuron has seen time yet
-        votes: Tensor = run_layers((self.classifier, self.voting), y, states).values
+        maps = run_layers((self.inputs, self.encoder), Signal(x, steps))
+        y = run_layer(self.classifier, maps._replace(values=maps.values.flatten(2)))
+        votes: Tensor = run_layer(self.voting, y._replace(values=y.values.expand(steps, -1, -1))).values
         return votes
 
     def for_time_steps(self, time_steps: int) -> AbstractContextManager[None]:

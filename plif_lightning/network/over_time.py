@@ -2,22 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.kernels import Backend, Sparse
-from plif_lightning.network.forms import dtype_of, run_dense, run_linear
-from plif_lightning.network.inspect import has_hooks, is_plain
-from plif_lightning.network.norm import TimeBatchNorm2d
-from plif_lightning.network.signals import Signal, SignalModule, output_levels, run_layer, run_layers
+from plif_lightning.layers.plain import is_plain
+from plif_lightning.layers.plan import call_layer, dtype_of, run_linear
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import Carried, active_states
+from plif_lightning.signals.hooks import has_hooks
+from plif_lightning.signals.signal import Layer, LayerModule, Signal, keeps_spikes, run_layer, run_layers
 
 
-class OverTime(SignalModule):
+class OverTime(LayerModule):
     """Run layers over x [T, N, *]: neurons see time, stateless layers see T N samples at once.
 
     `nn.BatchNorm2d` therefore takes its statistics over all time-steps; `TimeBatchNorm2d` can take them per step.
@@ -43,17 +41,107 @@ class OverTime(SignalModule):
         self.net, self.backend = net, Backend("auto", sparse)
         _require_supported(net)
 
-    def run(self, x: Signal, states: Carried | None) -> Signal:
+    def run(self, x: Signal) -> Tensor:
         """The last layer's output, [T, N, *]."""
-        return _run_module(self.backend, self.net, x, states)
+        output: Tensor = run_layer(as_layer(self.net, self.backend), x).values
+        return output
 
-    def levels(self, levels: int | None) -> int | None:
-        return output_levels(self.net, levels)
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return keeps_spikes(self.net, spikes)
 
 
-def knows_time(module: nn.Module) -> bool:
-    """True if a module takes [T, N, *]."""
-    return isinstance(module, (Neuron, TimeBatchNorm2d, SignalModule)) or getattr(module, "time_aware", False) is True
+def takes_sequences(module: nn.Module) -> bool:
+    """True if a module takes [T, N, *]: a layer, or one of the user's that says so."""
+    return isinstance(module, Layer) or getattr(module, "time_aware", False) is True
+
+
+def as_layer(module: nn.Module, backend: Backend | None = None) -> Any:
+    """What `run_layer` runs for a module in a stack of layers.
+
+    Args:
+        module: a layer over time, a stateless layer, or a Sequential of them.
+        backend: skips silent inputs of FC layers; None for a module that is run alone.
+
+    Raises:
+        UserError: neurons are inside a module other than a Sequential that is not time-aware.
+    """
+    if takes_sequences(module):
+        return module
+    if has_children_to_run(module):
+        return _InSequence(module, backend)
+    _require_supported(module)
+    return _Stateless(module, backend)
+
+
+class _Stateless(Layer):
+    """A layer that sees no time: it gets T N samples at once.
+
+    Args:
+        module: the layer.
+        backend: see `as_layer`.
+    """
+
+    def __init__(self, module: nn.Module, backend: Backend | None) -> None:
+        self.module, self.backend = module, backend
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return keeps_spikes(self.module, spikes)
+
+    def run(self, x: Signal) -> Tensor:
+        module, values = self.module, x.values
+        if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1) and not has_hooks(module):
+            # As a view of T N samples, `torch.export` could not prove its strides for every N.
+            flat: Tensor = values.flatten(2)
+            return flat
+        if isinstance(module, nn.Conv2d) and values.dim() != 5:
+            raise UserError(
+                f"x must be [T, N, C, H, W], got {list(values.shape)}: hold static images [N, C, H, W] for T steps "
+                "with x.expand(T, *x.shape)."
+            )
+        if self.backend is not None and isinstance(module, nn.Linear) and is_plain(module):
+            values = values.to(dtype_of(values, module.weight))
+            return run_linear(module, values, self.backend.skips("linear", values, module.weight))
+        return call_layer(module, values.flatten(0, 1)).unflatten(0, values.shape[:2])
+
+
+class _InSequence(Layer):
+    """The layers of an `nn.Sequential`, one after another; where it has hooks, as its forward.
+
+    Args:
+        sequence: the Sequential.
+        backend: see `as_layer`.
+    """
+
+    def __init__(self, sequence: Any, backend: Backend | None) -> None:
+        self.sequence, self.backend = sequence, backend
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return keeps_spikes(self.sequence, spikes)
+
+    def run(self, x: Signal) -> Tensor:
+        output: Tensor
+        forward = vars(self.sequence).get("forward")
+        if forward is None and has_hooks(self.sequence):
+            # Once, and for good: another thread may be in the middle of a call.
+            forward = self.sequence.forward = _ForwardOverTime(self.sequence, self.backend)
+        if isinstance(forward, _ForwardOverTime):
+            output = self.sequence(x.values, x.steps, x.is_spikes)
+        else:
+            output = self.of_layers(x)
+        return output
+
+    def of_layers(self, x: Signal) -> Tensor:
+        """The output of the layers, without the hooks of the Sequential."""
+        # Not `children`, which leaves out a layer that is there twice.
+        output: Tensor = run_layers((as_layer(layer, self.backend) for layer in self.sequence), x).values
+        return output
+
+
+class _ForwardOverTime(_InSequence):
+    """The forward of a Sequential with hooks, once `over_time` has run it."""
+
+    def __call__(self, values: Tensor, time_steps: int | None = None, is_spikes: bool = False) -> Tensor:
+        return self.of_layers(Signal(values, time_steps or len(values), is_spikes))
 
 
 def with_time(net: Any, x: Tensor) -> Tensor:
@@ -86,7 +174,7 @@ def has_children_to_run(module: nn.Module) -> bool:
 
 
 def _require_supported(module: nn.Module) -> None:
-    if knows_time(module):
+    if takes_sequences(module):
         return
     if has_children_to_run(module):
         for child in module.children():
@@ -97,51 +185,6 @@ def _require_supported(module: nn.Module) -> None:
             "over_time cannot run its layers over time. Put its parts into an nn.Sequential, or write a forward "
             "over [T, N, *] and say `time_aware = True` in its class."
         )
-
-
-def run_over_time(net: nn.Module, x: Tensor) -> Tensor:
-    """The output of a stack of layers, as of `over_time(net)`."""
-    output: Tensor = _run_module(None, net, Signal(x, len(x)), active_states()).values
-    return output
-
-
-def _run_module(backend: Backend | None, module: nn.Module, x: Signal, states: Carried | None) -> Signal:
-    """The output of a layer, or of a Sequential; stateless layers see T N samples at once."""
-    if knows_time(module):
-        return run_layer(module, x, states)
-    if has_children_to_run(module):
-        assert isinstance(module, nn.Sequential)
-        parts = list(module)  # not `children`, which leaves out a layer that is there twice
-        run = partial(_run_module, backend)
-        if "forward" in vars(module) or not has_hooks(module):
-            return run_layers(parts, x, states, run)
-
-        def forward(values: Tensor) -> Tensor:
-            output: Tensor = run_layers(parts, x._replace(values=values), states, run).values
-            return output
-
-        try:
-            module.forward = forward  # type: ignore[method-assign]  # so that hooks are called
-            return Signal(module(x.values), x.steps)
-        finally:
-            del module.forward
-    _require_supported(module)
-    return Signal(_stateless(backend, module, x.values), x.steps, output_levels(module, x.levels))
-
-
-def _stateless(backend: Backend | None, module: nn.Module, x: Tensor) -> Tensor:
-    """The output [T, N, *] of a layer that sees no time, with silent inputs skipped as the backend says."""
-    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1) and not has_hooks(module):
-        return x.flatten(2)  # as a view of T N samples, `torch.export` could not prove its strides for every N
-    if isinstance(module, nn.Conv2d) and x.dim() != 5:
-        raise UserError(
-            f"x must be [T, N, C, H, W], got {list(x.shape)}: hold static images [N, C, H, W] for T steps with "
-            "x.expand(T, *x.shape)."
-        )
-    if backend is not None and isinstance(module, nn.Linear) and is_plain(module):
-        x = x.to(dtype_of(x, module.weight))
-        return run_linear(module, x, backend.skips("linear", x, module.weight))
-    return run_dense(module, x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 def over_time(net: nn.Module, sparse: Sparse = "never") -> OverTime:

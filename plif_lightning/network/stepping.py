@@ -13,26 +13,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from plif_lightning.dynamics.reference import Trace
 from plif_lightning.errors import UserError
-from plif_lightning.network.inspect import forward_hooks, louder, package_of
-from plif_lightning.network.norm import TimeBatchNorm2d
-from plif_lightning.network.output import LeakyIntegrator
-from plif_lightning.network.over_time import has_children_to_run, run_over_time
-from plif_lightning.network.pooling import TimeDropout
-from plif_lightning.network.recurrent import RecurrentContainer, RecurrentLinear
+from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.pooling import TimeDropout
+from plif_lightning.network.inspect import forward_hooks
+from plif_lightning.network.over_time import as_layer, has_children_to_run
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import LayerState as LayerState
-from plif_lightning.neurons.carry import carry_states as carry_states
-from plif_lightning.neurons.carry import detach_state as detach_state
+from plif_lightning.signals.hooks import package_of
+from plif_lightning.signals.signal import Signal, run_layer
+from plif_lightning.signals.states import LayerState, carry_states, stateful_modules
 
 _log = logging.getLogger(__name__)
 State = dict[str, LayerState]
-# Modules with a state that a step takes and returns.
-STATEFUL = (Neuron, RecurrentLinear, RecurrentContainer, LeakyIntegrator)
 # Steps over which a user-defined network is compared, unless its T is larger; and the tolerance in float64, a share of
 # the largest value.
 _COMPARED_STEPS, _TOLERANCE = 16, 1e-6
-# Factors of the inputs of neurons in the comparison: some networks are silent at one, or saturate at the other.
-_LOUDNESS = 1.0, 100.0
 # Networks that were compared, with what they held.
 _compared = WeakKeyDictionary[nn.Module, tuple[float, ...]]()
 
@@ -47,7 +41,8 @@ def plain(net: nn.Module) -> nn.Module:
 def run_network(net: nn.Module, x: Tensor) -> Tensor:
     """The output of a `SpikingNetwork` or other module over [T, N, *]; other stacks of layers run `over_time`."""
     by_layers = has_children_to_run(net) or package_of(net) == "torch.nn"
-    return run_over_time(net, x) if by_layers else net(x)
+    output: Tensor = run_layer(as_layer(net), Signal(x, len(x))).values if by_layers else net(x)
+    return output
 
 
 def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None = None) -> tuple[Tensor, State]:
@@ -85,19 +80,19 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
     True
     """
     net = plain(net)
-    neurons = {name: module for name, module in net.named_modules() if isinstance(module, STATEFUL)}
-    if state is not None and state.keys() != neurons.keys():
+    layers = stateful_modules(net)
+    if state is not None and state.keys() != layers.keys():
         raise UserError(
-            f"state must hold the states of {', '.join(neurons)}, as returned by the previous step, got "
+            f"state must hold the states of {', '.join(layers)}, as returned by the previous step, got "
             f"{', '.join(state) or 'nothing'}."
         )
-    before: dict[nn.Module, LayerState] = {} if state is None else {neurons[name]: v for name, v in state.items()}
+    before: dict[nn.Module, LayerState] = {} if state is None else {layers[name]: v for name, v in state.items()}
     _require_single_steps(net)
     if state is None and not torch.compiler.is_compiling():
         _require_equal_steps(net, frame)
     with _require_uncompiled(net), carry_states(before) as carried:
         y = run_network(net, frame[None])
-    return y[0], {name: carried.after[neuron] for name, neuron in neurons.items()}
+    return y[0], {name: carried.after[layer] for name, layer in layers.items()}
 
 
 def _require_equal_steps(net: nn.Module, frame: Tensor) -> None:
@@ -121,7 +116,7 @@ def _require_equal_steps(net: nn.Module, frame: Tensor) -> None:
         with torch.no_grad(), torch.random.fork_rng(devices=of_gpu):
             trial = copy.deepcopy(net).double()
             comparisons = [
-                [_calls(trial, factor, *sequences) for sequences in ([x], [x], x[:, None])] for factor in _LOUDNESS
+                [_calls(net, *sequences) for sequences in ([x], [x], x[:, None])] for net in (trial, _louder(trial))
             ]
     except Exception as error:  # of a forward that fixes a type or T
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -146,11 +141,19 @@ def _require_equal_steps(net: nn.Module, frame: Tensor) -> None:
     _compared[net] = values
 
 
-def _calls(net: nn.Module, factor: float, *sequences: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def _louder(net: nn.Module) -> nn.Module:
+    """A copy with weights a hundred times as large: a network that is new is silent, and silence shows no memory."""
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.weight.mul_(100)
+    return net
+
+
+def _calls(net: nn.Module, *sequences: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """First input and output of each module that is called once, in order of their ends; those of sequences joined.
 
-    The sequences are run one after another, from the state that the one before left, with inputs of neurons times a
-    factor.
+    The sequences are run one after another, from the state that the one before left.
     """
     values: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
@@ -160,7 +163,7 @@ def _calls(net: nn.Module, factor: float, *sequences: Tensor) -> dict[str, tuple
 
     torch.manual_seed(0)
     state: Mapping[nn.Module, LayerState] = {}
-    with louder(net, factor), forward_hooks(dict(net.named_modules()), note), _require_uncompiled(net):
+    with forward_hooks(dict(net.named_modules()), note), _require_uncompiled(net):
         for x in sequences:
             with carry_states(state) if len(sequences) > 1 else nullcontext() as carried:
                 run_network(net, x)

@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import dense
+from plif_lightning.layers.readout import Readout
 from plif_lightning.network import inspect
 from plif_lightning.network.inspect import OnSpikes
 from plif_lightning.network.network import DEFAULTS, SpikingNetwork
-from plif_lightning.network.output import Voting
 from plif_lightning.network.over_time import OverTime, has_children_to_run, with_time
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
@@ -64,8 +64,8 @@ def user_network(net: nn.Module, from_data: Mapping[str, Any], settings: Mapping
 class _Layers(OverTime):
     """`OverTime` that holds static images for `time_steps`."""
 
-    def forward(self, x: Tensor, time_steps: int | None = None, levels: int | None = None) -> Tensor:
-        return super().forward(with_time(self, x), time_steps, levels)
+    def forward(self, x: Tensor, time_steps: int | None = None, is_spikes: bool = False) -> Any:
+        return super().forward(with_time(self, x), time_steps, is_spikes)
 
 
 def description(net: nn.Module) -> str:
@@ -114,6 +114,8 @@ def has_votes(net: nn.Module) -> bool:
     return last.neurons is not None
 
 
+# Factor of the inputs of neurons in a trial: an untrained network is silent, and silence would show nothing.
+_LOUD = 100.0
 # Share of the outputs, and of their size, that another order of sums may change.
 _TOLERANCE = 0.05
 
@@ -122,7 +124,7 @@ class _ForwardProbe:
     """Calls of a network in evaluation mode with equal random numbers and louder inputs of its neurons.
 
     Attributes:
-        votes: outputs of neurons, and of `Voting` behind them, in the last call.
+        votes: outputs of neurons, and of readouts of votes behind them, in the last call.
     """
 
     def __init__(self, net: nn.Module, seed: int) -> None:
@@ -131,14 +133,16 @@ class _ForwardProbe:
     def __call__(self, x: Tensor) -> Any:
         torch.manual_seed(self.seed)
         self.votes.clear()
-        parts = [module for module in self.net.modules() if isinstance(module, (Neuron, Voting))]
-        with ExitStack() as hooks, inspect.louder(self.net):
+        parts = [module for module in self.net.modules() if isinstance(module, (Neuron, Readout))]
+        with ExitStack() as hooks:
             for module in parts:
+                if isinstance(module, Neuron):
+                    hooks.enter_context(module.register_forward_pre_hook(lambda module, of: (_LOUD * of[0], *of[1:])))
                 hooks.enter_context(module.register_forward_hook(self._note))
             return self.net(x)
 
     def _note(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, Neuron) or self.are_votes(inputs[0]):
+        if isinstance(module, Neuron) or (getattr(module, "keeps_votes", False) and self.are_votes(inputs[0])):
             self.votes.append(output)
 
     def are_votes(self, output: Tensor) -> bool:

@@ -18,8 +18,9 @@ from plif_lightning.dynamics.leaky import LEAKY, PERFECT
 from plif_lightning.dynamics.reference import Trace, trace
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.kernels import Backend
-from plif_lightning.neurons.carry import LayerState, active_states, as_tuple, from_tuple
 from plif_lightning.neurons.parameters import Initial, Parameter, drawn, fixed, learned
+from plif_lightning.signals.signal import LayerModule, Signal
+from plif_lightning.signals.states import LayerState, advance, as_tuple, from_tuple
 
 TauPer = Literal["layer", "channel", "neuron"]
 _EQUATIONS = ("charge", "after", "threshold", "fire")
@@ -30,7 +31,7 @@ RESERVED = {
 }
 
 
-class Neuron(nn.Module):
+class Neuron(LayerModule):
     """A layer of spiking neurons without hidden state; the base class of every neuron.
 
     A subclass defines equations: functions in its body, without `self`, with arguments named after the values that they
@@ -65,7 +66,7 @@ class Neuron(nn.Module):
         state: names of the states; a state named v starts at V_reset, any other at zero.
         equations: the neuron's equations.
         declared: its parameters, by name.
-        runs_equations: its output is that of its equations: `run` and `forward` are not overridden.
+        runs_equations: its output is that of its equations: `simulate`, `run` and `forward` are not overridden.
         fires: and it is spikes, zeros and ones: no equation `fire` gives other values.
         settings: the constructor arguments, by name.
         backend: the form that runs: the fastest on the device of x, unless set by `use_backend`.
@@ -75,6 +76,7 @@ class Neuron(nn.Module):
     """
 
     state: ClassVar[tuple[str, ...]] = ("v",)
+    carries = state
     equations: ClassVar[Equations]
     declared: ClassVar[dict[str, Parameter]] = {}
     runs_equations: ClassVar[bool] = True
@@ -99,12 +101,13 @@ class Neuron(nn.Module):
             elif isinstance(function, staticmethod):
                 functions[name] = function.__func__
         cls.declared = _declared_in(cls)
+        cls.carries = (cls.state,) if isinstance(cls.state, str) else tuple(cls.state)
         if "equations" not in vars(cls) and functions["charge"] is not None:
-            state = (cls.state,) if isinstance(cls.state, str) else tuple(cls.state)
-            cls.equations = Equations(state, **functions)
+            cls.equations = Equations(cls.carries, **functions)
         elif any(functions.values()) or "state" in vars(cls):
             raise UserError(f"{cls.__name__} has no charge, or `equations` beside other equations: write one of them.")
-        cls.runs_equations = cls.run is Neuron.run and cls.forward is Neuron.forward
+        overridable = ("simulate", "run", "forward")
+        cls.runs_equations = all(getattr(cls, name) is getattr(Neuron, name) for name in overridable)
         cls.fires = cls.runs_equations and getattr(getattr(cls, "equations", None), "fire", None) is None
         if cls.declared and getattr(cls.__init__, "is_generated", cls.__init__ is Neuron.__init__):
             cls.__init__ = _constructor(cls.declared)  # type: ignore[method-assign]
@@ -195,7 +198,9 @@ class Neuron(nn.Module):
         parameters = {name: getattr(self, name) for name in self.equations.parameters}
         return Dynamics(self.equations, parameters, self.firing, key)
 
-    def run(self, x: Tensor, v: LayerState | None = None, time_steps: int | None = None) -> tuple[Tensor, LayerState]:
+    def simulate(
+        self, x: Tensor, v: LayerState | None = None, time_steps: int | None = None
+    ) -> tuple[Tensor, LayerState]:
         """Spikes [T, N, *] and the last state: `dynamics.reference.run` with this layer's equations.
 
         Args:
@@ -215,23 +220,23 @@ class Neuron(nn.Module):
         return spikes, from_tuple(states)
 
     def trace(self, x: Tensor, v: LayerState | None = None, time_steps: int | None = None) -> Trace:
-        """Spikes and states of every step, [T, N, *] each, from the reference; arguments as `run`."""
-        if type(self).trace is Neuron.trace and type(self).run is not Neuron.run:
-            raise UserError(f"{type(self).__name__} overrides run: override trace too.")
+        """Spikes and states of every step, [T, N, *] each, from the reference; arguments as `simulate`."""
+        if type(self).trace is Neuron.trace and type(self).simulate is not Neuron.simulate:
+            raise UserError(f"{type(self).__name__} overrides simulate: override trace too.")
         return trace(x, self.dynamics, None if v is None else as_tuple(v), time_steps)
 
-    def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
-        """Spikes [T, N, *] for x [T, N, *], or [1, N, *] held for `time_steps`; starts at V_reset.
+    def run(self, x: Signal) -> Tensor:
+        """Spikes [T, N, *]; from V_reset, or in a `step` from the state of the previous step."""
+        return advance(self, partial(self._states_after, x.values, x.steps))
 
-        In a `step` it starts from the state of the previous step.
-        """
-        if (state := active_states()) is not None:
-            return state.through(self, partial(self._run_step, x))
-        return self.run(x, time_steps=time_steps)[0]
-
-    def _run_step(self, x: Tensor, states: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        spikes, after = self.run(x, None if states is None else from_tuple(states))
+    def _states_after(
+        self, x: Tensor, steps: int, states: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        spikes, after = self.simulate(x, None if states is None else from_tuple(states), steps)
         return spikes, as_tuple(after)
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return self.fires
 
     def learned(self) -> dict[str, Tensor]:
         """Values to log in training, detached, by curve name: parameters of the equations, and V_th if it is learned.

@@ -272,7 +272,7 @@ def response(neuron: Any, axes: Axes | None = None, *, inputs: Any = None, steps
     values = torch.linspace(0, 4 * fires_at, 121) if inputs is None else torch.as_tensor(inputs).float()
     channels = max((value.numel() for value in neuron.learned().values()), default=1)
     with torch.no_grad():
-        spikes, _ = neuron.run(values.view(1, -1, 1).expand(1, -1, channels).contiguous(), time_steps=steps)
+        spikes, _ = neuron.simulate(values.view(1, -1, 1).expand(1, -1, channels).contiguous(), time_steps=steps)
     axes = _axes(axes, 2.6)
     axes.plot(values.numpy(), spikes.float().mean(0).numpy())
     axes.set_xlabel("constant input")

@@ -23,10 +23,10 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from plif_lightning.data.loading import Batch, as_batch, merge_time_steps, time_first
 from plif_lightning.errors import UserError, require_known_arguments
+from plif_lightning.layers.readout import mean_votes
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.inspect import layer_outputs
 from plif_lightning.network.network import Keywords, NetworkKeywords, as_plain, surrogate_name
-from plif_lightning.network.output import mean_votes
 from plif_lightning.network.over_time import for_time_steps
 from plif_lightning.network.storage.fingerprint import fingerprint, require_same
 from plif_lightning.network.user_networks import has_votes, require_protocol, user_network

@@ -14,6 +14,7 @@ from plif_lightning.convert import proof
 from plif_lightning.convert.converted import Converted
 from plif_lightning.convert.surrogates import SURROGATES
 from plif_lightning.errors import UserError
+from plif_lightning.layers.pooling import TimeDropout
 from plif_lightning.neurons.published import UndecayedLIF
 from tests.processes import on_two_processes
 
@@ -54,7 +55,7 @@ def same_masks(net):
     for part in net.modules():
         if isinstance(part, layer.Dropout):
             part.create_mask = proof._fixed_mask.__get__(part)
-        elif isinstance(part, pl.network.pooling.TimeDropout):
+        elif isinstance(part, TimeDropout):
             part._mask = proof._fixed_mask_of_steps.__get__(part)
     return net
 

@@ -10,7 +10,7 @@ from plif_lightning.deploy import cost, fold
 from plif_lightning.deploy.costs import picojoules_a_byte
 from plif_lightning.network import Recurrent, SpikingNetwork, over_time, step, use_backend
 from plif_lightning.neurons import PLIF
-from plif_lightning.neurons.carry import as_tuple
+from plif_lightning.signals.states import as_tuple
 from tests.deploy.conftest import frames, trained
 
 KINDS = [{}, {"n_conv": 2}, {"pooling": "avg"}]
@@ -196,8 +196,8 @@ def test_memory_traffic_counts_every_state_of_a_neuron():
 class Own(PLIF):
     """A neuron that overrides `run`, with the equations of PLIF."""
 
-    def run(self, x, v=None, time_steps=None):
-        return super().run(x, v, time_steps)
+    def simulate(self, x, v=None, time_steps=None):
+        return super().simulate(x, v, time_steps)
 
 
 def test_cost_restores_training_modes(net):

@@ -8,8 +8,8 @@ import torch
 from plif_lightning.deploy import deployed, fold, frozen
 from plif_lightning.deploy.frozen import quantize
 from plif_lightning.errors import UserError
+from plif_lightning.layers.blocks import FCBlock
 from plif_lightning.network import SpikingNetwork, step, use_backend
-from plif_lightning.network.blocks import FCBlock
 from tests.deploy.conftest import STRUCTURES, frames, trained
 
 ENGINES = ["float32", "int8"]

@@ -221,11 +221,11 @@ def test_if_neuron_is_the_limit_of_large_tau():
         (lambda: PLIF()(torch.zeros(3, 4)), "has no time"),
         (lambda: PLIF()(torch.zeros(2, 3, 1), time_steps=4), "time_steps = 4"),
         (
-            lambda: PLIF().run(torch.zeros(2, 3, 1), torch.zeros(4)),
+            lambda: PLIF().simulate(torch.zeros(2, 3, 1), torch.zeros(4)),
             r"states must be v, .* \(3, 1\) on cpu, got \(4,\) on cpu",
         ),
         (
-            lambda: PLIF().run(torch.zeros(2, 3, 1), 2 * (torch.zeros(3, 1),)),
+            lambda: PLIF().simulate(torch.zeros(2, 3, 1), 2 * (torch.zeros(3, 1),)),
             r"states must be v, .* got \(3, 1\) on cpu, \(3, 1\)",
         ),
         (lambda: PLIF(tau_per="channel", channels=3)(torch.zeros(2, 1, 4)), "one value per channel"),

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from plif_lightning.network.output import mean_votes
+from plif_lightning.layers.readout import mean_votes
 
 
 class TestEveryEpoch(Callback):

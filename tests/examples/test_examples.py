@@ -45,7 +45,7 @@ class Typed(pl.Neuron):
         return v + k * (x - v)
 
 
-spikes, v = Typed().run(torch.randn(8, 16, 128))
+spikes, v = Typed().simulate(torch.randn(8, 16, 128))
 votes: Tensor = pl.load_network("RUN/checkpoints/best.ckpt")(spikes)
 """
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from plif_lightning.kernels import PatchMoments, layout, moments_over_processes, ops
+from plif_lightning.layers.blocks import ConvBlock
+from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.pooling import Pool2d
 from plif_lightning.network import use_backend
-from plif_lightning.network.blocks import ConvBlock
-from plif_lightning.network.norm import TimeBatchNorm2d
-from plif_lightning.network.pooling import Pool2d
 from plif_lightning.neurons import IF, PLIF
 from tests.kernels.test_fused import POOLS, assert_equal_runs, fill_with_nan
 from tests.processes import on_two_processes

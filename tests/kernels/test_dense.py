@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import plif_lightning as pl
 from plif_lightning.kernels import dense
+from plif_lightning.layers.plan import call_layer
 from plif_lightning.network.comparing import CONVOLUTIONS, Convolution
-from plif_lightning.network.forms import run_dense
 
 
 # PyTorch's own loops round sums, too, where oneDNN has no kernels.
@@ -65,7 +65,7 @@ def test_plain_layers_of_a_network_are_widened_under_autocast(widens, layer):
     torch.manual_seed(0)
     x = torch.randn(2, 4, 6, 6)
     with torch.autocast("cpu", torch.bfloat16):
-        y = run_dense(layer, x)
+        y = call_layer(layer, x)
     layer.zero_grad()
     y.sum().backward()
     rounded = [value.detach().bfloat16().double() for value in (x, layer.weight, layer.bias)]
@@ -105,7 +105,7 @@ def test_convolutions_that_skip_pixels_have_exact_gradients(channels, stride):
 def test_autocast_leaves_float64_alone(widens):
     layer, x = nn.Linear(6, 4).double(), torch.rand(2, 6, dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
-        y = run_dense(layer, x)
+        y = call_layer(layer, x)
     torch.testing.assert_close(y, layer(x))
 
 

@@ -1,3 +1,6 @@
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import onnxruntime
 import pytest
 import torch
@@ -5,7 +8,7 @@ from torch import nn
 
 import plif_lightning as pl
 from plif_lightning.errors import UserError
-from plif_lightning.network.norm import TimeBatchNorm2d
+from plif_lightning.layers.norm import TimeBatchNorm2d
 
 
 def stack():
@@ -66,7 +69,29 @@ def test_hooks_of_a_sequential_see_its_input_and_output():
     y = net(x)
     assert seen == [((6, 2, 4), (6, 2, 3))]
     assert set(y.unique().tolist()) <= {0.0, 2.0}
-    assert "forward" not in vars(inner)
+    assert torch.equal(copy.deepcopy(net)(x), y)
+
+
+def test_two_threads_run_one_network():
+    """A sequence, one whose container has a hook, and single steps, at once: none sees another's states or shapes."""
+    net = pl.over_time(stack())
+    net.net[0].register_forward_hook(lambda module, x, y: 2 * y)
+    inputs = [5 * torch.rand(5, n, 1, 8, 8) for n in (1, 2, 3, 4)]
+
+    def stepped(x):
+        state, outputs = None, []
+        for frame in x:
+            y, state = pl.step(net, frame, state)
+            outputs.append(y)
+        return torch.stack(outputs)
+
+    net.eval()
+    expected = [run(x) for x in inputs for run in (net, stepped)]
+    with torch.no_grad(), ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(run, x) for _ in range(10) for x in inputs for run in (net, stepped)]
+        found = [call.result() for call in calls]
+    for y, y_expected in zip(found, 10 * expected, strict=True):
+        assert torch.equal(y, y_expected)
 
 
 def test_another_number_of_steps_ends_with_its_block_after_an_error_too():

@@ -163,10 +163,10 @@ def test_user_defined_network_steps_and_traces():
 
 def test_custom_charge_has_no_builtin_trace():
     class Mine(pl.PLIF):
-        def run(self, x, v=None, time_steps=None):
+        def simulate(self, x, v=None, time_steps=None):
             return torch.zeros_like(x), x[-1]
 
-    with pytest.raises(UserError, match="Mine overrides run: override trace too"):
+    with pytest.raises(UserError, match="Mine overrides simulate: override trace too"):
         pl.traces(nn.Sequential(Mine()), torch.zeros(2, 3, 4))
 
 

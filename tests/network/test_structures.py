@@ -13,9 +13,9 @@ from benchmarks.step import make_fire
 from plif_lightning import configs
 from plif_lightning.deploy import StreamingNetwork, cost, deployed, fold
 from plif_lightning.errors import UserError
+from plif_lightning.layers.blocks import ResidualBlock
+from plif_lightning.layers.readout import LeakyIntegrator
 from plif_lightning.network import SpikingNetwork, step, traces, use_backend
-from plif_lightning.network.blocks import ResidualBlock
-from plif_lightning.network.output import LeakyIntegrator
 from plif_lightning.neurons import CLIF, LIF, PLIF
 from plif_lightning.neurons.making import NeuronName
 from plif_lightning.structure.notation import NEURONS

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import plif_lightning as pl
 from plif_lightning.deploy import StreamingNetwork, cost, deployed, fold
 from plif_lightning.errors import CheckpointError, UserError
-from plif_lightning.network.output import Voting
+from plif_lightning.layers.readout import Voting
 from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.network.user_networks import (
     description,

@@ -62,7 +62,7 @@ def results(neuron, x, backend, steps=None):
         (0.3 * torch.randn(x.shape[1:], generator=generator, dtype=torch.float64)).to(x.dtype).requires_grad_()
         for _ in neuron.equations.state
     )
-    spikes, after = neuron.run(x, states if len(states) > 1 else states[0], steps)
+    spikes, after = neuron.simulate(x, states if len(states) > 1 else states[0], steps)
     outputs = spikes, *(after if isinstance(after, tuple) else (after,))
     weights = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype) for out in outputs]
     sum((out * w).sum() for out, w in zip(outputs, weights, strict=True)).backward()
@@ -298,7 +298,7 @@ def test_exp_is_pytorchs_down_to_the_smallest_number():
     """Found by a review: below -87 it was 0."""
     neuron = type("Own", (pl.Neuron,), {"charge": lambda v, x: v + torch.exp(x)})(v_threshold=3e38)
     x = torch.tensor([-math.inf, -110.0, -104.0, *torch.linspace(-103.5, 88.0, 4000).tolist()]).view(1, 1, -1)
-    ours, theirs = (use_backend(neuron, backend).run(x)[1] for backend in ("cpu", "reference"))
+    ours, theirs = (use_backend(neuron, backend).simulate(x)[1] for backend in ("cpu", "reference"))
     torch.testing.assert_close(ours, theirs, rtol=2e-7, atol=2e-45)
     assert (ours[0, x[0, 0] > -103] > 0).all()
 
@@ -405,7 +405,7 @@ def test_functions_keep_their_digits_at_the_ends():
     x = torch.tensor([1e-8, 1e-5, 0.05, 0.099, 0.101, 3.0, 88.5, 100.0, -100.0, -80.0, float("nan")])[None, None]
     for real, digits in ((torch.float32, 1e-6), (torch.float64, 1e-13)):
         neuron = Functions().to(real)
-        found = [use_backend(neuron, backend).run(x.to(real))[1] for backend in ("cpu", "reference")]
+        found = [use_backend(neuron, backend).simulate(x.to(real))[1] for backend in ("cpu", "reference")]
         for ours, theirs in zip(*found, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=digits, atol=1e-37, equal_nan=True)
 

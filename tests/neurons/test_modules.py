@@ -51,10 +51,10 @@ def test_membrane_potential_is_float32_under_autocast():
     neuron = PLIF()
     x = torch.randn(8, 4, 6, dtype=torch.bfloat16, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        spikes, v = neuron.run(x)
+        spikes, v = neuron.simulate(x)
     assert spikes.dtype == torch.bfloat16
     assert v.dtype == torch.float32
-    expected, v_expected = neuron.run(x.float())
+    expected, v_expected = neuron.simulate(x.float())
     assert torch.equal(spikes.float(), expected)
     assert torch.equal(v, v_expected)
     spikes.sum().backward()

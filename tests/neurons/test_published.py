@@ -131,7 +131,7 @@ def test_synaptic_is_snntorchs_spike_for_spike():
         ours = use_backend(neurons.Synaptic(alpha=0.6, beta=0.7, reset="soft"), backend)
         state, current, v, fired = None, torch.zeros_like(x[0]), torch.zeros_like(x[0]), 0
         for step in x:
-            spikes, state = ours.run(step[None], state)
+            spikes, state = ours.simulate(step[None], state)
             expected, current, v = theirs(step, current, v)
             assert torch.equal(spikes[0], expected)
             fired += expected.sum()

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from plif_lightning.errors import CheckpointError
-from plif_lightning.network.inputs import InputEncoder
+from plif_lightning.layers.inputs import InputEncoder
 from plif_lightning.neurons import Neuron
 
 # Attributes of layers that their output depends on, beside their weights.

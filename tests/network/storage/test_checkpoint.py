@@ -11,8 +11,8 @@ from torch import nn
 
 import plif_lightning as pl
 from plif_lightning.errors import CheckpointError, UserError
+from plif_lightning.layers.pooling import Pool2d
 from plif_lightning.network import SpikingNetwork, load_network
-from plif_lightning.network.pooling import Pool2d
 from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.neurons import LIF, PLIF, Neuron, learned
 
@@ -24,8 +24,8 @@ LOADER = torch.utils.data.DataLoader([(x, i % 3) for i, x in enumerate(X[:4])], 
 class Quiet(PLIF):
     """A neuron that needs twice the threshold to fire."""
 
-    def run(self, x, v=None, time_steps=None):
-        return super().run(x / 2, v, time_steps)
+    def simulate(self, x, v=None, time_steps=None):
+        return super().simulate(x / 2, v, time_steps)
 
 
 class Own(Neuron):

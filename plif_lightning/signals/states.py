@@ -1,4 +1,4 @@
-"""States passed in and out of a single time-step; neurons themselves keep none."""
+"""States passed in and out of a single time-step; layers themselves keep none."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ class Carried:
     """States before and after a time-step.
 
     Args:
-        before: state of each layer of neurons before the step; layers without an entry start at V_reset.
+        before: state of each layer before the step; layers without an entry start from rest.
         masks: of dropout, which is the same at all steps, by layer; the first step adds them. None if no layer may draw
             one.
 
@@ -44,35 +44,12 @@ class Carried:
         self.before, self.masks = before, masks
         self.after: dict[nn.Module, LayerState] = {}
 
-    def through(
-        self,
-        neuron: nn.Module,
-        run: Callable[[tuple[Tensor, ...] | None], tuple[Tensor, tuple[Tensor, ...]]],
-    ) -> Tensor:
-        """Spikes of the neurons; their new state is stored in `after`.
-
-        Args:
-            neuron: the layer of neurons.
-            run: maps its states (None: the first ones) to its spikes and its next states.
-
-        Raises:
-            UserError: the neuron was already called in this step.
-        """
-        if neuron in self.after:
-            raise UserError(
-                "a neuron is used twice in the network, so it has two states after a step: give each layer its own."
-            )
-        before = self.before.get(neuron)
-        spikes, after = run(None if before is None else as_tuple(before))
-        self.after[neuron] = from_tuple(after)
-        return spikes
-
 
 _carried: ContextVar[Carried | None] = ContextVar("active_states", default=None)
 
 
 def active_states() -> Carried | None:
-    """States of the time-step that is running; None if a complete sequence is running."""
+    """States of the time-step that is running; None if a complete sequence is running from rest."""
     # Dynamo does not support context variables; `step` runs modules uncompiled. (torch.export does run them.)
     return None if torch.compiler.is_dynamo_compiling() else _carried.get()
 
@@ -87,3 +64,40 @@ def carry_states(
         yield _carried.get()  # type: ignore[misc]
     finally:
         _carried.reset(token)
+
+
+def advance(layer: nn.Module, run: Callable[[tuple[Tensor, ...] | None], tuple[Tensor, tuple[Tensor, ...]]]) -> Tensor:
+    """The output of a layer with states: of a sequence from rest, or of a step, whose context they are read from.
+
+    Args:
+        layer: the layer.
+        run: maps its states before (None: rest) to its output and its states after.
+
+    Raises:
+        UserError: the layer was already called in this step.
+    """
+    if (states := active_states()) is None:
+        return run(None)[0]
+    if layer in states.after:
+        raise UserError(
+            "a neuron is used twice in the network, so it has two states after a step: give each layer its own."
+        )
+    before = states.before.get(layer)
+    output, after = run(None if before is None else as_tuple(before))
+    states.after[layer] = from_tuple(after)
+    return output
+
+
+def same_at_all_steps(layer: nn.Module, draw: Callable[[], Tensor]) -> Tensor:
+    """A mask of dropout, drawn anew for a sequence, and in the first of single steps that are trained."""
+    states = active_states()
+    if states is None or states.masks is None:
+        return draw()
+    if layer not in states.masks:
+        states.masks[layer] = draw()
+    return states.masks[layer]
+
+
+def stateful_modules(net: nn.Module) -> dict[str, nn.Module]:
+    """The modules that carry a state from step to step, by name."""
+    return {name: module for name, module in net.named_modules() if getattr(module, "carries", ())}

@@ -1,6 +1,7 @@
 """Stateless layers over time: dropout, and pools, with a rule for ties of the maximum of spikes."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,8 +11,8 @@ from torch.nn.modules.utils import _pair
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import Pool
-from plif_lightning.network.signals import Signal, SignalModule
-from plif_lightning.neurons.carry import Carried
+from plif_lightning.signals.signal import LayerModule, Signal
+from plif_lightning.signals.states import same_at_all_steps
 
 Pooling = Literal["max", "avg"]
 PoolTies = Literal["first", "random"]
@@ -19,7 +20,7 @@ PoolTies = Literal["first", "random"]
 _OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # row-major, as torch.nn.MaxPool2d scans a window
 
 
-class TimeDropout(SignalModule):
+class TimeDropout(LayerModule):
     """Dropout of [T, N, *] with a mask per sample, the same at all T steps, scaled by 1 / (1 - p).
 
     Source: Lee et al. 2020, Sec. 3.
@@ -31,17 +32,13 @@ class TimeDropout(SignalModule):
             raise UserError(f"dropout must be at least 0 and below 1, got {p}.")
         self.p = float(p)
 
-    def run(self, x: Signal, states: Carried | None) -> Signal:
+    def run(self, x: Signal) -> Tensor:
         if not self.training or self.p == 0:
-            return x
-        if states is None or states.masks is None:
-            return x._replace(values=x.values * self._mask(x.values))
-        if self not in states.masks:
-            states.masks[self] = self._mask(x.values)
-        return x._replace(values=x.values * states.masks[self])
+            return x.values
+        return x.values * same_at_all_steps(self, partial(self._mask, x.values))
 
-    def levels(self, levels: int | None) -> int | None:
-        return levels
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return spikes
 
     def _mask(self, x: Tensor) -> Tensor:
         return torch.empty_like(x[0]).bernoulli_(1 - self.p).mul_(self.scale)
@@ -55,7 +52,7 @@ class TimeDropout(SignalModule):
         return f"p={self.p}"
 
 
-class Pool2d(SignalModule):
+class Pool2d(LayerModule):
     """Applies a pooling of single images [N, C, H, W] to [T, N, C, H, W]."""
 
     def __init__(self, pool: nn.Module) -> None:
@@ -73,19 +70,12 @@ class Pool2d(SignalModule):
         halves = _pair(pool.kernel_size) == _pair(pool.stride) == (2, 2)
         return "avg" if halves and pool.padding in (0, (0, 0)) and not pool.ceil_mode else None
 
-    def run(self, x: Signal, states: Carried | None) -> Signal:
-        pooled = self.pool(x.values.flatten(0, 1)).unflatten(0, x.values.shape[:2])
-        return Signal(pooled, x.steps, self.levels(x.levels))
+    def run(self, x: Signal) -> Tensor:
+        pooled: Tensor = self.pool(x.values.flatten(0, 1)).unflatten(0, x.values.shape[:2])
+        return pooled
 
-    def levels(self, levels: int | None) -> int | None:
-        return levels if isinstance(self.pool, _MAXIMA) else None
-
-
-def pooled_levels(pool: nn.Module | None, levels: int | None) -> int | None:
-    """Levels behind a pool; None is no pool."""
-    if pool is None:
-        return levels
-    return pool.levels(levels) if isinstance(pool, Pool2d) else None
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return spikes and isinstance(self.pool, _MAXIMA)
 
 
 def draw_seed(training: bool) -> Tensor | None:

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import Norm, moments_over_processes
 from plif_lightning.kernels.fused import affine
-from plif_lightning.network.inspect import is_plain
+from plif_lightning.layers.plain import is_plain
+from plif_lightning.signals.signal import LayerModule, Signal
 
 NormStatistics = Literal["per_step", "all_steps"]
 NormHeld = Literal["every_step", "once"]
 
 
-class TimeBatchNorm2d(nn.Module):
+class TimeBatchNorm2d(LayerModule):
     """BN over [T, N, C, H, W]; `bn` is an ordinary `BatchNorm2d`, so SyncBatchNorm conversion finds it.
 
     Args:
@@ -37,22 +38,23 @@ class TimeBatchNorm2d(nn.Module):
         self.held, self.statistics = held, statistics
         self.bn = nn.BatchNorm2d(channels)
 
-    def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
-        """Normalised x, of the same shape; `time_steps` is T of a held input x [1, N, C, H, W].
+    def run(self, x: Signal) -> Tensor:
+        """Normalised values, of the same shape.
 
         Written out, since PyTorch's gradient of BN is wrong for a single image with C innermost (torch 2.13), and with
         the operations of the kernels, so that evaluations round alike.
         """
+        values = x.values
         if not (self.is_standard and is_plain(self.bn)) or self._synchronises:
-            return self._by_module(x)
-        real = x.to(torch.promote_types(x.dtype, torch.float32))
+            return self._by_module(values)
+        real = values.to(torch.promote_types(values.dtype, torch.float32))
 
         def moments() -> tuple[Tensor, Tensor]:
             return real.mean((1, 3, 4)), real.var((1, 3, 4), correction=0)
 
-        norm = self.norm_for(moments, x.shape[1] * x.shape[3] * x.shape[4], time_steps or len(x))
+        norm = self.norm_for(moments, values.shape[1] * values.shape[3] * values.shape[4], x.steps)
         scale, shift = (row[:, None, :, None, None] for row in affine(norm))
-        return (real * scale + shift).to(x.dtype)
+        return (real * scale + shift).to(values.dtype)
 
     def _by_module(self, x: Tensor) -> Tensor:
         """Apply `bn` to each step, or to all steps at once."""

@@ -1,4 +1,7 @@
-"""Output of a network from its last layer: votes, or a readout's value, last value or leaky integral."""
+"""Output of a network from its last layer: votes, or a readout's value, last value or leaky integral.
+
+A readout says of its output what others need to know of it: see `Readout`.
+"""
 
 import math
 from functools import partial
@@ -7,8 +10,8 @@ import torch
 from torch import Tensor
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.signals import Signal, SignalModule
-from plif_lightning.neurons.carry import Carried
+from plif_lightning.signals.signal import LayerModule, Signal
+from plif_lightning.signals.states import advance
 
 
 def _real(x: Tensor) -> Tensor:
@@ -25,41 +28,49 @@ def mean_votes(votes: Tensor) -> Tensor:
     return votes.mean(0, dtype=torch.float32 if votes.device.type == "mps" else torch.float64)
 
 
-class Output(SignalModule):
-    """The last layer's output [T, N, C], in float32 at least: spikes of a neuron per class, or a readout."""
+class Readout(LayerModule):
+    """The last layer's output [T, N, C], in float32 at least: spikes of a neuron per class, or its values.
 
-    def run(self, x: Signal, states: Carried | None) -> Signal:
-        return x._replace(values=_real(x.values))
+    Attributes:
+        keeps_votes: its output is votes if its input is spikes.
+        votes_per_class: M, output neurons per class, of which it takes the mean.
+        is_last_step: it gives a single step, the last.
+        init_tau: time constant of its leaky integral, in time-steps; None without.
+    """
 
-    def levels(self, levels: int | None) -> int | None:
-        return levels
+    keeps_votes = True
+    votes_per_class = 1
+    is_last_step = False
+    init_tau: float | None = None
+
+    def run(self, x: Signal) -> Tensor:
+        return _real(x.values)
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return spikes and self.keeps_votes and self.votes_per_class == 1
 
 
-class Voting(SignalModule):
+class Voting(Readout):
     """Mean of the M output neurons of each class: [T, N, M C] to votes [T, N, C], in float32 at least."""
 
     def __init__(self, votes_per_class: int) -> None:
         super().__init__()
         self.votes_per_class = votes_per_class
 
-    def run(self, x: Signal, states: Carried | None) -> Signal:
-        return Signal(_real(x.values).unflatten(-1, (-1, self.votes_per_class)).mean(-1), x.steps)
-
-    def levels(self, levels: int | None) -> int | None:
-        return None
+    def run(self, x: Signal) -> Tensor:
+        return _real(x.values).unflatten(-1, (-1, self.votes_per_class)).mean(-1)
 
 
-class LastStep(SignalModule):
+class LastStep(Readout):
     """The last time-step of a readout, in float32 at least: [T, N, C] to [1, N, C]; in single steps, each of them."""
 
-    def run(self, x: Signal, states: Carried | None) -> Signal:
-        return Signal(_real(x.values[-1:]), 1)
+    keeps_votes, is_last_step = False, True
 
-    def levels(self, levels: int | None) -> int | None:
-        return None
+    def run(self, x: Signal) -> Tensor:
+        return _real(x.values[-1:])
 
 
-class LeakyIntegrator(SignalModule):
+class LeakyIntegrator(Readout):
     """The leaky integral of a readout, V_t = V_{t-1} + (X_t - V_{t-1}) / tau, V_0 = 0: [T, N, C] to [T, N, C].
 
     Args:
@@ -69,26 +80,24 @@ class LeakyIntegrator(SignalModule):
         UserError: init_tau is not above 1.
     """
 
+    keeps_votes, carries = False, ("v",)
+
     def __init__(self, init_tau: float = 2.0) -> None:
         super().__init__()
         if not 1 < init_tau < math.inf:
             raise UserError(f"init_tau of LI must be a number above 1, got {init_tau}.")
         self.init_tau = float(init_tau)
 
-    def run(self, x: Signal, states: Carried | None) -> Signal:
-        """In a single time-step it continues from the previous integral."""
-        integrate = partial(self._integrate, _real(x.values))
-        return Signal(integrate(None)[0] if states is None else states.through(self, integrate), x.steps)
+    def run(self, x: Signal) -> Tensor:
+        return advance(self, partial(self._integrate, _real(x.values), float(self.init_tau or 0)))
 
-    def levels(self, levels: int | None) -> int | None:
-        return None
-
-    def _integrate(self, x: Tensor, before: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    @staticmethod
+    def _integrate(x: Tensor, tau: float, before: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The integral at every step, and the last."""
         potentials = []
         v = torch.zeros_like(x[0]) if before is None else before[0]
         for step in x:
-            v = v + (step - v) / self.init_tau
+            v = v + (step - v) / tau
             potentials.append(v)
         return torch.stack(potentials), (v,)
 

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from plif_lightning.errors import UserError
+from plif_lightning.layers.norm import TimeBatchNorm2d
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.norm import TimeBatchNorm2d
 
 SHAPE = (5, 3, 4, 6, 7)  # T, N, C, H, W
 

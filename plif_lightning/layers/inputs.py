@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.signals import Signal, SignalModule
-from plif_lightning.neurons.carry import Carried
+from plif_lightning.signals.signal import LayerModule, Signal
+from plif_lightning.signals.states import active_states
 
 InputEncoderName = Literal["direct", "poisson", "latency"]
 
 
-class InputEncoder(SignalModule):
+class InputEncoder(LayerModule):
     """Turns images [1, N, C, H, W] into the first layer's input.
 
     Args:
@@ -31,14 +31,14 @@ class InputEncoder(SignalModule):
         super().__init__()
         self.name = name
 
-    def run(self, x: Signal, states: Carried | None) -> Signal:
-        return x if self.name == "direct" else Signal(self._spikes(x.values, x.steps, states), x.steps, 1)
+    def run(self, x: Signal) -> Tensor:
+        return x.values if self.name == "direct" else self._spikes(x.values, x.steps)
 
-    def levels(self, levels: int | None) -> int | None:
-        return levels if self.name == "direct" else 1
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return spikes or self.name != "direct"
 
-    def _spikes(self, x: Tensor, time_steps: int, states: Carried | None) -> Tensor:
-        if len(x) != 1 or states is not None:
+    def _spikes(self, x: Tensor, time_steps: int) -> Tensor:
+        if len(x) != 1 or active_states() is not None:
             raise UserError(f"input_encoder={self.name!r} encodes an image for all T at once: frames need 'direct'.")
         low, high = x.aminmax()
         if low < 0 or high > 1:

@@ -2,20 +2,21 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.kernels.recurrent import run_recurrent
-from plif_lightning.network.inspect import is_plain
-from plif_lightning.network.signals import Signal, SignalModule, levels_of, run_layer
+from plif_lightning.layers.plain import is_plain
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import Carried
+from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, run_layer
+from plif_lightning.signals.states import active_states, advance
 
 
 class RecurrentLinear(nn.Linear):
-    """The weight from a step's spikes to the next step's input; its state in single steps is the spikes [N, F].
+    """The weight from a step's spikes to the next step's input; it carries the spikes [N, F] from step to step.
 
     With hooks, as of pruning, or of a subclass it is called with the spikes [N, F] of each step, at first zeros.
 
@@ -24,11 +25,13 @@ class RecurrentLinear(nn.Linear):
         bias: add a bias to the input of every step.
     """
 
+    carries = ("s",)
+
     def __init__(self, features: int, bias: bool = False) -> None:
         super().__init__(features, features, bias)
 
 
-class Recurrent(SignalModule):
+class Recurrent(LayerModule):
     """Recurrent neurons over [T, N, F]: at step t they get x_t + W s_{t-1} (+ b), with s_{-1} = 0.
 
     Of neurons without gradient through time (`Firing.through_time`) s_{t-1} has none either; W learns all the same.
@@ -48,43 +51,11 @@ class Recurrent(SignalModule):
         self.recurrent = RecurrentLinear(features, bias)
         self.neuron = neuron
 
-    def run(self, x: Signal, states: Carried | None) -> Signal:
-        spikes, _ = recurrent_spikes(self.recurrent, self.neuron, x, states)
-        return Signal(spikes, x.steps, self.levels(x.levels))
+    def run(self, x: Signal) -> Tensor:
+        return recurrent_spikes(self.recurrent, self.neuron, x)[0]
 
-    def levels(self, levels: int | None) -> int | None:
-        return levels_of(self.neuron)
-
-
-class RecurrentContainer(SignalModule):
-    """SpikingJelly's `LinearRecurrentContainer`: one weight [F_in, F_in + F] of the inputs and the previous spikes.
-
-    Args:
-        rc: its linear layer.
-        linear: a layer [F, F_in] between `rc` and the neurons, or None.
-        neuron: the neurons.
-    """
-
-    step_mode = "m"
-
-    def __init__(self, rc: nn.Linear, linear: nn.Linear | None, neuron: Neuron) -> None:
-        super().__init__()
-        self.rc, self.linear, self.neuron = rc, linear, neuron
-
-    def run(self, x: Signal, states: Carried | None) -> Signal:
-        weight: Tensor = self.rc.weight
-        bias: Tensor | None = self.rc.bias
-        if self.linear is not None:
-            # Not called: its input is no input of the network.
-            outer, outer_bias = self.linear.weight, self.linear.bias
-            weight, bias = outer @ weight, outer_bias if bias is None else nn.functional.linear(bias, outer, outer_bias)
-        size = x.values.shape[-1]
-        inputs = nn.functional.linear(x.values, weight[:, :size], bias)
-        spikes, _ = recurrent_spikes(self, self.neuron, Signal(inputs, x.steps), states, weight[:, size:].contiguous())
-        return Signal(spikes, x.steps, self.levels(x.levels))
-
-    def levels(self, levels: int | None) -> int | None:
-        return levels_of(self.neuron)
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return keeps_spikes(self.neuron, spikes=False)
 
 
 def is_recurrent(net: nn.Module) -> bool:
@@ -93,45 +64,40 @@ def is_recurrent(net: nn.Module) -> bool:
 
 
 def recurrent_spikes(
-    recurrent: "RecurrentLinear | RecurrentContainer",
-    neuron: Neuron,
-    x: Signal,
-    states: Carried | None,
-    weight: Tensor | None = None,
+    recurrent: nn.Module, neuron: nn.Module, x: Signal, weight: Tensor | None = None
 ) -> tuple[Tensor, bool]:
     """Spikes [T, N, F] of recurrent neurons, and True if the fused form ran, not the loop.
 
     Args:
-        recurrent: weight and bias, and what carries the spikes between single steps.
+        recurrent: carries the spikes between single steps; a `RecurrentLinear`, whose weight and bias are used, or
+            another module beside a `weight`.
         neuron: the neurons.
         x: the input without the recurrent part, [T, N, F] or [1, N, F].
-        states: as of `SignalModule.run`; a single step carries the spikes of the previous step, too.
-        weight: [F, F] of a container, which has none of its own.
+        weight: [F, F], of a module that has none of its own.
 
     Raises:
         UserError: another layer was put in the place of the recurrent one; single steps would not carry its spikes.
     """
-    if not isinstance(recurrent, (RecurrentLinear, RecurrentContainer)):
+    if weight is None and not isinstance(recurrent, RecurrentLinear):
         raise UserError(
             f"the recurrent layer must be a RecurrentLinear or of a subclass, got {type(recurrent).__name__}."
         )
+    product: Callable[[Tensor], Tensor]
     product = recurrent if weight is None else partial(nn.functional.linear, weight=weight)
-    if states is not None:
-        return states.through(recurrent, partial(_single_step, product, neuron, x, states)), False
+    if active_states() is not None:
+        return advance(recurrent, partial(_single_step, product, neuron, x)), False
     values = x.values
     # With hooks, as of pruning, or of a user-defined class, the layer is called at each step instead.
     if isinstance(recurrent, RecurrentLinear) and is_plain(recurrent):
         weight = recurrent.weight
         values = values if recurrent.bias is None else values + recurrent.bias.to(values.dtype)
         product = partial(nn.functional.linear, weight=weight)
-    if weight is not None and _is_fused(weight, neuron, values):
+    if weight is not None and isinstance(neuron, Neuron) and _is_fused(weight, neuron, values):
         real = torch.promote_types(values.dtype, torch.float32)  # bfloat16 is computed in float32
         return run_recurrent(values.to(real), weight.to(real), neuron.dynamics, x.steps).to(values.dtype), True
     inputs = _all_inputs(product, neuron, values, x.steps)
-    if is_plain(neuron):
-        return neuron.run(inputs)[0], False
     # Neurons with hooks, or of a user-defined class, are called once, with their inputs at all steps.
-    return run_layer(neuron, Signal(inputs, x.steps), None).values, False
+    return run_layer(neuron, Signal(inputs, x.steps)).values, False
 
 
 def _is_fused(weight: Tensor, neuron: Neuron, values: Tensor) -> bool:
@@ -143,14 +109,14 @@ def _is_fused(weight: Tensor, neuron: Neuron, values: Tensor) -> bool:
 
 
 def _single_step(
-    product: Callable[[Tensor], Tensor], neuron: Neuron, x: Signal, states: Carried, before: tuple[Tensor, ...] | None
+    product: Callable[[Tensor], Tensor], neuron: nn.Module, x: Signal, before: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     spikes = torch.zeros_like(x.values[0]) if before is None else before[0].to(x.values.dtype)
-    after: Tensor = run_layer(neuron, Signal(x.values + product(spikes), 1), states).values
+    after: Tensor = run_layer(neuron, Signal(x.values + product(spikes), 1)).values
     return after, (after[0],)
 
 
-def _all_inputs(product: Callable[[Tensor], Tensor], neuron: Neuron, values: Tensor, steps: int) -> Tensor:
+def _all_inputs(product: Callable[[Tensor], Tensor], neuron: Any, values: Tensor, steps: int) -> Tensor:
     """The inputs of all steps [T, N, F], the recurrent part included, by a loop over steps."""
     inputs: list[Tensor] = []
     state = None
@@ -159,6 +125,6 @@ def _all_inputs(product: Callable[[Tensor], Tensor], neuron: Neuron, values: Ten
         held = values[t if len(values) > 1 else 0]
         inputs.append(held + product(before).to(held.dtype))
         if t + 1 < steps:
-            spikes, state = neuron.run(inputs[-1][None], state)
+            spikes, state = neuron.simulate(inputs[-1][None], state)
             before = spikes[0] if neuron.constants.through_time else spikes[0].detach()
     return torch.stack(inputs)

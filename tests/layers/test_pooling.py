@@ -4,8 +4,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from plif_lightning.errors import UserError
+from plif_lightning.layers.pooling import Pool2d, SpikeMaxPool2d
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.pooling import Pool2d, SpikeMaxPool2d
 
 
 def spikes(shape, share=0.4, dtype=torch.float32):

@@ -34,12 +34,13 @@ from plif_lightning.kernels import (
 from plif_lightning.kernels.backend import OpName
 from plif_lightning.kernels.dense import computing_type, conv2d, linear
 from plif_lightning.kernels.layout import KERNELS, STRIDES, channels_innermost
-from plif_lightning.network.inspect import is_plain
-from plif_lightning.network.pooling import TimeDropout
-from plif_lightning.network.recurrent import recurrent_spikes
-from plif_lightning.network.signals import Signal, run_layer
+from plif_lightning.layers.parts import ConvParts, FCParts
+from plif_lightning.layers.plain import is_plain
+from plif_lightning.layers.pooling import TimeDropout
+from plif_lightning.layers.recurrent import recurrent_spikes
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import Carried
+from plif_lightning.signals.signal import Signal, run_layer
+from plif_lightning.signals.states import active_states, advance
 
 # Up to this many input channels the backward pass recomputes the convolution instead of storing its output: events
 # have 2.
@@ -49,9 +50,6 @@ _FEW_CHANNELS = 4
 _MANY_SPIKES = 2**23
 # Density up to which moments of patches are computed from the non-zero values only.
 _FEW_EVENTS = 0.1
-
-
-Block = Any  # blocks.ConvBlock or FCBlock, which imports this module
 
 
 Form = Literal["part by part", "one pass", "fused", "FC", "recurrent, fused", "recurrent, a loop over steps"]
@@ -110,17 +108,20 @@ class Sum(NamedTuple):
     values: Tensor
 
 
-def run_dense(layer: nn.Module, x: Tensor) -> Tensor:
-    """`layer(x)`, of a plain convolution or FC layer by the functions of `kernels.dense`."""
+def call_layer(layer: Any, x: Tensor) -> Tensor:
+    """The output of a layer without time; of a plain convolution or FC layer by the functions of `kernels.dense`."""
+    output: Tensor
     if is_plain(layer) and isinstance(layer, nn.Linear):
-        return linear(x, layer.weight, layer.bias)
-    if is_plain(layer) and isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros":
+        output = linear(x, layer.weight, layer.bias)
+    elif is_plain(layer) and isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros":
         sizes = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
-        return conv2d(x, layer.weight, layer.bias, **sizes)
-    return layer(x)
+        output = conv2d(x, layer.weight, layer.bias, **sizes)
+    else:
+        output = layer(x)
+    return output
 
 
-def refuses_fusion(block: Block, neuron: nn.Module | None) -> str:
+def refuses_fusion(block: ConvParts, neuron: nn.Module | None) -> str:
     """Why the kernels cannot take BN and neurons of a block together; empty if they can."""
     norm = block.norm
     if neuron is None:
@@ -132,7 +133,7 @@ def refuses_fusion(block: Block, neuron: nn.Module | None) -> str:
     return ""
 
 
-def refuses_conv(block: Block) -> str:
+def refuses_conv(block: ConvParts) -> str:
     """Why the kernels cannot compute the convolution of a block; empty if they can."""
     conv = block.conv
     if not is_plain(conv) or not isinstance(conv, nn.Conv2d) or (conv.bias is None) != (block.norm is not None):
@@ -145,7 +146,7 @@ def refuses_conv(block: Block) -> str:
     return ""
 
 
-def refuses_sum(block: Block, neuron: Neuron | None, x: Signal) -> str:
+def refuses_sum(block: ConvParts, neuron: nn.Module | None, x: Signal) -> str:
     """Why no single kernel takes the BN of a residual block's last convolution, the sum and `neuron`; else empty."""
     device = x.values.device
     if block.backend.chosen(device) != "cpu" or not block.backend.fuses(device, computing_type(x.values)):
@@ -155,13 +156,12 @@ def refuses_sum(block: Block, neuron: Neuron | None, x: Signal) -> str:
     return refuses_fusion(block, neuron)
 
 
-def choose(block: Block, x: Signal, states: Carried | None, of_sum: bool = False) -> Choice:
+def choose(block: ConvParts, x: Signal, of_sum: bool = False) -> Choice:
     """How a block runs; every decision about it is made here, once a call.
 
     Args:
         block: a ConvBlock.
         x: its input, [T, N, C, H, W] or held.
-        states: None, but in single time-steps.
         of_sum: its output is an addend of the neurons' input, see `refuses_sum`.
     """
     values, neuron = x.values, block.neuron
@@ -176,22 +176,22 @@ def choose(block: Block, x: Signal, states: Carried | None, of_sum: bool = False
         return Choice(form, innermost=True, reason=unfused or reason)
     recomputes = not unfused and not of_sum and _has_few_channels(block, x)
     skip = NEVER
-    if x.levels is not None or (recomputes and block.kernel_pool != "avg"):
+    if x.is_spikes or (recomputes and block.kernel_pool != "avg"):
         operator: OpName = "events" if recomputes else "conv"
         skip = block.backend.skips(operator, *_product(block, values), stride=block.conv.stride[0])
     if recomputes:
         return Choice("one pass", skip, convolves=True)
-    reason = unfused or ("" if x.levels else "its input is not spikes")
+    reason = unfused or ("" if x.is_spikes else "its input is not spikes")
     if not unfused and (torch.is_grad_enabled() or block.normalises_by_batch):
         reason = reason or "gradients, or statistics of the batch, need the convolution's output"
     elif not unfused and skip.output:
-        if not of_sum and block.kernel_pool != "avg" and states is None and not x.is_held:
+        if not of_sum and block.kernel_pool != "avg" and active_states() is None and not x.is_held:
             return Choice("one pass", skip, convolves=True)
         reason = "its pool averages, its input is held, or it runs single time-steps"
     return Choice(form, skip, convolves=True, innermost=True, reason=reason)
 
 
-def _has_few_channels(block: Block, x: Signal) -> bool:
+def _has_few_channels(block: ConvParts, x: Signal) -> bool:
     """True where few inputs, as of events, are cheaper to convolve twice than the output to store: 3x3 with stride 1.
 
     They are no spikes, take no gradient, and have more than a single step.
@@ -199,58 +199,62 @@ def _has_few_channels(block: Block, x: Signal) -> bool:
     conv, values = block.conv, x.values
     return (
         ((conv.kernel_size, conv.stride) == ((3, 3), (1, 1)))
-        and not (x.levels or values.requires_grad)
+        and not (x.is_spikes or values.requires_grad)
         and values.shape[2] <= _FEW_CHANNELS
         and len(values) > 1
     )
 
 
-def _product(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
+def _product(block: ConvParts, x: Tensor) -> tuple[Tensor, Tensor]:
     """Images [T N, C, H, W] in the type of the convolution, C innermost, and its weight."""
     images = images_channels_last(x.flatten(0, 1))
     return images.to(dtype_of(images, block.conv.weight)), block.conv.weight
 
 
-def run_conv(block: Block, x: Signal, states: Carried | None, added: Sum | None = None) -> Tensor:
+def run_conv(block: ConvParts, x: Signal, added: Sum | None = None) -> Tensor:
     """Pooled spikes [T, N, C', H', W'] of a block in the form that `choose` takes.
 
     Args:
         block: a ConvBlock.
         x: its input.
-        states: before a single time-step, which is updated with the states after it.
         added: addend to the output of a block without neurons, and the neurons behind it.
     """
-    choice = choose(block, x, states, added is not None)
+    choice = choose(block, x, added is not None)
     _note(block, choice)
     if choice.form == "part by part":
         return _run_by_modules(block, x, choice)
     if choice.form == "one pass":
         spikes = _run_single_pass(block, x.values, choice.skip)
     else:
-        spikes = _run_fused(block, x, states, choice, added)
-    if block.pool is None or (block.pool_name is not None and states is None):
+        spikes = _run_fused(block, x, choice, added)
+    if block.pool is None or (block.pool_name is not None and active_states() is None):
         return spikes
-    return block.pool(spikes)
+    return _values_behind(block.pool, spikes, x.steps)
 
 
-def _note(block: Block, choice: Choice | None) -> None:
+def _values_behind(layer: Any, values: Tensor, steps: int) -> Tensor:
+    """The output of a layer for numbers."""
+    output: Tensor = run_layer(layer, Signal(values, steps)).values
+    return output
+
+
+def _note(block: ConvParts | FCParts, choice: Choice | None) -> None:
     """Leave the choice where `SpikingNetwork.forms` finds it."""
     if not torch.compiler.is_compiling():
         block.choice = choice
 
 
-def _run_by_modules(block: Block, x: Signal, choice: Choice) -> Tensor:
+def _run_by_modules(block: ConvParts, x: Signal, choice: Choice) -> Tensor:
     y = _run_convolution(block, x, choice)
     if choice.convolves and block.conv.bias is not None:
         y = y + block.conv.bias[:, None, None].to(y.dtype)
-    y = y if block.norm is None else block.norm(y, x.steps)
-    if block.neuron is None:
-        return y
-    spikes = block.neuron(y, x.steps)
-    return spikes if block.pool is None else block.pool(spikes)
+    parts = [block.norm] if block.neuron is None else [block.norm, block.neuron, block.pool]
+    for part in parts:
+        y = y if part is None else _values_behind(part, y, x.steps)
+    return y
 
 
-def _run_single_pass(block: Block, x: Tensor, skip: Skip) -> Tensor:
+def _run_single_pass(block: ConvParts, x: Tensor, skip: Skip) -> Tensor:
     images, weight = _product(block, x)
     weight = weight.to(images.dtype)
     frames = images.unflatten(0, x.shape[:2])
@@ -268,24 +272,25 @@ def _run_single_pass(block: Block, x: Tensor, skip: Skip) -> Tensor:
     )  # fmt: skip
 
 
-def _run_fused(block: Block, x: Signal, states: Carried | None, choice: Choice, added: Sum | None) -> Tensor:
+def _run_fused(block: ConvParts, x: Signal, choice: Choice, added: Sum | None) -> Tensor:
     """Spikes of the neurons behind a convolution and its BN, or behind a sum, in a kernel.
 
     In a single time-step they continue from the previous states, without a pool.
     """
-    y, neuron, other = _run_convolution(block, x, choice), block.neuron, None
+    y, other = _run_convolution(block, x, choice), None
+    neuron: nn.Module | None = block.neuron
     if added is not None:
         neuron, dtype = added.neuron, torch.promote_types(y.dtype, added.values.dtype)  # in which the reference adds
         y, other = y.to(dtype), added.values.to(dtype)
     assert isinstance(neuron, Neuron)
     norm, dynamics = _norm_of(block, lambda: moments(y), y, x.steps, choice.convolves), neuron.dynamics
-    if states is not None:
-        return states.through(neuron, lambda before: norm_fire_pool(y, norm, dynamics, before, added=other, last=True))
-    pool = {} if added is not None else {"pool": block.kernel_pool, "seed": block.seed()}
+    if active_states() is not None:
+        return advance(neuron, lambda before: norm_fire_pool(y, norm, dynamics, before, added=other, last=True))
+    pool: dict[str, Any] = {} if added is not None else {"pool": block.kernel_pool, "seed": block.seed()}
     return norm_fire_pool(y, norm, dynamics, time_steps=x.steps, added=other, **pool)[0]
 
 
-def _norm_of(block: Block, batch: Any, x: Tensor, steps: int, convolves: bool) -> Norm:
+def _norm_of(block: ConvParts, batch: Any, x: Tensor, steps: int, convolves: bool) -> Norm:
     """BN of a block's convolution, or its bias.
 
     Args:
@@ -303,47 +308,48 @@ def _norm_of(block: Block, batch: Any, x: Tensor, steps: int, convolves: bool) -
     return Norm(scale[0], torch.zeros_like(scale[0]) if bias is None else bias, torch.zeros_like(scale), scale)
 
 
-def _run_convolution(block: Block, x: Signal, choice: Choice) -> Tensor:
+def _run_convolution(block: ConvParts, x: Signal, choice: Choice) -> Tensor:
     """The convolution's output [T, N, C', H', W'], without the bias where `choice.convolves`."""
     conv, values = block.conv, x.values
     if not choice.convolves:
         images = values.flatten(0, 1)
-        return run_dense(conv, images_channels_last(images) if choice.innermost else images).unflatten(
+        return call_layer(conv, images_channels_last(images) if choice.innermost else images).unflatten(
             0, values.shape[:2]
         )
     images, weight = _product(block, values)
     many = torch.is_grad_enabled() and weight.requires_grad and images.numel() >= _MANY_SPIKES
-    if choice.skip.any or (x.levels and many):
+    if choice.skip.any or (x.is_spikes and many):
         y = conv_of_spikes(images, weight, choice.skip, conv.stride[0])
     else:
         y = conv2d(images, weight, None, stride=conv.stride, padding=conv.padding)
     return y.unflatten(0, values.shape[:2])
 
 
-def run_fc(block: Block, x: Signal, states: Carried | None) -> Tensor:
+def run_fc(block: FCParts, x: Signal) -> Tensor:
     """Spikes [T, N, F'] of an FC block, from the inputs that are not silent where that is faster."""
     fc, dropout, recurrent = block.fc, block.dropout, block.recurrent
-    if x.levels and is_plain(fc) and isinstance(fc, nn.Linear):
-        x = run_layer(dropout, x._replace(values=x.values.to(dtype_of(x.values, fc.weight))), states)
+    if x.is_spikes and is_plain(fc) and isinstance(fc, nn.Linear):
+        x = run_layer(dropout, x._replace(values=x.values.to(dtype_of(x.values, fc.weight))))
         value = dropout.scale if isinstance(dropout, TimeDropout) else 1.0
         skip = block.backend.skips("linear", x.values, fc.weight, value)
         choice: Choice | None = Choice("FC", skip)
         y = run_linear(fc, x.values, skip, value)
     else:
         choice = None
-        y = run_dense(fc, run_layer(dropout, x, states).values)
+        y = call_layer(fc, run_layer(dropout, x).values)
     if recurrent is not None:
-        spikes, is_fused = recurrent_spikes(recurrent, block.neuron, Signal(y, x.steps), states)
+        assert block.neuron is not None
+        spikes, is_fused = recurrent_spikes(recurrent, block.neuron, Signal(y, x.steps))
         form: Form = "recurrent, fused" if is_fused else "recurrent, a loop over steps"
         _note(block, (choice or Choice(form))._replace(form=form))
         return spikes
     _note(block, choice)
-    return y if block.neuron is None else run_layer(block.neuron, Signal(y, x.steps), states).values
+    return y if block.neuron is None else _values_behind(block.neuron, y, x.steps)
 
 
 def run_linear(fc: nn.Linear, x: Tensor, skip: Skip, value: float = 1.0) -> Tensor:
     """The output [T, N, F'] of a plain FC layer for x [T, N, F], of spikes of this value."""
     if not skip.any:
-        return run_dense(fc, x)
+        return call_layer(fc, x)
     y = linear_of_spikes(x, fc.weight, skip, value)
     return y if fc.bias is None else y + fc.bias.to(y.dtype)

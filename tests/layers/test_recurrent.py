@@ -11,9 +11,9 @@ from plif_lightning.deploy import deployed
 from plif_lightning.deploy.exporting import to_export
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import layout
-from plif_lightning.network import recurrent
+from plif_lightning.layers import recurrent
+from plif_lightning.layers.recurrent import RecurrentLinear
 from plif_lightning.network.inspect import record_spikes
-from plif_lightning.network.recurrent import RecurrentLinear
 from plif_lightning.neurons.published import UndecayedLIF, UndecayedPLIF
 from plif_lightning.structure import parse
 
@@ -381,7 +381,7 @@ def test_forms_say_which_ran():
 class Graded(pl.LIF):
     """A leaky integral whose output is a smooth function of it, so that finite differences exist."""
 
-    def run(self, x, v=None, time_steps=None):
+    def simulate(self, x, v=None, time_steps=None):
         h = torch.zeros_like(x[0]) if v is None else v
         outputs = []
         for current in x:

@@ -1,0 +1,140 @@
+"""Blocks of a network: convolution, FC layer, neurons alone, residual block; and sequences of them.
+
+A part of a block may be replaced by another module that takes the same arguments: `plan` then calls that module.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor, nn
+
+from plif_lightning.kernels import Backend
+from plif_lightning.kernels.ops import outside_compile
+from plif_lightning.layers.parts import ConvParts, FCParts
+from plif_lightning.layers.plain import is_plain
+from plif_lightning.layers.plan import Sum, refuses_sum, run_conv, run_fc
+from plif_lightning.neurons import Neuron
+from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, run_layer, run_layers
+from plif_lightning.structure.layers import Combine
+
+
+class ConvBlock(ConvParts):
+    """Convolution, BN, neurons and pool, see `ConvParts`. Convolution and BN of a held input run once, not T times."""
+
+    def run(self, x: Signal) -> Tensor:
+        """Pooled spikes [T, N, C', H', W']."""
+        return run_conv(self, x)
+
+
+class FCBlock(FCParts):
+    """Dropout, FC layer and neurons, see `FCParts`."""
+
+    def run(self, x: Signal) -> Tensor:
+        """Spikes [T, N, F']."""
+        return run_fc(self, x)
+
+
+class NeuronBlock(LayerModule):
+    """Neurons alone, over [T, N, *]: for example before a convolution.
+
+    Args:
+        neuron: the spiking neurons.
+    """
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__()
+        self.neuron = neuron
+
+    def run(self, x: Signal) -> Tensor:
+        spikes: Tensor = run_layer(self.neuron, x).values
+        return spikes
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return keeps_spikes(self.neuron, spikes)
+
+
+class ResidualBlock(LayerModule):
+    """Two branches over [T, N, C, H, W] combined element by element, and the neurons behind them.
+
+    Args:
+        how: ADD, the sum; AND, the product; IAND, (1 - branch) shortcut.
+        branch: the layers of the branch.
+        shortcut: the layers of the shortcut; empty for the input itself.
+        neuron: neurons that see the result; None without.
+
+    Source: Fang et al. 2021, "Deep Residual Learning in Spiking Neural Networks", Table 1.
+    """
+
+    def __init__(self, combine: Combine, branch: "Blocks", shortcut: "Blocks", neuron: Neuron | None = None) -> None:
+        super().__init__()
+        self.combination, self.branch, self.shortcut, self.neuron = combine, branch, shortcut, neuron
+
+    def run(self, x: Signal) -> Tensor:
+        last = self.branch[-1] if isinstance(self.branch, Blocks) and len(self.branch) else None
+        if isinstance(last, ConvBlock) and not self._refuses_sum(last, x):
+            before = run_layers([*self.branch][:-1], x)
+            return run_conv(last, before, Sum(self.neuron, run_layer(self.shortcut, x).values))
+        y, shortcut = (run_layer(sequence, x) for sequence in (self.branch, self.shortcut))
+        combined = Signal(self._combined(y.values, shortcut.values), x.steps, self._is_spikes(y, shortcut))
+        values: Tensor = combined.values if self.neuron is None else run_layer(self.neuron, combined).values
+        return values
+
+    def _combined(self, y: Tensor, shortcut: Tensor) -> Tensor:
+        if self.combination == "ADD":
+            return y + shortcut
+        return y * shortcut if self.combination == "AND" else shortcut * (1 - y)
+
+    def _is_spikes(self, y: Signal, shortcut: Signal) -> bool:
+        return self.combination != "ADD" and y.is_spikes and shortcut.is_spikes
+
+    def _refuses_sum(self, last: ConvBlock, x: Signal) -> str:
+        """Why no kernel fuses BN of the last convolution, the sum and the neurons behind it; empty if a kernel does."""
+        if self.combination != "ADD" or not is_plain(self, self.branch, self.shortcut, *last.modules()):
+            return "it is no sum, or has hooks"
+        # Of a held input neurons of the branch or of the shortcut alone may see time.
+        return "its input is held" if x.is_held else refuses_sum(last, self.neuron, x)
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        if self.neuron is not None:
+            return keeps_spikes(self.neuron, spikes=False)
+        return self.combination != "ADD" and all(keeps_spikes(part, spikes) for part in (self.branch, self.shortcut))
+
+    def extra_repr(self) -> str:
+        return self.combination
+
+
+WITH_NEURON = (ConvBlock, FCBlock, NeuronBlock, ResidualBlock)
+
+
+class Blocks(nn.Sequential, LayerModule):
+    """A sequence of blocks."""
+
+    backend = Backend("reference")  # until `use_backend`
+    forward = LayerModule.forward
+
+    def run(self, x: Signal) -> Tensor:
+        run = _run_values if self.backend.name == "reference" else _outside_of_graphs
+        return run(x.values, x, list(self))
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return functools.reduce(lambda before, block: keeps_spikes(block, before), self, spikes)
+
+
+def _run_values(values: Tensor, x: Signal, blocks: Iterable[nn.Module]) -> Tensor:
+    """`run_layers`; the values of x are the first argument, for `outside_compile`."""
+    output: Tensor = run_layers(blocks, x).values
+    return output
+
+
+# Between the kernels for a CPU little is left to compile: parts of a block that change with every shape.
+_outside_of_graphs = outside_compile(_run_values)
+
+
+def layers_of(blocks: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, block) of each block in a sequence, in order; of a residual block its layers, and itself if it fires."""
+    for name, block in blocks.named_children():
+        if isinstance(block, ResidualBlock):
+            yield from layers_of(block.branch)
+            yield from layers_of(block.shortcut)
+        if not isinstance(block, ResidualBlock) or block.neuron is not None:
+            yield name, block

@@ -1,0 +1,110 @@
+"""Signals between layers, the protocol `Layer`, and the one loop that runs layers."""
+
+import functools
+import inspect
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from plif_lightning.signals.hooks import is_called_plainly
+
+# Layers of PyTorch that pass on their input's values.
+_KEEP_VALUES = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Identity)
+
+
+class Signal(NamedTuple):
+    """A sequence of T steps.
+
+    Attributes:
+        values: [T, N, *]; [1, N, *] where all T steps are equal. In a deployed network they may be `SparseMaps`.
+        steps: T.
+        is_spikes: they are zeros and ones (behind dropout, zeros and its scale); False for other numbers.
+    """
+
+    values: Any
+    steps: int
+    is_spikes: bool = False
+
+    @property
+    def is_held(self) -> bool:
+        """True if a single step stands for all T, so that layers without a state run once."""
+        return self.steps > 1 and isinstance(self.values, Tensor) and self.values.shape[0] < self.steps
+
+
+class Layer:
+    """What `run_layer` runs. States of a single step live in its context: `states.advance` reads and writes them.
+
+    Attributes:
+        carries: names of the states that it carries from step to step; empty for none.
+        is_plain_call: `run` is all that a call of it does.
+    """
+
+    carries: tuple[str, ...] = ()
+    is_plain_call = True
+
+    def run(self, x: Signal) -> Any:
+        """The output's values: of T steps, or of one if x is held and all outputs are equal."""
+        raise NotImplementedError
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        """True if the output is spikes.
+
+        Args:
+            spikes: the input is.
+        """
+        return False
+
+
+class LayerModule(Layer, nn.Module):
+    """A layer that is a module. `forward` is for hooks and for user-defined networks."""
+
+    @property
+    def is_plain_call(self) -> bool:  # type: ignore[override]
+        return type(self).forward is LayerModule.forward and is_called_plainly(self)
+
+    def forward(self, x: Tensor, time_steps: int | None = None, is_spikes: bool = False) -> Any:
+        """The output [T, N, *] for x [T, N, *]; in a `step` it goes on from the states of the previous step.
+
+        Args:
+            x: [T, N, *], or [1, N, *], which stands for `time_steps` equal steps.
+            time_steps: T; by default the length of x.
+            is_spikes: x is known to be spikes.
+        """
+        return self.run(Signal(x, time_steps or len(x), is_spikes))
+
+
+def keeps_spikes(layer: Any, spikes: bool) -> bool:
+    """True if the output of a layer or another module is spikes, for an input that is or is not."""
+    if isinstance(layer, Layer):
+        return layer.keeps_spikes(spikes)
+    if isinstance(layer, nn.Sequential):
+        return functools.reduce(lambda before, child: keeps_spikes(child, before), layer, spikes)
+    return spikes and isinstance(layer, _KEEP_VALUES)
+
+
+@functools.cache
+def _taken_by(kind: Any) -> tuple[str, ...]:
+    """Facts of a signal that a forward takes; by name, since a hook that changes the input returns values alone."""
+    taken = inspect.signature(kind.forward).parameters
+    return tuple(name for name in ("time_steps", "is_spikes") if name in taken)
+
+
+def run_layer(layer: Any, x: Signal) -> Signal:
+    """The output of a layer, or of any module over [T, N, *]."""
+    if type(layer) is nn.Sequential and is_called_plainly(layer):
+        return run_layers(layer, x)
+    if isinstance(layer, Layer) and layer.is_plain_call:
+        values = layer.run(x)
+    else:
+        facts: dict[str, Any] = {"time_steps": x.steps, "is_spikes": x.is_spikes}
+        kind: Any = type(layer)
+        values = layer(x.values, **{name: facts[name] for name in _taken_by(kind)})
+    return Signal(values, x.steps, keeps_spikes(layer, x.is_spikes))
+
+
+def run_layers(layers: Iterable[Any], x: Signal) -> Signal:
+    """The output of layers in sequence."""
+    for layer in layers:
+        x = run_layer(layer, x)
+    return x
