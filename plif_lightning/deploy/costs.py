@@ -173,6 +173,7 @@ def mean_cost(costs: Sequence[Cost]) -> Cost:
     return Cost(tuple(layers), len(costs), costs[0].time_steps, costs[0].not_counted)
 
 
+Products = Mapping[str, Mapping[Any, float]]
 # Layers with weights, and their names in a block.
 _WEIGHTED: tuple[tuple[Any, str], ...] = (((nn.Conv1d, nn.Conv2d), "conv"), (nn.Linear, "fc"))
 # Layers of a user-defined network that are counted by themselves, and the dimensions of a sample that they see.
@@ -193,38 +194,29 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
         UserError: there is no layer.
     """
     net = plain(net)
-    if isinstance(net, SpikingNetwork):
-        x = x.to(next(net.parameters()).dtype)  # as the network does, so that its input is known again
-    counter = _Counter(net, x)
+    counter = _StructureCounter(net, x) if isinstance(net, SpikingNetwork) else _ModuleCounter(net, x)
     with restore_modes(net):
         net.eval()
         with forward_hooks(counter.layers, counter.count):
-            votes = net(x)
-        # Every product of PyTorch, in a separate call, without counting's; a structure has its layers' alone.
-        # It knows attention only as the products that it is made of.
-        with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
-            if not isinstance(net, SpikingNetwork):
-                net(x)
-    frames = net.time_steps if isinstance(net, SpikingNetwork) else len(x) if has_time(x) else len(votes)
+            votes = net(counter.x)
+        products = counter.products()
+    frames = counter.frames(votes)
     layer_costs = tuple(layer._replace(updates=layer.updates * frames) for layer in counter.layer_costs)
     if not layer_costs:
         raise UserError(f"{type(net).__name__} has no layers that are counted: pass the network, not a deployed one.")
-    if not isinstance(net, SpikingNetwork):
-        rest = _other_products(flops, type(net).__name__, counter.layers) / counter.samples
-        none = LayerCost("other products", False, 1.0, rest, rest, rest / frames, frames, 0.0, 0, 0)
-        layer_costs = (*layer_costs, none) if rest else layer_costs
+    if rest := _other_products(products, type(net).__name__, counter.layers) / counter.samples:
+        layer_costs += (LayerCost("other products", False, 1.0, rest, rest, rest / frames, frames, 0.0, 0, 0),)
     if x.dim() == 3:
         layer_costs = tuple(layer._replace(inputs=frames) for layer in layer_costs)
-    return Cost(layer_costs, counter.samples, frames, tuple(_not_counted(net, counter.layers, flops)))
+    return Cost(layer_costs, counter.samples, frames, tuple(_not_counted(net, counter.layers, products)))
 
 
-def _not_counted(net: nn.Module, layers: Mapping[str, nn.Module], flops: FlopCounterMode) -> Iterator[str]:
+def _not_counted(net: nn.Module, layers: Mapping[str, nn.Module], products: Products) -> Iterator[str]:
     """`name: class` of modules whose operations no row has: with weights, or without layers in them and not ours."""
     counted = {*layers.values()}
     for block in layers.values():
         parts = [getattr(block, name, None) for name in ("conv", "fc", "neuron", "recurrent")]
         counted.update(module for part in parts if isinstance(part, nn.Module) for module in part.modules())
-    products = flops.get_flop_counts()
     for name, module in net.named_modules():
         has_weights = any(True for _ in module.parameters(recurse=False)) and not isinstance(module, _BatchNorm)
         is_users = not package_of(module) and not [*module.children()]
@@ -233,11 +225,10 @@ def _not_counted(net: nn.Module, layers: Mapping[str, nn.Module], flops: FlopCou
             yield f"{name or 'the network'}: {type(module).__name__}"
 
 
-def _other_products(flops: FlopCounterMode, net: str, layers: Mapping[str, nn.Module]) -> float:
+def _other_products(products: Products, net: str, layers: Mapping[str, nn.Module]) -> float:
     """Multiply-accumulates outside of the layers that are counted individually, such as attention's."""
-    counts = flops.get_flop_counts()
-    counted = sum(sum(counts.get(f"{net}.{name}", {}).values()) for name in layers)
-    return (flops.get_total_flops() - counted) / 2
+    counted = sum(sum(products.get(f"{net}.{name}", {}).values()) for name in layers)
+    return (sum(products.get("Global", {}).values()) - counted) / 2
 
 
 def _is_counted(layer: NotationLayer) -> bool:
@@ -261,34 +252,30 @@ class _Counter:
         samples: N.
     """
 
+    layers: dict[str, nn.Module]
+
     def __init__(self, net: nn.Module, x: Tensor) -> None:
-        self.net, self.x = net, x
+        self.x = x
         self.has_counts = any(isinstance(neuron, Neuron) and not neuron.fires for neuron in net.modules())
         self.samples = x.shape[1] if has_time(x) else len(x)
         self.layer_costs: list[LayerCost] = []
-        if isinstance(net, SpikingNetwork):
-            specs, layers = [*every_layer(net.layer_specs)], net.layers()
-            self.of_spikes = {spec.name: spec.spikes_in for spec in specs}
-            self.layers = {spec.name: layers[spec.name] for spec in specs if _is_counted(spec.layer)}
-            # The neurons behind a sum see the sum; the layers in its branches count themselves.
-            self.layers |= {
-                n: b.neuron for n, b in self.layers.items() if isinstance(b, ResidualBlock) and b.neuron is not None
-            }
-            return
-        blocks = {name: module for name, module in net.named_modules() if isinstance(module, (*WITH_NEURON, Recurrent))}
-        in_blocks = {module for block in blocks.values() for module in block.modules()}
-        counted = (*_FEATURES, Neuron)
-        free = {n: p for n, p in net.named_modules() if p not in in_blocks and isinstance(p, counted)}
-        self.layers = {name: module for name, module in net.named_modules() if name in {*blocks, *free}}
+
+    def frames(self, votes: Tensor) -> int:
+        """T of a call that gave these votes."""
+        raise NotImplementedError
+
+    def products(self) -> Products:
+        """Operations of PyTorch's products in a call, by module; empty if the layers have all of them."""
+        raise NotImplementedError
+
+    def may_be_spikes(self, name: str, x: Tensor) -> bool:
+        """False if the input of a layer is the network's, which is never counted as spikes."""
+        raise NotImplementedError
 
     def count(self, name: str, block: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Add the cost of a call. The network's input is never counted as spikes."""
+        """Add the cost of a call."""
         x = inputs[0]
-        if isinstance(self.net, SpikingNetwork):
-            analog = not self.of_spikes[name] and _is_input(x, self.x)
-        else:
-            analog = not self.layer_costs or _is_input(x, self.x)
-        spikes = not analog and self._are_spikes(x)
+        spikes = self.may_be_spikes(name, x) and self._are_spikes(x)
         features = next((number for kind, number in _FEATURES.items() if isinstance(block, kind)), None)
         if features is not None:
             x = self._by_steps(x, features)
@@ -311,6 +298,56 @@ class _Counter:
         if x.dim() - 1 >= features and len(x) % self.samples == 0:
             return x.unflatten(0, (-1, self.samples))
         return x.reshape(-1, self.samples, *x.shape[x.dim() - features :])
+
+
+class _StructureCounter(_Counter):
+    """Of a network from a structure, by its placed layers."""
+
+    def __init__(self, net: SpikingNetwork, x: Tensor) -> None:
+        # As the network does, so that its input is known again.
+        super().__init__(net, x.to(next(net.parameters()).dtype))
+        specs, layers = [*every_layer(net.layer_specs)], net.layers()
+        self.time_steps = net.time_steps
+        self.of_spikes = {spec.name: spec.spikes_in for spec in specs}
+        self.layers = {spec.name: layers[spec.name] for spec in specs if _is_counted(spec.layer)}
+        # The neurons behind a sum see the sum; the layers in its branches count themselves.
+        self.layers |= {
+            n: b.neuron for n, b in self.layers.items() if isinstance(b, ResidualBlock) and b.neuron is not None
+        }
+
+    def frames(self, votes: Tensor) -> int:
+        return self.time_steps
+
+    def products(self) -> Products:
+        return {}
+
+    def may_be_spikes(self, name: str, x: Tensor) -> bool:
+        return self.of_spikes[name] or not _is_input(x, self.x)
+
+
+class _ModuleCounter(_Counter):
+    """Of a user-defined network: its blocks, and layers and neurons outside of them."""
+
+    def __init__(self, net: nn.Module, x: Tensor) -> None:
+        super().__init__(net, x)
+        self.net = net
+        blocks = {name: module for name, module in net.named_modules() if isinstance(module, (*WITH_NEURON, Recurrent))}
+        in_blocks = {module for block in blocks.values() for module in block.modules()}
+        counted = (*_FEATURES, Neuron)
+        free = {n: p for n, p in net.named_modules() if p not in in_blocks and isinstance(p, counted)}
+        self.layers = {name: module for name, module in net.named_modules() if name in {*blocks, *free}}
+
+    def frames(self, votes: Tensor) -> int:
+        return len(self.x) if has_time(self.x) else len(votes)
+
+    def products(self) -> Products:
+        # In a call without counting's products. PyTorch knows attention only as the products that it is made of.
+        with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
+            self.net(self.x)
+        return flops.get_flop_counts()
+
+    def may_be_spikes(self, name: str, x: Tensor) -> bool:
+        return bool(self.layer_costs) and not _is_input(x, self.x)
 
 
 def _is_input(x: Tensor, of_network: Tensor) -> bool:

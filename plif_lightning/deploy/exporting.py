@@ -1,7 +1,6 @@
 """Export a trained network to formats that other programs read, with a manifest."""
 
 import contextlib
-import copy
 import io
 import itertools
 import json
@@ -17,7 +16,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from plif_lightning.deploy.folding import fold
+from plif_lightning.deploy.folding import for_evaluation, has_structure
 from plif_lightning.deploy.nir import readers_of, write_nir
 from plif_lightning.deploy.scan import scan_of
 from plif_lightning.errors import UserError
@@ -87,8 +86,7 @@ def states_of(net: nn.Module) -> dict[str, float]:
 
 def _reference(net: nn.Module) -> Any:
     """The folded network on the reference backend, which exporters can trace, without gradients."""
-    net = fold(net) if isinstance(net, SpikingNetwork) else copy.deepcopy(net).eval()
-    return use_backend(net, "reference").requires_grad_(False)
+    return use_backend(for_evaluation(net), "reference").requires_grad_(False)
 
 
 def _example(net: SpikingNetwork, static: bool) -> Tensor:
@@ -157,7 +155,7 @@ def write_pt2(net: SpikingNetwork, static: bool, folder: Path) -> None:
 
 def write_onnx(net: SpikingNetwork, static: bool, folder: Path) -> None:
     """Write network.onnx and, of a network from a structure, step.onnx; see `export`."""
-    if isinstance(net, SpikingNetwork):
+    if has_structure(net):
         first = states_of(net)
         names = ["frame", *first], ["votes", *(f"{name}_after" for name in first)]
         metadata = {f"before_the_first_step.{name}": str(initial) for name, initial in first.items()}
@@ -179,7 +177,7 @@ _WRITERS: dict[str, Callable[[SpikingNetwork, bool, Path], None]] = {
 def _folded_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: SpikingNetwork) -> dict[str, Any]:
     """A checkpoint of the folded `net` that `test` and `predict` accept like the original."""
     checkpoint_without_training = {key: value for key, value in checkpoint.items() if key not in _TRAINING_STATE}
-    if not isinstance(net, SpikingNetwork):
+    if not has_structure(net):
         return checkpoint_without_training
     other_weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("network.")}
     checkpoint_without_training["state_dict"] = other_weights | {
@@ -251,13 +249,9 @@ def export(
     checkpoint_path = checkpoint_file(Path(checkpoint_path))
     checkpoint = load_checkpoint(checkpoint_path)
     config = configuration_in(checkpoint)
-    net = network_in(checkpoint, checkpoint_path)
-    if isinstance(net, SpikingNetwork):
-        net = fold(net)
-        if net.inputs.name != "direct" and requested_formats:
-            raise UserError(
-                f"input_encoder={net.inputs.name!r} cannot be exported to {' or '.join(requested_formats)}."
-            )
+    net: Any = for_evaluation(network_in(checkpoint, checkpoint_path))
+    if has_structure(net) and net.inputs.name != "direct" and requested_formats:
+        raise UserError(f"input_encoder={net.inputs.name!r} cannot be exported to {' or '.join(requested_formats)}.")
     data = config.get("data", {})
     static = _takes_images(net, checkpoint.get("preprocessing") or {}, formats, takes)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -279,7 +273,7 @@ def _named_errors(net: nn.Module, name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if isinstance(net, SpikingNetwork):
+        if has_structure(net):
             raise
         cause: BaseException = error
         while cause.__cause__ is not None:  # PyTorch's ONNX exporter wraps it in its advice

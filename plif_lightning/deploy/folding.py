@@ -1,6 +1,7 @@
 """Fold BN into the preceding convolution for inference (Sec. 4.1 of the paper)."""
 
 import copy
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ def network_of(net: nn.Module) -> SpikingNetwork:
         UserError: it is user-defined, or does more than its structure says: a part was replaced, or has hooks.
     """
     net = plain(net)
-    if not isinstance(net, SpikingNetwork) or type(net).forward is not SpikingNetwork.forward:
+    if not has_structure(net) or type(net).forward is not SpikingNetwork.forward:
         raise UserError(
             f"folding, frozen networks, streams and NIR need a network from a structure, got a {type(net).__name__}. A "
             "user-defined network, whose layers have no known order, exports to pt2 and ONNX."
@@ -60,6 +61,16 @@ def fold(net: nn.Module) -> SpikingNetwork:
         block.norm = None
     folded.arguments = {**folded.arguments, "folded": True}
     return folded
+
+
+def for_evaluation(net: nn.Module) -> nn.Module:
+    """A copy of a network in evaluation mode; folded if it has a structure."""
+    return fold(net) if has_structure(net) else copy.deepcopy(net).eval()
+
+
+def has_structure(net: nn.Module) -> TypeGuard[SpikingNetwork]:
+    """True for a network from a structure, False for a user-defined one."""
+    return isinstance(net, SpikingNetwork)
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ class ResidualBlock(LayerModule):
             before = run_layers([*self.branch][:-1], x)
             return run_conv(last, before, Sum(self.neuron, run_layer(self.shortcut, x).values))
         y, shortcut = (run_layer(sequence, x) for sequence in (self.branch, self.shortcut))
-        combined = Signal(self._combined(y.values, shortcut.values), x.steps, self._is_spikes(y, shortcut))
+        combined = Signal(self._combined(y.values, shortcut.values), x.steps)
         values: Tensor = combined.values if self.neuron is None else run_layer(self.neuron, combined).values
         return values
 
@@ -83,9 +83,6 @@ class ResidualBlock(LayerModule):
         if self.combination == "ADD":
             return y + shortcut
         return y * shortcut if self.combination == "AND" else shortcut * (1 - y)
-
-    def _is_spikes(self, y: Signal, shortcut: Signal) -> bool:
-        return self.combination != "ADD" and y.is_spikes and shortcut.is_spikes
 
     def _refuses_sum(self, last: ConvBlock, x: Signal) -> str:
         """Why no kernel fuses BN of the last convolution, the sum and the neurons behind it; empty if a kernel does."""

@@ -45,8 +45,7 @@ class ConvParts(LayerModule):
         self.choice: Any = None  # a `plan.Choice`
 
     def keeps_spikes(self, spikes: bool) -> bool:
-        fires = self.neuron is not None and keeps_spikes(self.neuron, spikes=False)
-        return fires and (self.pool is None or keeps_spikes(self.pool, spikes=True))
+        return keeps_spikes(self.pool, keeps_spikes(self.neuron, spikes=False))
 
     @property
     def pool_name(self) -> Pool | None:
@@ -102,4 +101,4 @@ class FCParts(LayerModule):
         self.choice: Any = None  # a `plan.Choice`
 
     def keeps_spikes(self, spikes: bool) -> bool:
-        return self.neuron is not None and keeps_spikes(self.neuron, spikes=False)
+        return keeps_spikes(self.neuron, spikes=False)

@@ -46,9 +46,6 @@ class Readout(LayerModule):
     def run(self, x: Signal) -> Tensor:
         return _real(x.values)
 
-    def keeps_spikes(self, spikes: bool) -> bool:
-        return spikes and self.keeps_votes and self.votes_per_class == 1
-
 
 class Voting(Readout):
     """Mean of the M output neurons of each class: [T, N, M C] to votes [T, N, C], in float32 at least."""

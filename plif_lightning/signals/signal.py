@@ -75,7 +75,9 @@ class LayerModule(Layer, nn.Module):
 
 
 def keeps_spikes(layer: Any, spikes: bool) -> bool:
-    """True if the output of a layer or another module is spikes, for an input that is or is not."""
+    """True if the output of a layer or another module is spikes, for an input that is or is not; None passes it on."""
+    if layer is None:
+        return spikes
     if isinstance(layer, Layer):
         return layer.keeps_spikes(spikes)
     if isinstance(layer, nn.Sequential):
