@@ -5,6 +5,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
 
 # In silence a time-step is closed this share of its duration after its end: so long may its events take to arrive.
 _GRACE = 0.5
+
+
+@dataclass
+class _Clock:
+    """What a live stream measures.
+
+    Attributes:
+        latencies: for each time-step, the time from its closing to its votes [s].
+        late: number of events that arrived after their time-step was closed.
+    """
+
+    latencies: list[float] = field(default_factory=list)
+    late: int = 0
 
 
 def _stream_parser() -> PlainParser:
@@ -46,6 +60,10 @@ def _stream_parser() -> PlainParser:
         metavar=("HEIGHT", "WIDTH"),
         help="of the camera, where the network was trained on recordings of several and the file does not name its own",
     )
+    parser.add_argument(
+        "--columns", nargs="+", help="of text, such as t x y p (default: the data set's, or its first line)"
+    )
+    parser.add_argument("--time_unit", choices=["s", "ms", "us", "ns"], help="of text (default: the data set's, or us)")
     parser.add_argument("--number", type=int, help="of the recording, from 0, in a file of many (SHD, SSC)")
     parser.add_argument("--last", type=int, help="average the votes of the last LAST time-steps (default: all)")
     parser.add_argument("--engine", choices=["float32", "int8"], default="float32", help="weights (default: float32)")
@@ -67,7 +85,8 @@ def _take_step_length(options: argparse.Namespace, trained: Trained) -> None:
     settings, steps = trained.data.get("init_args", {}), trained.net.time_steps
     ms = settings.get("step_ms") or (settings.get("window_ms") or 0) / steps
     events = max(1, settings["window_events"] // steps) if settings.get("window_events") else None
-    if not _has_step_length(options):
+    options.as_trained = not _has_step_length(options)
+    if options.as_trained:
         options.events_per_step, options.ms_per_step = events, None if events else ms or None
     elif settings and (options.events_per_step, options.ms_per_step or 0) != (events, 0 if events else ms):
         of_recording = f"a T-th of a recording's {settings.get('slicing', 'by_count').removeprefix('by_')}"
@@ -127,7 +146,7 @@ def _live(options: argparse.Namespace, network: "StreamingNetwork", trained: Tra
 
 
 def _steps_on_a_clock(
-    network: "StreamingNetwork", source: "LiveText", rescale: Callable[[Any], Any], latencies: list[float]
+    network: "StreamingNetwork", source: "LiveText", rescale: Callable[[Any], Any], clock: "_Clock"
 ) -> Iterator[Any]:
     """Run a time-step when an event after its end arrives, or when the clock says that none will.
 
@@ -135,7 +154,7 @@ def _steps_on_a_clock(
         network: with time-steps of a duration.
         source: of its events. Events that arrive after their time-step was closed count in the next.
         rescale: changes a recording from the camera's size to the network's input size.
-        latencies: gets, for each time-step, the time from its closing to its votes [s].
+        clock: gets what is measured.
     """
     from numpy import maximum
 
@@ -154,11 +173,12 @@ def _steps_on_a_clock(
             seen = int(events.t[-1])
             ahead = seen - 1e6 * at if ahead is None else max(ahead, seen - 1e6 * at)
             t = events.t if network.latest is None else maximum(events.t, network.latest)
+            clock.late += int((t != events.t).sum())
             completed = network.pushed(rescale(events._replace(t=t)), name=source.name)
         elif ahead is not None:
             completed = network.advanced(max(network.latest or 0, int(1e6 * at + ahead - grace)))
         for votes in completed:
-            latencies.append(monotonic() - at)
+            clock.latencies.append(monotonic() - at)
             yield votes
 
 
@@ -180,7 +200,7 @@ def _steps(options: argparse.Namespace, network: "StreamingNetwork", trained: Tr
         if from_zero and network.us_per_step is not None:
             network.advance(0)
         steps = network.pushed(recording, name=str(options.file))
-        if options.ms_per_step is None or options.ms_per_step != settings.get("step_ms"):
+        if not options.as_trained or options.ms_per_step is None or options.ms_per_step != settings.get("step_ms"):
             return steps
         # As in training: T steps, silent ones included.
         assert network.us_per_step is not None
@@ -276,11 +296,14 @@ def _stream(options: argparse.Namespace) -> int:
     if str(options.file) == "-" and options.every_ms is None:
         raise UserError("standard input has no end that is known: pass --every_ms MILLISECONDS with --file -.")
     trained = read_trained(options.ckpt_path)
+    written = {"columns": options.columns, "time_unit": options.time_unit}
+    arguments = {**trained.data.get("init_args", {}), **{name: value for name, value in written.items() if value}}
+    trained = trained._replace(data={**trained.data, "init_args": arguments})
     if options.sensor is not None and not isinstance(trained.data.get("init_args", {}).get("size"), (list, tuple)):
         raise UserError("--sensor is for a network that was trained on recordings of several cameras: leave it out.")
     _take_step_length(options, trained)
     network = _network(options, trained)
-    latencies: list[float] = []
+    clock = _Clock()
     with _until_interrupted():
         if options.every_ms is None:
             steps = _steps(options, network, trained)
@@ -290,17 +313,20 @@ def _stream(options: argparse.Namespace) -> int:
                 until = ", until Ctrl-C" if source.grows else ""
                 print(f"ready: following {source.name}, a decision every {options.every_ms:g} ms{until}", flush=True)
             rescale = partial(_rescale, trained, source.name, options.sensor)
-            steps = _steps_on_a_clock(network, source, rescale, latencies)
+            steps = _steps_on_a_clock(network, source, rescale, clock)
         for votes in steps:
             if options.quiet:
                 continue
             best = int(votes.argmax())
             leads = f"{trained.class_names[best]} {votes[best]:.3f}" if votes.any() else "no vote yet"
             print(f"step {network.steps}: {leads}", flush=True)
-    if latencies and not options.quiet:
+    if clock.late:
+        behind = f"note: {clock.late} events arrived after their time-step was closed, and count in a later one: "
+        print(behind + "write events sooner, or take longer steps.", file=sys.stderr, flush=True)
+    if clock.latencies and not options.quiet:
         from numpy import percentile
 
-        median, p99 = 1000 * percentile(latencies, (50, 99))
+        median, p99 = 1000 * percentile(clock.latencies, (50, 99))
         print(f"latency, from what ended a time-step to its votes: p50 {median:.2f} ms, p99 {p99:.2f} ms")
     decided = _print_decision(network, trained.class_names)
     if network.steps == 0:

@@ -20,7 +20,7 @@ from plif_lightning.events.cache import Arrays, ArrayWriter, cached, find, key_o
 from plif_lightning.runtime.program import needed_by
 
 # Increment when the same files produce other arrays.
-_FORMAT = 2
+_FORMAT = 3
 _SUFFIXES = {".npy", ".csv", ".parquet"}
 
 
@@ -29,10 +29,11 @@ class SequenceFolder(SpikingDataModule):
     """Sequences [T, F] in class folders, `ROOT/train/CLASS/*` and `ROOT/test/CLASS/*`.
 
     A row is a time-step, a column a feature: .npy of NumPy, .csv with or without a line of names above, and .parquet
-    (which needs pyarrow), by pandas. Of a .csv the numbers 0, 1, ... in the first line are pandas' names; other numbers
-    count as a row. Tables are read in the order of the
-    first one's names. They are read once into arrays below ROOT/.plif_lightning. A sequence shorter than
-    `time_steps` is padded with zeros behind its end, after normalisation; a longer one is refused.
+    (which needs pyarrow), by pandas. A .csv is separated by commas, or by semicolons, beside which commas are decimal;
+    numbers 0, 1, ... in its first line are pandas' names, and a first column without a name is pandas' index, which is
+    left out. Tables are read in the order of the first one's names. They are read once into arrays below
+    ROOT/.plif_lightning. A sequence shorter than `time_steps` is padded with zeros behind its end, after normalisation;
+    a longer one is refused.
 
     Args:
         columns: names of the columns of tables that are read, in this order; by default all.
@@ -101,6 +102,7 @@ class SequenceFolder(SpikingDataModule):
         writer.append("label", np.array([label for _, label in files], np.int64))
         writer.append("name", np.array([os.path.relpath(path, self.folders.root) for path, _ in files]))
         writer.append("classes", np.array(self.class_names))
+        writer.append("columns", np.array(self.columns or self._names or [], str))
 
     def _read(self, path: str) -> NDArray[np.float32]:
         """A sequence, float32 [T, F].
@@ -115,7 +117,7 @@ class SequenceFolder(SpikingDataModule):
                 with needed_by("a table"):
                     import pandas as pd
                 is_csv = path.lower().endswith(".csv")
-                table = pd.read_csv(path, header=_header_of(path)) if is_csv else pd.read_parquet(path)
+                table = pd.read_csv(path, **_layout_of(path)) if is_csv else pd.read_parquet(path)
                 columns = self.columns or self._names_in(table)
                 if missing := [name for name in columns or () if name not in table]:
                     raise KeyError(f"no column {', '.join(missing)} among {', '.join(map(str, table))}")
@@ -176,13 +178,15 @@ class SequenceFolder(SpikingDataModule):
     def preprocessing(self) -> dict[str, Any]:
         """Columns, and mean and standard deviation of each feature, with zeros behind the end of a sequence."""
         mean, deviation = (values.tolist() for values in self.moments)
+        columns = self.arrays(True)["columns"].tolist() or None
         return {
-            "features": self.input_shape[0], "columns": self.columns, "mean": mean, "std": deviation,
+            "features": self.input_shape[0], "columns": columns, "mean": mean, "std": deviation,
             "time_steps": self.time_steps, "padding": "zeros behind the end, after normalisation",
         }  # fmt: skip
 
     def reading(self) -> str:
-        return f"{super().reading()}; columns {self.columns}, normalised {self.normalize}"
+        features = self.input_shape[0]
+        return f"{super().reading()}; {features} features, columns {self.columns}, normalised {self.normalize}"
 
     def inventory(self) -> list[SplitInventory]:
         parts = []
@@ -202,13 +206,23 @@ class SequenceFolder(SpikingDataModule):
         return sum(self.arrays(train).verify() for train in (True, False))
 
 
-def _header_of(path: str) -> int | None:
-    """Line of a .csv file with the names of its columns; None if it begins with numbers, some perhaps missing."""
+def _layout_of(path: str) -> dict[str, Any]:
+    """Arguments of `pandas.read_csv` for a file, from its first two lines.
+
+    Its separator is a semicolon if the first line has one, and commas are then decimal. The header is None if the file
+    begins with numbers, some perhaps missing.
+    """
     with Path(path).open(encoding="utf-8") as file:
-        cells = [cell.strip() for cell in file.readline().split(",")]
-    if len(cells) > 1 and cells == [str(i) for i in range(len(cells))]:
-        return 0
+        first, second = file.readline(), file.readline()
+    separator = ";" if ";" in first else ","
+    decimal = "," if separator == ";" and "," in first + second else "."
+    cells = [cell.strip() for cell in first.split(separator)]
     try:
-        return None if [float(cell) for cell in cells if cell] else 0
+        begins_with_numbers = bool([float(cell.replace(decimal, ".")) for cell in cells if cell])
     except ValueError:
-        return 0
+        begins_with_numbers = False
+    has_index = not cells[0]
+    counted = len(cells) > 1 and cells[has_index:] == [str(i) for i in range(len(cells) - has_index)]
+    has_header = counted or not begins_with_numbers
+    index = {"index_col": 0} if has_header and has_index else {}
+    return {"sep": separator, "decimal": decimal, "header": 0 if has_header else None, **index}

@@ -190,7 +190,7 @@ def _require_within(columns: Mapping[str, tuple[Ints, int]], sensor: Sensor, nam
         if values.min(initial=0) < 0 or values.max(initial=0) >= size:
             i = int(np.argmax((values < 0) | (values >= size)))
             raise RecordingError(
-                f"{name}: event {i} has {axis} = {values[i]}, but a sensor of {sensor.width} x {sensor.height} pixels "
+                f"{name}: event {i} has {axis} = {values[i]}, but a sensor of {sensor} pixels (height x width) "
                 f"has {axis} in 0..{size - 1}. It is damaged or comes from another sensor."
             )
 

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from plif_lightning.cli import main, streaming
-from plif_lightning.cli.streaming import _steps_on_a_clock, _take_step_length
+from plif_lightning.cli.streaming import _Clock, _steps_on_a_clock, _take_step_length
 from plif_lightning.cli.trained import Trained
 from plif_lightning.data import Digits, DVSGesture, SpikingDataModule
 from plif_lightning.deploy import StreamingNetwork, deployed
@@ -131,7 +131,7 @@ def test_an_event_outside_of_the_camera_is_named_in_its_coordinates(checkpoint, 
     Path("a.csv").write_bytes(text_bytes(recording, "txyp", ","))
     outside = int(recording.x[recording.x >= 300][0])
     line = refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "a.csv")
-    assert f"a.csv: event {int((recording.x >= 300).argmax())} has x = {outside}, but a sensor of 300 x 200" in line
+    assert f"a.csv: event {int((recording.x >= 300).argmax())} has x = {outside}, but a sensor of 200x300" in line
     assert line.endswith("Pass --sensor HEIGHT WIDTH of its camera.")
     main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.csv", "--sensor", "200", "600", "-q"])
     assert "decision" in capsys.readouterr().out
@@ -291,6 +291,27 @@ def test_stream_errors_are_single_sentences(checkpoint, arguments, message, caps
     assert message in line
 
 
+def test_a_stream_names_columns_and_unit_itself(checkpoint, capsys):
+    recording, said = events_of(1000, 0), []
+    call = ["stream", "--ckpt_path", "net.ckpt", "--file"]
+    Path("a.csv").write_bytes(text_bytes(recording, "txyp", ","))
+    Path("b.csv").write_bytes(text_bytes(recording, "yxpt", ",", header=False, unit="ns"))
+    for file, settings in (("a.csv", []), ("b.csv", ["--columns", "y", "x", "p", "t", "--time_unit", "ns"])):
+        main([*call, file, *settings])
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+
+
+def test_events_behind_the_end_of_their_step_are_counted(checkpoint):
+    with live("-", stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write("t,x,y,p\n1000,1,1,1\n")
+        process.stdin.flush()
+        for _ in range(3):  # ready, and steps in silence
+            process.stdout.readline()
+        said = process.communicate("1500,2,2,1\n1600,3,3,1\n")[1]
+    assert "note: 2 events arrived after their time-step was closed" in said
+
+
 def test_text_recordings_use_the_data_sets_columns_and_unit(checkpoint, capsys):
     recording = events_of(1000, 0)
     Path("a.txt").write_bytes(text_bytes(recording, "yxpt", " ", header=False, unit="s"))
@@ -315,7 +336,7 @@ def test_a_sensor_of_another_size_and_other_networks_are_refused(checkpoint, run
         "small.ckpt",
     )
     line = refused(capsys, "stream", "--ckpt_path", "small.ckpt", "--file", "small.bin")
-    assert "but a sensor of 12 x 12 pixels has" in line
+    assert "but a sensor of 12x12 pixels" in line
     line = refused(capsys, "stream", "--ckpt_path", str(run_of_digits), "--file", "small.bin")
     assert "the network takes 1 x 8 x 8 images" in line
     Path("a.raw").write_bytes(evt3_bytes(small, 480, 640))
@@ -537,6 +558,7 @@ def test_events_behind_the_last_complete_step_are_named(checkpoint, capsys):
 def test_a_step_is_closed_half_its_length_after_its_end_on_the_clock_of_the_earliest_event(monkeypatch):
     """Of steps of 20 ms: events at 1 and 5 ms arrive at once, and one at 10 ms already 4 ms later."""
     now, waits, advanced = [1.0], [], []
+    clock = _Clock()
     arrivals = [[1000, 5000], [10_000], [], None]
 
     def take(wait):
@@ -556,10 +578,9 @@ def test_a_step_is_closed_half_its_length_after_its_end_on_the_clock_of_the_earl
 
     monkeypatch.setattr(streaming, "monotonic", lambda: now[0])
     network = SimpleNamespace(us_per_step=20_000, step_end=None, latest=None, pushed=pushed, advanced=closed)
-    latencies = []
-    steps = _steps_on_a_clock(network, SimpleNamespace(take=take, name="x"), lambda events: events, latencies)
+    steps = _steps_on_a_clock(network, SimpleNamespace(take=take, name="x"), lambda events: events, clock)
     assert list(steps) == ["votes"]
     # The event at 10 ms, 5 ms after that at 5 ms, took 4 ms: its clock is 1 ms ahead.
     assert waits == [None, pytest.approx(0.025), pytest.approx(0.020), None]
     assert advanced == [pytest.approx(20_000, abs=1)]
-    assert latencies == [0.0]
+    assert (clock.latencies, clock.late) == ([0.0], 0)

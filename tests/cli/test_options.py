@@ -191,6 +191,8 @@ ELSEWHERE = {
     ("check", "--device"): "cli/test_check.py::test_check_compares_a_device_and_writes_the_page",
     ("check", "--report"): "cli/test_check.py::test_check_compares_a_device_and_writes_the_page",
     ("cost", "--data.root"): "cli/test_deploy.py::test_cost_is_a_table_and_a_file",
+    ("stream", "--columns"): "cli/test_deploy.py::test_a_stream_names_columns_and_unit_itself",
+    ("stream", "--time_unit"): "cli/test_deploy.py::test_a_stream_names_columns_and_unit_itself",
     ("stream", "--every_ms"): "cli/test_deploy.py::test_a_pipe_is_decided_on_a_clock_in_silence_too",
     ("stream", "--number"): "cli/test_sequences.py::test_words_of_ones_own_are_trained_compared_and_streamed",
     ("stream", "--engine"): "cli/test_options.py::test_the_engine_of_a_stream_has_its_weights",

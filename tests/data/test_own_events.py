@@ -71,7 +71,7 @@ def test_tables_take_columns_and_unit(root):
 
 def test_invalid_recording_is_refused_and_leaves_no_cache(root):
     for x, message in (
-        ([1, 128], r"a\.npz: event 1 has x = 128, but a sensor of 128 x 128 pixels.* comes from another sensor"),
+        ([1, 128], r"a\.npz: event 1 has x = 128, but a sensor of 128x128 pixels.* comes from another sensor"),
         ([1.5, 2], r"a\.npz: x must be whole numbers"),
         ([1, 2, 3], r"a\.npz: every event needs x, y, t and p, got 2 of t, 3 of x, 2 of y"),
     ):

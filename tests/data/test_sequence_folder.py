@@ -1,5 +1,6 @@
 """Sequences in class folders: read by NumPy and pandas, padded, normalised, trained from the command line."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -161,8 +162,15 @@ def test_a_folder_of_ones_own_trains_from_the_command_line(root, tmp_path, monke
     shutil.copytree("hands", "other", ignore=shutil.ignore_patterns(".plif_lightning"))
     for path in Path("other/train").glob("*/*.npy"):
         np.save(path, 10 * np.load(path))
+    assert json.loads(Path("out/export.json").read_text())["preprocessing"]["columns"] == ["a", "b", "c"]
     main(["test", "--ckpt_path", "run/checkpoints/best.ckpt", "--data.root", "other", *SILENT])
     assert "The data is normalised by another mean and std than in training" in caplog.text
+    for path in Path("other").glob("t*/*/*.*"):
+        write(path.with_suffix(".npy"), np.ones((9, 2)))
+        path.unlink() if path.suffix == ".csv" else None
+    said = refused(capsys, "test", "--ckpt_path", "run/checkpoints/best.ckpt", "--data.root", "other", *SILENT)
+    assert "is not read as the checkpoint's network learned it" in said
+    assert "2 features" in said
 
 
 def test_tables_are_read_in_the_order_of_the_first_ones_names(tmp_path):
@@ -189,12 +197,18 @@ def test_a_first_row_with_an_empty_field_is_no_line_of_names(tmp_path):
         SequenceFolder(root=str(tmp_path), time_steps=4).prepare_data()
 
 
-def test_names_that_pandas_gives_columns_without_any_are_no_row(tmp_path):
-    values = np.arange(8, dtype=np.float32).reshape(4, 2)
+@pytest.mark.parametrize(
+    "settings",
+    [{"index": False}, {}, {"sep": ";", "decimal": ",", "index": False}, {"sep": ";", "header": ["x", "y"]}],
+    ids=str,
+)
+def test_a_csv_of_pandas_is_the_table_that_was_written(settings, tmp_path):
+    """Names that pandas gives columns without any are no row, and its index is no feature."""
+    values = np.arange(8, dtype=np.float32).reshape(4, 2) + 0.5
     for name in ("a", "b"):
         for part in ("train", "test"):
             (tmp_path / part / name).mkdir(parents=True)
-            pd.DataFrame(values).to_csv(tmp_path / part / name / "0.csv", index=False)
+            pd.DataFrame(values).to_csv(tmp_path / part / name / "0.csv", **settings)
     data = SequenceFolder(root=str(tmp_path), time_steps=4, validation="test", normalize=False)
     for x, _ in (data.prepare_data(), data.setup(), data.train_set)[-1]:
         np.testing.assert_allclose(x, values)

@@ -92,7 +92,7 @@ def test_a_stream_that_is_reset_begins_at_rest(last):
 @pytest.mark.parametrize(
     ("events", "message"),
     [
-        (([12], [0], [200_000], [1]), r"x = 12, but a sensor of 12 x 12 pixels"),
+        (([12], [0], [200_000], [1]), r"x = 12, but a sensor of 12x12 pixels"),
         (([0], [0], [3], [1]), "time jumps back from .* to 3 us. If the camera's clock was reset, call reset"),
         (([0, 0], [0, 0], [200_001, 200_000], [1, 1]), "time runs backwards at event 1"),
         (([0], [0], [200_000], [2]), "polarity = 2"),

@@ -55,7 +55,7 @@ def test_numpys_text(tmp_path):
         (
             b"",
             {},
-            "has no header that names its columns: name t, x, y and p in its first line, or for a data set by --data",
+            "has no header that names its columns: name t, x, y and p in its first line, or by --data.columns=[t,x",
         ),
         (b"1 2 3 1\n", {}, "has no header that names its columns"),
         (b"once upon a time\n1,2,3,1\n", {}, "has the columns once, upon, a, time: name t, x, y and p"),
