@@ -101,7 +101,7 @@ def _require_equal_steps(net: nn.Module, frame: Tensor) -> None:
     Raises:
         UserError: the outputs of a module over random steps differ from those over the sequence of them.
     """
-    if all(package_of(module) or isinstance(module, Neuron) for module in net.modules()):
+    if all(package_of(module) or hasattr(module, "carries") for module in net.modules()):
         return
     tensors = () if net.training and net in _compared else (*net.parameters(), *net.buffers())
     values = tuple(float(tensor.detach().abs().sum()) for tensor in tensors)

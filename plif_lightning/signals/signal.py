@@ -86,10 +86,11 @@ def keeps_spikes(layer: Any, spikes: bool) -> bool:
 
 
 @functools.cache
-def _taken_by(kind: Any) -> tuple[str, ...]:
+def _taken_by(forward: Any) -> tuple[str, ...]:
     """Facts of a signal that a forward takes; by name, since a hook that changes the input returns values alone."""
-    taken = inspect.signature(kind.forward).parameters
-    return tuple(name for name in ("time_steps", "is_spikes") if name in taken)
+    taken = inspect.signature(forward).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    return tuple(name for name in ("time_steps", "is_spikes") if name in taken or takes_all)
 
 
 def run_layer(layer: Any, x: Signal) -> Signal:
@@ -100,8 +101,8 @@ def run_layer(layer: Any, x: Signal) -> Signal:
         values = layer.run(x)
     else:
         facts: dict[str, Any] = {"time_steps": x.steps, "is_spikes": x.is_spikes}
-        kind: Any = type(layer)
-        values = layer(x.values, **{name: facts[name] for name in _taken_by(kind)})
+        forward: Any = vars(layer).get("forward", type(layer).forward)  # that of timers and offloaders
+        values = layer(x.values, **{name: facts[name] for name in _taken_by(forward)})
     return Signal(values, x.steps, keeps_spikes(layer, x.is_spikes))
 
 

@@ -53,7 +53,7 @@ def test_invalid_value_is_a_parser_error(key, value, named, capsys):
 
 @pytest.mark.parametrize(
     ("value", "way_out"),
-    [("SequenceFoldr", "Did you mean SequenceFolder?"), ("Mine", "One of your own is MODULE.Mine.")],
+    [("SequenceFoldr", "Did you mean SequenceFolder?"), ("NotThere", "One of your own is MODULE.NotThere.")],
 )
 def test_an_unknown_class_is_answered_with_the_nearest_data_set(value, way_out, capsys):
     assert refused(capsys, "fit", "--data", value) == f'error: Parser key "data": there is no class {value}. {way_out}'

@@ -57,7 +57,10 @@ def frames(x=X, y=Y, t=T, p=P, sensor=SENSOR, time_steps=4, slicing="by_time"):
         (lambda: frames(t=np.linspace(0, 1e30, N)), r"t must be whole numbers \[us\], got some such as 2\.004"),
         (lambda: frames(x=X + 0.5), r"x must be whole numbers, got some such as 5\.5"),
         (lambda: frames(p=P - 2), "polarity = -"),
-        (lambda: frames(x=X + 1), r"has x = 7, but a sensor of 5x7 pixels \(height x width\) has x in 0\.\.6\. It is damaged or comes"),
+        (
+            lambda: frames(x=X + 1),
+            r"has x = 7, but a sensor of 5x7 pixels \(height x width\) has x in 0\.\.6\. It is damaged or comes",
+        ),
         (lambda: frames(y=Y - 1), r"has y = -1, but a sensor of 5x7 pixels \(height x width\) has y in 0\.\.4"),
         (lambda: frames(t=[5, 4], **FIRST), "recording: time runs backwards at event 1, from 5 to 4 us. It is damaged"),
         (lambda: frames(t=[0, 2**32], **FIRST), "its events span 72 minutes; at most 71 .* expected"),
