@@ -1,6 +1,6 @@
 """Blocks and neurons in the places of a network's layers, under its original forward."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ from plif_lightning.neurons import Neuron
 from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, run_layer
 
 
-class Calls:
-    """A call of a network, in which a layer with states may run once: it starts at rest."""
+class CallGuard:
+    """Refuses a second call of a layer with states within a call of the network: it would start at rest."""
 
     def __init__(self) -> None:
         self.running, self.seen = False, set[int]()
@@ -47,6 +47,12 @@ class BlockReadError(UserError):
         )
 
 
+class _Passing(NamedTuple):
+    block: "Replacement"
+    values: Tensor
+    place: int
+
+
 class BlockOutput:
     """The output of a block, on its way through the places of the block's layers: only the next of them can read it.
 
@@ -59,11 +65,10 @@ class BlockOutput:
     """
 
     def __init__(self, block: "Replacement", values: Tensor, place: int) -> None:
-        self.contents = block, values, place
+        self.passing = _Passing(block, values, place)
 
     def _refuse(self, *arguments: Any, **named: Any) -> Any:
-        block, *_ = self.contents
-        raise BlockReadError(block.name)
+        raise BlockReadError(self.passing.block.name)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -93,7 +98,7 @@ class Replacement(LayerModule):
 
     step_mode = "m"  # which a forward may ask for
 
-    def __init__(self, layer: nn.Module, name: str, calls: Calls | None, of_spikes: bool = False) -> None:
+    def __init__(self, layer: nn.Module, name: str, calls: CallGuard | None, of_spikes: bool = False) -> None:
         super().__init__()
         self.layer, self.name, self.calls, self.followed = layer, name, calls, False
         self.of_spikes = of_spikes
@@ -132,7 +137,6 @@ class PassedOn(nn.Module):
 
     def forward(self, x: Any) -> Any:
         (block,) = self._block
-        if not isinstance(x, BlockOutput) or x.contents[0] is not block or x.contents[2] != self.place:
+        if not isinstance(x, BlockOutput) or x.passing.block is not block or x.passing.place != self.place:
             raise UserError(f"the forward took another way behind {block.name} than on the example.")
-        values = x.contents[1]
-        return values if self.last else BlockOutput(block, values, self.place + 1)
+        return x.passing.values if self.last else BlockOutput(block, x.passing.values, self.place + 1)

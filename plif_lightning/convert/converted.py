@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plif_lightning.convert.blocks import Calls
+from plif_lightning.convert.blocks import CallGuard
 from plif_lightning.network.over_time import with_time
 
 
@@ -25,15 +25,15 @@ class Conversion:
 
     blocks: list[str] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)
-    unconverted: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
     compared: bool = False
     reason: str = ""
 
     def __str__(self) -> str:
         equal = "equal on the example" if self.compared else "not compared"
-        lines = [f"{len(self.blocks)} nodes in blocks, {len(self.alone)} alone, {len(self.unconverted)} kept; {equal}"]
+        lines = [f"{len(self.blocks)} nodes in blocks, {len(self.alone)} alone, {len(self.kept)} kept; {equal}"]
         lines += [f"no blocks: {self.reason}"] if self.reason else []
-        return "\n".join([*lines, *(f"{name} is kept: {why}" for name, why in self.unconverted.items())])
+        return "\n".join([*lines, *(f"{name} is kept: {why}" for name, why in self.kept.items())])
 
 
 class Converted(nn.Module):
@@ -43,7 +43,7 @@ class Converted(nn.Module):
         net: the converted network, with its original forward.
         conversion: outcome for each node; `print` it.
         names: name of each parameter and buffer here and its shape in SpikingJelly, by its name there.
-        takes_frames: it takes x [T, N, *]; otherwise its forward repeats samples [N, *].
+        takes_sequences: it takes x [T, N, *]; otherwise its forward repeats samples [N, *].
         input_shape: shape of a sample, set by a task; time_steps, T, likewise.
     """
 
@@ -51,12 +51,12 @@ class Converted(nn.Module):
     input_shape: tuple[int, ...] | None = None
     time_steps: int | None = None
 
-    def __init__(self, net: nn.Module, takes_frames: bool = True) -> None:
+    def __init__(self, net: nn.Module, takes_sequences: bool = True) -> None:
         super().__init__()
-        self.net, self.takes_frames = net, takes_frames
+        self.net, self.takes_sequences = net, takes_sequences
         self.conversion = Conversion()
         self.names: dict[str, tuple[str, torch.Size]] = {}
-        self.calls = Calls()
+        self.calls = CallGuard()
 
     def __setattr__(self, name: str, value: Any) -> None:
         within = vars(self).get("_modules", {}).get("net")
@@ -69,12 +69,12 @@ class Converted(nn.Module):
         for module in self.stateful():
             module.reset()
         with self.calls:
-            return self.net(with_time(self, x) if self.takes_frames else x)
+            return self.net(with_time(self, x) if self.takes_sequences else x)
 
     @property
     def keeping_states(self) -> list[str]:
         """Names of nodes that keep states of their own, so that the network cannot take one `step`."""
-        return list(self.conversion.unconverted)
+        return list(self.conversion.kept)
 
     def stateful(self) -> Iterator[Any]:
         """SpikingJelly's modules with a state that are still in the network; each call resets them."""

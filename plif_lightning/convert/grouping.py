@@ -30,12 +30,12 @@ class Plan:
     Attributes:
         chains: layers of each block, in order.
         of_spikes: first layers of blocks with spikes as input.
-        twice: layers that are called more than once.
+        shared: layers that are called more than once, or registered under several names.
     """
 
     chains: list[list[str]] = field(default_factory=list)
     of_spikes: set[str] = field(default_factory=set)
-    twice: set[str] = field(default_factory=set)
+    shared: set[str] = field(default_factory=set)
 
 
 def _joins(block_kinds: Sequence[str], kind: str) -> bool:
@@ -54,14 +54,14 @@ def plan_of_sequences(net: nn.Module, kind: Kind) -> Plan:
         net: a network whose nodes are replaced.
         kind: the part of a block that a module can be.
     """
-    plan = Plan(twice=names_of_shared(net))
+    plan = Plan(shared=names_of_shared(net))
     names = {module: name for name, module in net.named_modules()}
     consumed: set[nn.Module] = set()
     for sequence in list(names):
         is_plain = type(sequence) is nn.Sequential and not has_hooks(sequence)
-        if not is_plain or sequence in consumed or names[sequence] in plan.twice:
+        if not is_plain or sequence in consumed or names[sequence] in plan.shared:
             continue
-        layers = [*flattened_layers(sequence, consumed, names, plan.twice)]
+        layers = [*flattened_layers(sequence, consumed, names, plan.shared)]
         is_spikes = False
         while layers:
             kinds, size = [kind(layers[0])], 1
@@ -70,7 +70,7 @@ def plan_of_sequences(net: nn.Module, kind: Kind) -> Plan:
                 size += 1
             group, layers = layers[:size], layers[size:]
             chain = [names[member] for member in group]
-            if _is_block(kinds) and not plan.twice & {*chain}:
+            if _is_block(kinds) and not plan.shared & {*chain}:
                 plan.chains.append(chain)
                 plan.of_spikes |= {chain[0]} if is_spikes else set()
             for member in group:
@@ -89,7 +89,7 @@ def plan_of_calls(net: nn.Module, parts: nn.Module, x: Tensor, kind: Kind) -> Pl
     """
     training, evaluation = (_recorded(net.train(mode), parts, x, kind) for mode in (True, False))
     chains = [chain for chain in training.chains if chain in evaluation.chains]
-    return Plan(chains, training.of_spikes & evaluation.of_spikes, training.twice | evaluation.twice)
+    return Plan(chains, training.of_spikes & evaluation.of_spikes, training.shared | evaluation.shared)
 
 
 def _recorded(net: nn.Module, parts: nn.Module, x: Tensor, kind: Kind) -> Plan:
@@ -97,7 +97,7 @@ def _recorded(net: nn.Module, parts: nn.Module, x: Tensor, kind: Kind) -> Plan:
     kind_of = {module: kind(module) for module in names}
     inner = {child for module, of in kind_of.items() if of for child in module.modules() if child is not module}
     leaves = [module for module in names if module not in inner and (kind_of[module] or not [*module.children()])]
-    calls = record_calls(leaves, net, x, separately=True)
+    calls = record_calls(leaves, net, x, distinct_outputs=True)
     times = Counter(module for module, _, _ in calls)
     chains = list(_chains([call for call in calls if times[call[0]] == 1], calls, kind_of))
     spiking = _with_spiking_inputs(calls)

@@ -51,7 +51,7 @@ class Proof:
         net: the copy.
         x: the example in float64.
         repeats: two calls of the network with the same random numbers give the same.
-        silent: nodes that fired too rarely or too often in the last comparison to prove anything.
+        untelling: nodes that fired too rarely or too often in the last comparison to prove anything.
     """
 
     def __init__(self, net: nn.Module, x: Tensor, is_node: Callable[[nn.Module], bool], library: Library) -> None:
@@ -60,7 +60,7 @@ class Proof:
         self.nodes = {name: module for name, module in self.net.named_modules() if is_node(module)}
         self.library, self._reset = library, library.reset
         self.repeats = True
-        self.silent: list[str] = []
+        self.untelling: list[str] = []
         self._context = ExitStack()
 
     def __enter__(self) -> "Proof":
@@ -115,8 +115,8 @@ class Proof:
     def difference(self, converted: Any) -> str:
         """The first difference between the network and its conversion; empty if there is none.
 
-        Outputs, gradients and buffers are compared in two training steps, one in the network's modes, and an
-        evaluation.
+        Outputs, gradients and buffers are compared in two passes in training mode, one in the network's own modes, and
+        one in evaluation mode.
         """
         if not self.repeats:
             return "two calls with the same random numbers differ"
@@ -147,9 +147,13 @@ class Proof:
             self.net.zero_grad()
             self._reset(self.net)
         shares = {name: of_calls for name, of_calls in rates.items() if not any(map(is_telling, of_calls))}
-        self.silent = [f"{name} fires in {100 * of_calls[0]:.0f} % of its outputs" for name, of_calls in shares.items()]
-        if self.silent:
-            self.silent[-1] += ", which proves nothing: pass an example of larger values, or of more steps or samples"
+        self.untelling = [
+            f"{name} fires in {100 * of_calls[0]:.0f} % of its outputs" for name, of_calls in shares.items()
+        ]
+        if self.untelling:
+            self.untelling[-1] += (
+                ", which proves nothing: pass an example of larger values, or of more steps or samples"
+            )
         return ""
 
     def _step(self, net: nn.Module, names: dict[str, str], call: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""First step of a conversion: what the modules of a network of SpikingJelly are."""
+"""What the modules of a network of SpikingJelly are: nodes, and layers that blocks can hold."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -58,8 +58,9 @@ class Vocabulary(NamedTuple):
         if isinstance(module, OverTime):
             plain = self.plain_class(inner, (nn.Conv2d, nn.Linear))
         else:
-            theirs = getattr(module, "step_mode", "") == "m"  # PyTorch's layers take frames, but for nn.Linear
-            classes = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *POOLS) if theirs else (nn.Linear,)
+            # PyTorch's own layers take single images, but for nn.Linear.
+            is_multi_step = getattr(module, "step_mode", "") == "m"
+            classes = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *POOLS) if is_multi_step else (nn.Linear,)
             plain = self.plain_class(module, classes)
         if has_hooks(module) or has_hooks(inner):
             return ""

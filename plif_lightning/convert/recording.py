@@ -1,4 +1,4 @@
-"""Calls of a network's layers, recorded on an example."""
+"""CallGuard of a network's layers, recorded on an example."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -13,17 +13,17 @@ from plif_lightning.convert.blocks import BlockReadError
 Call = tuple[nn.Module, Any, Any]
 
 
-def record_calls(modules: Sequence[nn.Module], net: nn.Module, x: Tensor, separately: bool = False) -> list[Call]:
-    """Calls of modules in a call of a network, in order: module, first input and output.
+def record_calls(modules: Sequence[nn.Module], net: nn.Module, x: Tensor, distinct_outputs: bool = False) -> list[Call]:
+    """CallGuard of modules in a call of a network, in order: module, first input and output.
 
-    With `separately` an input that a module passes on is another object behind it.
+    With `distinct_outputs` an input that a module passes on is another object behind it.
     """
     calls: list[Call] = []
     versions: dict[int, int] = {}  # of outputs, which `calls` keeps
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         x: Any = inputs[0] if inputs else None
-        if separately and inputs and output is x:
+        if distinct_outputs and inputs and output is x:
             output = output.view_as(output)
         if isinstance(x, Tensor) and versions.get(id(x), x._version) != x._version:
             x = x.view_as(x)  # written in place since, as by `out += identity`: no longer that output

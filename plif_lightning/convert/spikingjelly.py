@@ -1,23 +1,24 @@
 """Networks of SpikingJelly with the neurons and blocks of this package, under their original forward.
 
-A conversion recognises modules, groups layers into blocks and replaces them, each in a file of its own; a comparison
-with the original proves it.
+A conversion puts neurons in the places of nodes (`neurons`), groups layers (`grouping`) and forms blocks of them
+(`forming`); `Vocabulary` says what a module is. A comparison with the original proves it (`proof`).
 """
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from plif_lightning.convert.converted import Converted
+from plif_lightning.convert.forming import converted_by
 from plif_lightning.convert.grouping import Plan, plan_of_calls
+from plif_lightning.convert.neurons import neurons_in_place
 from plif_lightning.convert.nodes import NODES
 from plif_lightning.convert.proof import Proof
 from plif_lightning.convert.recognise import MakeNeuron, Vocabulary
 from plif_lightning.convert.recording import block_that_is_read, takes_images
-from plif_lightning.convert.replace import converted_by, with_neurons
 from plif_lightning.convert.versions import library_of
 from plif_lightning.errors import UserError
 
@@ -31,8 +32,9 @@ def from_spikingjelly(
 
     With an example, layers that a kernel can fuse become blocks: convolution - BN - node - pool, dropout - FC - node.
     The forward of the network runs as it is. Both networks are then compared on a copy in float64, with nodes made
-    to fire: two training steps (outputs, all gradients, BN's statistics) and an evaluation. If they differ, or a node
-    stays silent, only nodes are replaced, with a warning that names the difference.
+    to fire: outputs, all gradients and BN's statistics, twice in training mode, then in the network's own modes and in
+    evaluation. If they differ, or a node fires too rarely or too often, only nodes are replaced, with a warning that
+    names the difference.
     Without an example, layers of a plain `nn.Sequential` become blocks, and nothing is compared.
 
     Args:
@@ -54,35 +56,52 @@ def from_spikingjelly(
     >>> converted(torch.zeros(8, 1, 3)).shape
     torch.Size([8, 1, 2])
     """
-    words = Vocabulary(library_of(net, list(NODES)), nodes or {})
-    words.library.reset(net)
-    words.require_multi_step(net)
+    vocabulary = Vocabulary(library_of(net, list(NODES)), nodes or {})
+    vocabulary.library.reset(net)
+    vocabulary.require_multi_step(net)
     if x is None:
-        return converted_by(net, words)
-    takes_frames = x.dim() != 4 or not takes_images(net, x, words.is_node)
-    x = x[:, :4] if takes_frames else x[:4]
-    with Proof(net, x, words.is_node, words.library) as trial:
-        try:
-            draft, _ = with_neurons(trial.net, words, takes_frames=False, twice=set())
-            plan = plan_of_calls(draft, draft.net, trial.x, words.kind)
-        except Exception as error:  # of a forward that asks a node for attributes that our neurons lack
-            raise UserError(f"{type(net).__name__} cannot be converted: {type(error).__name__}: {error}.") from error
-        source = copy.deepcopy(trial.net)  # a forward may keep tensors with gradients, which cannot be copied
-        while read := block_that_is_read(converted_by(source, words, takes_frames, plan), trial.x):
-            plan.chains = [chain for chain in plan.chains if chain[0] != read]
-        difference = trial.difference(converted_by(source, words, takes_frames, plan))
-        unproved = _decided_by_first(difference or ", ".join(trial.silent))
-        if unproved:
-            plan = Plan(twice=plan.twice)
-            difference = _decided_by_first(trial.difference(converted_by(source, words, takes_frames, plan)))
-            if difference and trial.repeats:
+        return converted_by(net, vocabulary)
+    takes_sequences = x.dim() != 4 or not takes_images(net, x, vocabulary.is_node)
+    x = x[:, :4] if takes_sequences else x[:4]
+    with Proof(net, x, vocabulary.is_node, vocabulary.library) as proof:
+        plan, convert = _plan(proof, vocabulary, takes_sequences)
+        difference = proof.difference(convert(plan))
+        unproved = _decided_by_first(difference or ", ".join(proof.untelling))
+        if unproved:  # nodes alone
+            plan = Plan(shared=plan.shared)
+            difference = _decided_by_first(proof.difference(convert(plan)))
+            if difference and proof.repeats:  # of a network that is random in other ways than dropout nothing is known
                 raise UserError(f"{type(net).__name__} cannot be converted: {difference}.")
-    converted = converted_by(net, words, takes_frames, plan)
+    converted = converted_by(net, vocabulary, takes_sequences, plan)
     converted.conversion.compared = not difference
     if unproved:
         converted.conversion.reason = unproved
         _log.warning("%s: its nodes are replaced, but no blocks are formed: %s.", type(net).__name__, unproved)
     return converted
+
+
+def _plan(proof: Proof, vocabulary: Vocabulary, takes_sequences: bool) -> tuple[Plan, Callable[[Plan], Converted]]:
+    """The blocks of a network, between whose layers its forward reads nothing; and what converts its copy by a plan.
+
+    Raises:
+        UserError: it has no node that can be replaced, or its forward fails with neurons for nodes.
+    """
+    try:
+        draft, _ = neurons_in_place(proof.net, vocabulary, takes_sequences=False, shared=set())
+        plan = plan_of_calls(draft, draft.net, proof.x, vocabulary.kind)
+    except UserError:
+        raise
+    except Exception as error:  # of a forward that asks a node for attributes that our neurons lack
+        name = type(proof.net).__name__
+        raise UserError(f"{name} cannot be converted: {type(error).__name__}: {error}.") from error
+    source = copy.deepcopy(proof.net)  # a forward may keep tensors with gradients, which cannot be copied
+
+    def convert(plan: Plan) -> Converted:
+        return converted_by(source, vocabulary, takes_sequences, plan)
+
+    while read := block_that_is_read(convert(plan), proof.x):
+        plan.chains = [chain for chain in plan.chains if chain[0] != read]
+    return plan, convert
 
 
 def _decided_by_first(difference: str) -> str:

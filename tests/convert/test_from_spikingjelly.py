@@ -112,7 +112,7 @@ def test_containers(with_example):
     net[0][1].eval()  # frozen, while the others train
     net, x = excited(net.double()), frames(2, 6, 6)
     converted = pl.from_spikingjelly(net, *[x] * with_example)
-    assert list(converted.conversion.unconverted) == ["1.0"]  # single steps
+    assert list(converted.conversion.kept) == ["1.0"]  # single steps
     assert not with_example or converted.conversion.blocks == ["3"]
     require_equal(net, converted, x)
 
@@ -174,7 +174,7 @@ def test_custom_forward_keeps_running_with_blocks(kind, monkeypatch):
     converted = pl.from_spikingjelly(net, x)
     assert not converted.conversion.reason
     assert len(converted.conversion.blocks) >= 1
-    assert list(converted.conversion.unconverted) == (["first.node", "second.node"] if kind == "twice" else [])
+    assert list(converted.conversion.kept) == (["first.node", "second.node"] if kind == "twice" else [])
     require_equal(net, converted, x)
 
 
@@ -462,11 +462,11 @@ def test_sequences_of_lines_are_no_images(steps):
     torch.manual_seed(0)
     net, x = OverLines(), 2 * torch.rand(steps, 5, 2, 7)
     converted = pl.from_spikingjelly(net, x)
-    assert converted.takes_frames
+    assert converted.takes_sequences
     assert converted.conversion.compared
     assert converted(x).shape == (steps, 5, 4, 7)
     images = pl.from_spikingjelly(Repeats(), torch.rand(5, 2, 6, 6).double())
-    assert not images.takes_frames
+    assert not images.takes_sequences
 
 
 class Summed(Small):
@@ -617,7 +617,7 @@ OTHERS = [
 def test_nodes_with_other_surrogates_are_kept(theirs):
     nodes = [neuron.LIFNode(surrogate_function=theirs, step_mode="m"), neuron.LIFNode(v_threshold=0.2, step_mode="m")]
     converted = pl.from_spikingjelly(nn.Sequential(*nodes))
-    assert converted.conversion.unconverted == {"0": f"surrogate {type(theirs).__name__}"}
+    assert converted.conversion.kept == {"0": f"surrogate {type(theirs).__name__}"}
 
 
 def test_what_the_network_within_has_is_set_there():
@@ -625,3 +625,33 @@ def test_what_the_network_within_has_is_set_there():
     with pytest.raises(AttributeError, match=r"fc is of the network within: set net\.net\.fc"):
         converted.fc = nn.Linear(6, 3)
     converted.time_steps = 8
+
+
+@pytest.mark.parametrize("with_example", [False, True])
+def test_blocks_know_which_of_their_inputs_are_spikes(with_example):
+    """Those behind neurons, also through a pool or a flattening; not the first, nor one behind an average."""
+    m = {"step_mode": "m"}
+    parts = [layer.Conv2d(3, 4, 3, padding=1, **m), neuron.LIFNode(v_threshold=0.3, **m)]
+    parts += [layer.MaxPool2d(2, **m), layer.Conv2d(4, 4, 3, padding=1, **m), neuron.LIFNode(v_threshold=0.1, **m)]
+    parts += [
+        layer.AvgPool2d(2, **m),
+        layer.Flatten(**m),
+        layer.Linear(16, 6, **m),
+        neuron.LIFNode(v_threshold=0.1, **m),
+    ]
+    parts += [layer.Linear(6, 3, **m)]
+    net, x = nn.Sequential(*parts), 4 * torch.rand(4, 2, 3, 8, 8)
+    converted = pl.from_spikingjelly(net, *[x] * with_example)
+    of_spikes = {
+        name: module.of_spikes for name, module in converted.net.named_children() if hasattr(module, "of_spikes")
+    }
+    assert of_spikes == {"0": False, "3": True, "7": False, "9": True}
+
+
+@pytest.mark.parametrize("with_example", [False, True])
+def test_a_norm_before_neurons_alone_is_no_block(with_example):
+    net = nn.Sequential(layer.BatchNorm2d(3, step_mode="m"), neuron.LIFNode(v_threshold=0.3, step_mode="m")).double()
+    x = 4 * torch.rand(4, 2, 3, 4, 4).double()
+    converted = pl.from_spikingjelly(net, *[x] * with_example)
+    assert str(converted.conversion).startswith("0 nodes in blocks, 1 alone")
+    require_equal(net, converted, x)
