@@ -48,6 +48,8 @@ class BlockReadError(UserError):
 
 
 class _Passing(NamedTuple):
+    """See `BlockOutput`."""
+
     block: "Replacement"
     values: Tensor
     place: int
@@ -80,7 +82,7 @@ class BlockOutput:
         leaves = tree_leaves((arguments, named))
         return next(leaf for leaf in leaves if isinstance(leaf, cls))._refuse()
 
-    __bool__ = __len__ = __iter__ = __getitem__ = __setitem__ = __float__ = __array__ = _refuse
+    __bool__ = __len__ = __iter__ = __abs__ = __invert__ = __getitem__ = __setitem__ = __float__ = __array__ = _refuse
     __add__ = __sub__ = __mul__ = __truediv__ = __neg__ = __pow__ = __matmul__ = _refuse
     __radd__ = __rsub__ = __rmul__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse
     __hash__ = object.__hash__

@@ -61,7 +61,7 @@ class Excitation:
                 if hasattr(node, "v_threshold"):
                     hooks.enter_context(node.register_forward_pre_hook(lambda node, of: self._settle(node, of[0])))
             for _ in range(12):
-                if not self._scale_weights():
+                if not self._run_and_rescale():
                     break
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -89,7 +89,7 @@ class Excitation:
             first_values["v_threshold"] = threshold
         self.reset(node)
 
-    def _scale_weights(self) -> bool:
+    def _run_and_rescale(self) -> bool:
         """Run the network, and scale the weights before nodes without a threshold that do not fire, or always do."""
         self.reset(self.net)
         weighted = [module for module in self.net.modules() if isinstance(module, _WEIGHTED)]

@@ -1,4 +1,4 @@
-"""Third step of a conversion: blocks in the places of layers, which a plan groups."""
+"""Third step of a conversion: blocks in the places of layers, which a plan groups; and all three steps together."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from plif_lightning.neurons import Neuron
 def converted_by(
     net: nn.Module, vocabulary: Vocabulary, takes_sequences: bool = True, plan: Plan | None = None
 ) -> Converted:
-    """A converted copy of a network.
+    """A converted copy of a network: neurons in the places of nodes, blocks by a plan, and the names of its weights.
 
     Args:
         net: the network; it is left alone.
@@ -34,15 +34,15 @@ def converted_by(
     Raises:
         UserError: it has no node that can be replaced.
     """
-    example = next((t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()), torch.empty(0))
-    with _default_dtype(example.dtype):
+    reference = next((t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()), torch.empty(0))
+    with _default_dtype(reference.dtype):
         shared = names_of_shared(net) if plan is None else plan.shared
         converted, stored = neurons_in_place(net, vocabulary, takes_sequences, shared)
         plan = plan_of_sequences(converted.net, vocabulary.kind) if plan is None else plan
         for chain in plan.chains:
             _form_block(converted, vocabulary, chain, chain[0] in plan.of_spikes)
     _guard_lone_neurons(converted)
-    use_backend(converted.to(example.device))
+    use_backend(converted.to(reference.device))
     named = reversed(converted.state_dict(keep_vars=True).items())  # the first of its names
     here = {id(tensor): name for name, tensor in named}
     converted.names = {name: (here[id(t)], shape) for name, (t, shape) in stored.items() if id(t) in here}
@@ -75,14 +75,14 @@ def _form_block(converted: Converted, vocabulary: Vocabulary, names: Sequence[st
     """Put a block in the place of the first of some layers; the places of the others pass its output on."""
     parts = [converted.net.get_submodule(name) for name in names]
     holders = [holders_of(converted, module) for module in parts]  # before the block has them
-    block = _block(converted, vocabulary, dict(zip(names, parts, strict=True)), of_spikes)
+    block = _replacement(converted, vocabulary, dict(zip(names, parts, strict=True)), of_spikes)
     block.followed = len(parts) > 1
     put(block, holders[0])
     for place, places in enumerate(holders[1:], start=1):
         put(PassedOn(block, place, last=places is holders[-1]), places)
 
 
-def _block(
+def _replacement(
     converted: Converted, vocabulary: Vocabulary, parts: Mapping[str, nn.Module], of_spikes: bool
 ) -> Replacement:
     """The block of a chain of layers, by their names; `of_spikes`: its input was, see `Replacement`."""

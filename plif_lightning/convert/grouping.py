@@ -79,7 +79,9 @@ def plan_of_sequences(net: nn.Module, kind: Kind) -> Plan:
 
 
 def plan_of_calls(net: nn.Module, parts: nn.Module, x: Tensor, kind: Kind) -> Plan:
-    """Blocks of layers of which each sees only the previous one's output, in training and in evaluation alike.
+    """Candidates: chains of layers of which each is the only layer to see the previous one's output, in both modes.
+
+    What else of the forward reads such an output, `recording.block_that_is_read` tells.
 
     Args:
         net: a network whose nodes are replaced.

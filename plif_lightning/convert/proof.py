@@ -68,10 +68,10 @@ class Proof:
         torch.manual_seed(0)
         for module in self.net.modules():
             if isinstance(module, self.library.layer.Dropout):
-                mask: Any = module
-                # The old one stores its mask, the new one returns it.
-                stores = partial(_store_fixed_mask, mask)
-                mask.create_mask = stores if self.library.single_steps else _fixed_mask.__get__(module)
+                dropout: Any = module
+                # That of clock_driven stores its mask, the new one returns it.
+                stores = partial(_store_fixed_mask, dropout)
+                dropout.create_mask = stores if self.library.single_steps else _fixed_mask.__get__(module)
         try:
             with restore_modes(self.net):
                 Excitation(self.net.train(), self.x, self.nodes.values(), self._reset).run()

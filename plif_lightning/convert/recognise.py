@@ -42,9 +42,9 @@ class Vocabulary(NamedTuple):
         # SpikingJelly has no AdaptiveMaxPool2d.
         return next((k for k in classes if type(module) in (k, getattr(layer, k.__name__, None))), None)
 
-    def as_plain(self, module: nn.Module, classes: Sequence[type[nn.Module]] = STATELESS) -> Any:
-        """A layer as PyTorch's class, with the same tensors."""
-        kind = self.plain_class(module, classes)
+    def as_plain(self, module: nn.Module) -> Any:
+        """A layer without a state as PyTorch's class, with the same tensors."""
+        kind = self.plain_class(module, STATELESS)
         assert kind is not None
         if type(module) is kind:
             return module

@@ -1,4 +1,4 @@
-"""CallGuard of a network's layers, recorded on an example."""
+"""Calls of a network's layers, recorded on an example."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ Call = tuple[nn.Module, Any, Any]
 
 
 def record_calls(modules: Sequence[nn.Module], net: nn.Module, x: Tensor, distinct_outputs: bool = False) -> list[Call]:
-    """CallGuard of modules in a call of a network, in order: module, first input and output.
+    """Calls of modules in a call of a network, in order: module, first input and output.
 
     With `distinct_outputs` an input that a module passes on is another object behind it.
     """

@@ -73,7 +73,7 @@ def from_spikingjelly(
             if difference and proof.repeats:  # of a network that is random in other ways than dropout nothing is known
                 raise UserError(f"{type(net).__name__} cannot be converted: {difference}.")
     converted = converted_by(net, vocabulary, takes_sequences, plan)
-    converted.conversion.compared = not difference
+    converted.conversion.compared = not (difference or proof.untelling)
     if unproved:
         converted.conversion.reason = unproved
         _log.warning("%s: its nodes are replaced, but no blocks are formed: %s.", type(net).__name__, unproved)
@@ -81,7 +81,7 @@ def from_spikingjelly(
 
 
 def _plan(proof: Proof, vocabulary: Vocabulary, takes_sequences: bool) -> tuple[Plan, Callable[[Plan], Converted]]:
-    """The blocks of a network, between whose layers its forward reads nothing; and what converts its copy by a plan.
+    """The blocks of a network, between whose layers its forward reads nothing; and how its copy is converted by a plan.
 
     Raises:
         UserError: it has no node that can be replaced, or its forward fails with neurons for nodes.

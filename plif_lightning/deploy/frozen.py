@@ -252,7 +252,8 @@ class _AsItIs(Frozen):
 
     def __init__(self, prefix: str, block: nn.Module, flat: bool) -> None:
         self._block, self._flat = block, flat
-        self._stateful = {f"{prefix}.{name}": module for name, module in stateful_modules(block).items()}
+        stateful = stateful_modules(block).items()
+        self._stateful = {".".join(filter(None, (prefix, name))): module for name, module in stateful}
         self.neurons = {name: module for name, module in self._stateful.items() if isinstance(module, Neuron)}
 
     @property

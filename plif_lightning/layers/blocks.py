@@ -57,7 +57,7 @@ class ResidualBlock(LayerModule):
     """Two branches over [T, N, C, H, W] combined element by element, and the neurons behind them.
 
     Args:
-        how: ADD, the sum; AND, the product; IAND, (1 - branch) shortcut.
+        combine: ADD, the sum; AND, the product; IAND, (1 - branch) shortcut.
         branch: the layers of the branch.
         shortcut: the layers of the shortcut; empty for the input itself.
         neuron: neurons that see the result; None without.

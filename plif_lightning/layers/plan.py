@@ -63,6 +63,7 @@ class Choice(NamedTuple):
         skip: products that skip silent inputs, and the density of a sample of the input.
         convolves: the kernels compute the convolution, without its bias; otherwise it is called as a module.
         innermost: the convolution gets its input with C innermost in memory, as kernels want its output.
+        pools: a kernel of the form computes the pool, too.
         reason: why a faster form did not run; empty where there is none.
     """
 
@@ -70,6 +71,7 @@ class Choice(NamedTuple):
     skip: Skip = NEVER
     convolves: bool = False
     innermost: bool = False
+    pools: bool = False
     reason: str = ""
 
     def __str__(self) -> str:
@@ -171,24 +173,26 @@ def choose(block: ConvParts, x: Signal, of_sum: bool = False) -> Choice:
     if not is_plain(block):
         return Choice("part by part", innermost=True, reason="it has hooks, or is of another class")
     unfused = "" if of_sum else refuses_fusion(block, neuron)
+    is_step = active_states() is not None
+    pools = block.pool_name is not None and not (of_sum or is_step)
     form: Form = "part by part" if unfused else "fused"
     if reason := refuses_conv(block):
-        return Choice(form, innermost=True, reason=unfused or reason)
+        return Choice(form, innermost=True, pools=pools, reason=unfused or reason)
     recomputes = not unfused and not of_sum and _has_few_channels(block, x)
     skip = NEVER
     if x.is_spikes or (recomputes and block.kernel_pool != "avg"):
         operator: OpName = "events" if recomputes else "conv"
         skip = block.backend.skips(operator, *_product(block, values), stride=block.conv.stride[0])
     if recomputes:
-        return Choice("one pass", skip, convolves=True)
+        return Choice("one pass", skip, convolves=True, pools=pools)
     reason = unfused or ("" if x.is_spikes else "its input is not spikes")
     if not unfused and (torch.is_grad_enabled() or block.normalises_by_batch):
         reason = reason or "gradients, or statistics of the batch, need the convolution's output"
     elif not unfused and skip.output:
-        if not of_sum and block.kernel_pool != "avg" and active_states() is None and not x.is_held:
-            return Choice("one pass", skip, convolves=True)
+        if not (of_sum or is_step or x.is_held) and block.kernel_pool != "avg":
+            return Choice("one pass", skip, convolves=True, pools=pools)
         reason = "its pool averages, its input is held, or it runs single time-steps"
-    return Choice(form, skip, convolves=True, innermost=True, reason=reason)
+    return Choice(form, skip, convolves=True, innermost=True, pools=pools, reason=reason)
 
 
 def _has_few_channels(block: ConvParts, x: Signal) -> bool:
@@ -227,7 +231,7 @@ def run_conv(block: ConvParts, x: Signal, added: Sum | None = None) -> Tensor:
         spikes = _run_single_pass(block, x.values, choice.skip)
     else:
         spikes = _run_fused(block, x, choice, added)
-    if block.pool is None or (block.pool_name is not None and active_states() is None):
+    if block.pool is None or choice.pools:
         return spikes
     return _values_behind(block.pool, spikes, x.steps)
 
@@ -286,7 +290,7 @@ def _run_fused(block: ConvParts, x: Signal, choice: Choice, added: Sum | None) -
     norm, dynamics = _norm_of(block, lambda: moments(y), y, x.steps, choice.convolves), neuron.dynamics
     if active_states() is not None:
         return advance(neuron, lambda before: norm_fire_pool(y, norm, dynamics, before, added=other, last=True))
-    pool: dict[str, Any] = {} if added is not None else {"pool": block.kernel_pool, "seed": block.seed()}
+    pool: dict[str, Any] = {"pool": block.kernel_pool, "seed": block.seed()} if choice.pools else {}
     return norm_fire_pool(y, norm, dynamics, time_steps=x.steps, added=other, **pool)[0]
 
 

@@ -126,7 +126,7 @@ class SpikingNetwork(nn.Module):
     Attributes:
         time_steps: T.
         structure: the layers as built; `str()` writes them in the notation of Table S1.
-        placed: the layers with their names, shapes and facts; `blocks` has the module of each.
+        layer_specs: the layers with their names, shapes and facts; `blocks` has the module of each.
 
     Raises:
         UserError: an argument lies outside its range or does not fit the others; the structure cannot be read, or does

@@ -123,7 +123,7 @@ def test_a_node_under_two_names_is_replaced_if_an_example_shows_one_call(with_ex
     x = 3 * torch.rand(4, 3, 2, 6, 6)
     converted = pl.from_spikingjelly(net, *([x] if with_example else []))
     left = [name for name, module in converted.net.named_modules() if isinstance(module, neuron.BaseNode)]
-    assert left == [*converted.conversion.unconverted] == ([] if with_example else ["node"])
+    assert left == [*converted.conversion.kept] == ([] if with_example else ["node"])
     assert len({module for module in converted.modules() if isinstance(module, pl.Neuron)}) == 2 - len(left)
     with torch.no_grad():
         assert torch.equal(converted.eval()(x), net.eval()(x))
