@@ -316,8 +316,8 @@ class DeployedNetwork(nn.Module):
         self.forms = {name: layer.form for name, layer in layers.items()}
         self.input_shape, self.num_classes, self.time_steps = net.input_shape, net.num_classes, net.time_steps
         self._layers = list(layers.values())
-        # In a tuple and a dictionary: not registered as submodules.
-        self._input_and_voting = (net.inputs, net.voting)
+        # In a list, a tuple and a dictionary: not registered as submodules.
+        self._inputs, self._voting = ([] if net.inputs.name == "direct" else [net.inputs]), (net.voting,)
         self._stateful: dict[str, nn.Module] = {
             n: module for layer in self._layers for n, module in layer.stateful.items()
         }
@@ -362,13 +362,12 @@ class DeployedNetwork(nn.Module):
 
     def _run(self, x: Signal) -> Tensor:
         """Votes [T, N, classes] of x [T or 1, N, C, H, W]."""
-        inputs, voting = self._input_and_voting
         if not x.values.shape[1]:
             return torch.zeros(x.steps, 0, self.num_classes)
-        with torch.autocast("cpu", enabled=False):
-            y = run_layers((inputs, *self._layers), x)
+        with torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext():
+            y = run_layers((*self._inputs, *self._layers), x)
             rows = _dense(y.values, x.steps).flatten(2).expand(x.steps, -1, -1)
-            votes: Tensor = run_layer(voting, y._replace(values=rows)).values
+            votes: Tensor = run_layer(self._voting[0], y._replace(values=rows)).values
         return votes
 
     @contextmanager

@@ -95,14 +95,13 @@ def _taken_by(forward: Any) -> tuple[str, ...]:
 
 def run_layer(layer: Any, x: Signal) -> Signal:
     """The output of a layer, or of any module over [T, N, *]."""
+    if isinstance(layer, Layer) and layer.is_plain_call:
+        return Signal(layer.run(x), x.steps, layer.keeps_spikes(x.is_spikes))
     if type(layer) is nn.Sequential and is_called_plainly(layer):
         return run_layers(layer, x)
-    if isinstance(layer, Layer) and layer.is_plain_call:
-        values = layer.run(x)
-    else:
-        facts: dict[str, Any] = {"time_steps": x.steps, "is_spikes": x.is_spikes}
-        forward: Any = vars(layer).get("forward", type(layer).forward)  # that of timers and offloaders
-        values = layer(x.values, **{name: facts[name] for name in _taken_by(forward)})
+    facts: dict[str, Any] = {"time_steps": x.steps, "is_spikes": x.is_spikes}
+    forward: Any = vars(layer).get("forward", type(layer).forward)  # that of timers and offloaders
+    values = layer(x.values, **{name: facts[name] for name in _taken_by(forward)})
     return Signal(values, x.steps, keeps_spikes(layer, x.is_spikes))
 
 

@@ -1,7 +1,6 @@
 """States passed in and out of a single time-step; layers themselves keep none."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 
 import torch
@@ -54,16 +53,18 @@ def active_states() -> Carried | None:
     return None if torch.compiler.is_dynamo_compiling() else _carried.get()
 
 
-@contextmanager
-def carry_states(
-    before: Mapping[nn.Module, LayerState], masks: dict[nn.Module, Tensor] | None = None
-) -> Iterator[Carried]:
-    """Run neurons from the states `before` while the context lasts; yields the `Carried` with their new ones."""
-    token = _carried.set(Carried(before, masks))
-    try:
-        yield _carried.get()  # type: ignore[misc]
-    finally:
-        _carried.reset(token)
+class carry_states:  # noqa: N801 (a context manager)
+    """Run layers from the states `before` while the context lasts; enters as the `Carried` with their new ones."""
+
+    def __init__(self, before: Mapping[nn.Module, LayerState], masks: dict[nn.Module, Tensor] | None = None) -> None:
+        self._states = Carried(before, masks)
+
+    def __enter__(self) -> Carried:
+        self._token = _carried.set(self._states)
+        return self._states
+
+    def __exit__(self, *error: object) -> None:
+        _carried.reset(self._token)
 
 
 def advance(layer: nn.Module, run: Callable[[tuple[Tensor, ...] | None], tuple[Tensor, tuple[Tensor, ...]]]) -> Tensor:
