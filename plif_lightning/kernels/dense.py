@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from torch.nn.modules.utils import _pair
 
 from plif_lightning.dynamics.reference import autocast_in_force, in_real_precision
 from plif_lightning.kernels.layout import real_type
+from plif_lightning.kernels.onednn import Sides, Window, errs_in_bfloat16, without_stride
 from plif_lightning.runtime.process import processor
 
-Sides = tuple[int, int]
 # Multiply-adds from which the library matters.
 _LARGE = 2**26
 # oneDNN copies a convolution's weight into another layout at every call, which takes longer than the products where a
@@ -59,14 +59,8 @@ def widens(x: Tensor) -> bool:
 
 
 def _convolves_in_float32(x: Tensor, shape: Sequence[int], dilation: int | Sequence[int] = 1, **_: Any) -> bool:
-    """True if a convolution of x with a weight [O, C, K, K] runs by way of float32: as `widens`, or where oneDNN errs.
-
-    oneDNN's bfloat16 gradients of the weight of a dilated convolution are garbage (NaN, 1e18, or finite and of another
-    direction) with C innermost, stride 1 and outputs 29 wide or more: ungrouped from 17 channels on, grouped from 1,
-    if the channels of a group are no multiple of 16. Seen with torch 2.13 on an AMD EPYC (Zen 5, family 26).
-    Float32 takes 0.5 to 1.4 times as long as bfloat16 there.
-    """
-    return widens(x) or (_is_bfloat16_on_cpu(x) and _pair(dilation) != (1, 1) and shape[1] % 16 != 0)
+    """True if a convolution of x with a weight [O, C, K, K] is exact, or faster, by way of float32."""
+    return widens(x) or (_is_bfloat16_on_cpu(x) and errs_in_bfloat16(shape, dilation))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -94,8 +88,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: An
     if _convolves_in_float32(x, weight.shape, **settings):
         with in_real_precision(x.device):
             return conv2d(*_widen(x, weight, bias), **settings).bfloat16()
-    x, settings = _without_stride(x, weight.shape, settings)
-    window = _Window.of(x, weight.shape, **settings)
+    x, settings = without_stride(x, weight.shape, settings)
+    window = Window.of(x, weight.shape, **settings)
     convolve = _conv2d_of_patches if takes_patches(x, weight, settings.get("stride", 1)) else F.conv2d
     if any(window.idle):
         weight = F.pad(weight, [-taps for taps in window.idle])
@@ -121,93 +115,10 @@ def _conv2d_of_patches(
     return F.linear(patches, weight.flatten(1), bias).unflatten(1, (height, -1)).permute(0, 3, 1, 2)
 
 
-class _Taps(NamedTuple):
-    """The taps of a kernel that see any input, in a dimension.
-
-    Attributes:
-        idle: taps at the beginning and at the end that see padding only, as all but the middle tap of 3 on a map
-            of a single pixel.
-        padding: zeros on either side of the input, for the other taps.
-        stride: 1 for a single output, to which it makes no difference.
-        around: further ones at the beginning and at the end; below zero: inputs that the other taps do not see.
-    """
-
-    idle: Sides
-    padding: int
-    stride: int
-    around: Sides = (0, 0)
-
-    @classmethod
-    def of(cls, size: int, kernel: int, stride: int, padding: Sides, dilation: int) -> "_Taps":
-        before, after = padding
-        outputs = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
-        first = max(0, -(-(before - (outputs - 1) * stride) // dilation))
-        last = max(0, kernel - -(-(size + before) // dilation))
-        if first + last >= kernel:  # every output sees padding only
-            first = last = 0
-        stride = 1 if outputs == 1 else stride
-        before -= first * dilation
-        after = (outputs - 1) * stride + dilation * (kernel - first - last - 1) + 1 - size - before
-        # On a map narrower than the stride a tap in the middle may step over it: zeros in memory are right for oneDNN.
-        steps_over = size < stride and outputs > 1
-        if 0 <= before - after < stride and before >= 0 and not steps_over:
-            return cls((first, last), before, stride)
-        return cls((first, last), 0, stride, (before, after))
-
-
-class _Window(NamedTuple):
-    """A convolution on a CPU without what oneDNN gets wrong in bfloat16; seen with torch 2.13.
-
-    The weight's gradient of taps that see padding only: it takes them from memory beyond the map (1e4 to 1e36, inf,
-    NaN, or finite and wrong by 90 %). On AMD EPYC (Zen 4): on maps narrower than the stride (1x1 and 14x1 at 2, 9x2
-    at 3); from 128 input channels on with kernels of height 5 on maps of height 1, and of height 7 on heights 1 and 2.
-
-    The output at a stride, where it is one pixel wide and higher (1e20 to 1e39, NaN, or wrong by 80 %). On an Intel
-    Xeon with AMX: from 128 channels to 128, kernels of width 2 and more.
-
-    Processors for which oneDNN has no bfloat16 (Zen 3) do not show either.
-
-    Attributes:
-        idle: taps to leave out on the left, right, top and bottom.
-        around: see `_Taps`; on the left, right, top and bottom.
-        settings: stride, padding, dilation and groups.
-    """
-
-    idle: list[int]
-    around: list[int]
-    settings: tuple[Sides, Sides, Sides, int]
-
-    @classmethod
-    def of(
-        cls,
-        x: Tensor,
-        shape: Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | str = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-    ) -> "_Window":
-        """That of a kernel of a shape [O, C, K, K] over x [N, C, H, W]."""
-        strides, dilations = _pair(stride), _pair(dilation)
-        if isinstance(padding, str):
-            total = [0 if padding == "valid" else d * (k - 1) for k, d in zip(shape[2:], dilations, strict=True)]
-            paddings = [(zeros // 2, zeros - zeros // 2) for zeros in total]
-        else:
-            paddings = [(zeros, zeros) for zeros in _pair(padding)]
-        sizes = zip(x.shape[2:], shape[2:], strides, paddings, dilations, strict=True)
-        rows, columns = (_Taps.of(*side) for side in sizes)
-        padding = rows.padding, columns.padding
-        settings = (rows.stride, columns.stride), padding, dilations, groups
-        return cls([*columns.idle, *rows.idle], [*columns.around, *rows.around], settings)
-
-    def padded_input(self, x: Tensor) -> Tensor:
-        return F.pad(x, self.around) if any(self.around) else x
-
-
 def conv2d_weight(x: Tensor, shape: Sequence[int], grad: Tensor, **settings: Any) -> Tensor:
     """Gradient of a convolution's weight of a shape, in float32 at least, from that of its output; no gradients."""
-    x, settings = _without_stride(x, shape, settings)
-    window = _Window.of(x, shape, **settings)
+    x, settings = without_stride(x, shape, settings)
+    window = Window.of(x, shape, **settings)
     left, right, top, bottom = window.idle
     used = [*shape[:2], shape[2] - top - bottom, shape[3] - left - right]
     x, grad_y = (x.float(), grad.float()) if _convolves_in_float32(grad, shape, **settings) else (x, grad)
@@ -224,15 +135,3 @@ def conv2d_input(shape: Sequence[int], weight: Tensor, grad: Tensor, **settings:
 def _widen(*values: Tensor | None) -> list[Any]:
     """Values in float32, rounded to bfloat16 first."""
     return [None if value is None else value.bfloat16().float() for value in values]
-
-
-def _without_stride(x: Tensor, shape: Sequence[int], settings: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """Input and settings of a 1x1 convolution that skips no pixels: oneDNN's gradient at a stride can be wrong.
-
-    With few channels and C innermost it writes beyond its memory (oneDNN issue 6035, torch 2.13).
-    """
-    stride, padding = settings.get("stride", 1), settings.get("padding", 0)
-    down, across = _pair(stride)
-    if (down, across) == (1, 1) or tuple(shape[2:]) != (1, 1) or padding not in (0, (0, 0), "same", "valid"):
-        return x, settings
-    return x[:, :, ::down, ::across], settings | {"stride": 1}

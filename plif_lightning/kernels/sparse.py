@@ -119,7 +119,7 @@ def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | Non
     return totals if scale is None else totals * scale
 
 
-class _Window(NamedTuple):
+class _ConvInput(NamedTuple):
     """Inputs of the gradient of a convolution's weight, beside the output's gradient.
 
     Attributes:
@@ -135,7 +135,7 @@ class _Window(NamedTuple):
     stride: int
 
     @classmethod
-    def of(cls, x: Tensor, weight: Tensor, stride: int) -> "_Window":
+    def of(cls, x: Tensor, weight: Tensor, stride: int) -> "_ConvInput":
         _, channels, height, width = x.shape
         return cls(channels, height, width, weight.shape[-1], stride)
 
@@ -144,7 +144,7 @@ class _Window(NamedTuple):
         return outputs, self.channels, self.kernel, self.kernel
 
 
-def _conv_weight_events(bits: Tensor, grad: Tensor, window: _Window) -> Tensor:
+def _conv_weight_events(bits: Tensor, grad: Tensor, window: _ConvInput) -> Tensor:
     from plif_lightning.kernels import cpu_sparse
 
     outputs, (channels, height, width, kernel, stride) = grad.shape[1], window
@@ -159,7 +159,7 @@ def _conv_weight_events(bits: Tensor, grad: Tensor, window: _Window) -> Tensor:
     return out.view(kernel, kernel, channels, outputs).permute(3, 2, 0, 1)
 
 
-def _conv_weight_of_bits(bits: Tensor, grad: Tensor, window: _Window, event_driven: bool) -> Tensor:
+def _conv_weight_of_bits(bits: Tensor, grad: Tensor, window: _ConvInput, event_driven: bool) -> Tensor:
     """Gradient of the convolution's weight [O, C, K, K], in float32 at least, from its input as bits."""
     if event_driven:
         return _conv_weight_events(bits, grad, window).contiguous()
@@ -172,7 +172,7 @@ def _conv_weight_of_bits(bits: Tensor, grad: Tensor, window: _Window, event_driv
     return _conv_weight_dense(grad, window, spikes)
 
 
-def _conv_weight_dense(grad: Tensor, window: _Window, spikes: Callable[[int, int], Tensor]) -> Tensor:
+def _conv_weight_dense(grad: Tensor, window: _ConvInput, spikes: Callable[[int, int], Tensor]) -> Tensor:
     """Dense gradient of the weight [O, C, K, K], in float32 at least, from a few images at a time.
 
     `spikes(first, last)` returns the spikes of images first .. last - 1, [*, C, H, W] in the dtype of `grad`.
@@ -192,7 +192,7 @@ class _ConvOfSpikes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bits: Tensor, skip: Skip, stride: int) -> Tensor:
         ctx.save_for_backward(bits, weight)
-        ctx.settings = _Window.of(x, weight, stride), skip
+        ctx.settings = _ConvInput.of(x, weight, stride), skip
         narrow = weight.to(x.dtype)
         if skip.output:
             n, channels, height, width = x.shape
@@ -220,7 +220,7 @@ class _ConvOfBytes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x.to(torch.uint8), weight)
-        ctx.window = _Window.of(x, weight, stride)
+        ctx.window = _ConvInput.of(x, weight, stride)
         return conv2d(x, weight.to(x.dtype), stride=stride, padding=weight.shape[-1] // 2)
 
     @staticmethod
@@ -232,7 +232,7 @@ class _ConvOfBytes(torch.autograd.Function):
         return grad_x, _conv_weight_dense(grad, ctx.window, some).to(weight.dtype), None
 
 
-def _conv_of_gradient(grad: Tensor, weight: Tensor, window: _Window) -> Tensor:
+def _conv_of_gradient(grad: Tensor, weight: Tensor, window: _ConvInput) -> Tensor:
     """Gradient of the input of a convolution with padding K // 2: a convolution with the mirrored weight, at stride
     1."""
     weight, padding = weight.to(grad.dtype), window.kernel // 2

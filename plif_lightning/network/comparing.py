@@ -1,8 +1,6 @@
 """Each form of a layer against the reference on a device; convolutions against exact ones."""
 
 import copy
-import itertools
-import random
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -106,31 +104,40 @@ class Convolution(NamedTuple):
 # In bfloat16 oneDNN also rounds the sums of blocks of channels (AMD EPYC, Zen 4: 1.6 % from 128 channels on).
 _ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-5}
 _TINY = 1e-3  # of values that are zero in truth
-_KERNELS = (*((k, k) for k in range(1, 8)), (5, 3), (3, 5))
-_SIZES = tuple(itertools.product(range(1, 10), repeat=2))
-_CHANNELS = tuple(itertools.product((16, 128, 160), (16, 128)))
-_GROUPED = (*((c, c, 1) for c in (3, 8, 16, 24, 32, 40)), *((c, c, c) for c in (6, 16, 32, 64)),
-            (32, 32, 2), (32, 32, 8), (48, 48, 2), (36, 72, 4), (32, 32, 16))  # fmt: skip
-_WIDE_SIZES = (8, 8), (5, 29), (29, 5), (28, 28), (29, 29), (33, 30)
-CONVOLUTIONS = (
-    *itertools.starmap(
-        Convolution, itertools.product(_KERNELS, _SIZES, (1, 2, 3), _CHANNELS, (False, True), tuple(_ROUNDING))
-    ),
-    # Dilated and grouped ones.
+# Kernel, map, stride, channels: oneDNN was wrong there in bfloat16, see `kernels.onednn`: in gradients of the weight
+# (Zen 4), in the last row in outputs (Intel with AMX).
+_WRONG = [
+    ((3, 3), (1, 1), 2, (16, 16)), ((3, 3), (1, 1), 3, (160, 16)), ((5, 5), (1, 1), 2, (16, 128)),
+    ((7, 7), (1, 1), 2, (16, 16)), ((2, 2), (1, 1), 2, (16, 16)), ((4, 4), (1, 1), 3, (128, 128)),
+    ((3, 3), (14, 1), 2, (16, 16)), ((3, 3), (1, 14), 2, (16, 16)), ((3, 3), (9, 2), 3, (16, 128)),
+    ((2, 2), (9, 1), 2, (160, 128)), ((7, 7), (4, 1), 2, (16, 128)), ((5, 3), (1, 1), 3, (16, 128)),
+    ((3, 5), (2, 1), 3, (128, 16)), ((5, 5), (1, 7), 1, (128, 128)), ((7, 7), (1, 5), 1, (128, 16)),
+    ((7, 7), (2, 2), 1, (160, 128)), ((5, 3), (1, 2), 1, (128, 128)), ((7, 7), (2, 14), 1, (128, 128)),
+    ((3, 3), (4, 2), 3, (128, 128)), ((5, 3), (5, 3), 3, (160, 128)), ((2, 2), (6, 1), 2, (128, 128)),
+]  # fmt: skip
+# Channels, groups, kernel, dilation of dilated ones (Zen 5).
+_WRONG_DILATED = [
+    (24, 1, 3, 2), (17, 1, 5, 3), (40, 1, 3, 3), (8, 8, 3, 2), (32, 32, 3, 2), (32, 16, 5, 2), (36, 4, 3, 2),
+    (48, 2, 3, 3), (6, 6, 1, 2),
+]  # fmt: skip
+SEEN_WRONG = (
     *(
-        Convolution(kernel, size, stride, (inputs, outputs), innermost, dtype, dilation, groups)
-        for kernel, size, stride, dilation, (inputs, outputs, groups), innermost, dtype in itertools.product(
-            ((1, 1), (3, 3), (3, 1), (5, 5)), _WIDE_SIZES, (1, 2), (1, 2, 3), _GROUPED, (False, True), tuple(_ROUNDING)
-        )
+        Convolution(kernel, size, stride, channels, innermost, torch.bfloat16)
+        for kernel, size, stride, channels in _WRONG
+        for innermost in (False, True)
+    ),
+    *(
+        Convolution((kernel, kernel), size, 1, (channels, channels), True, torch.bfloat16, dilation, groups)
+        for channels, groups, kernel, dilation in _WRONG_DILATED
+        for size in ((29, 29), (5, 29))
     ),
 )
 
 
 def _convolutions_difference() -> str:
-    """The first difference among 300 convolutions of `CONVOLUTIONS`; empty if there is none."""
+    """The first difference among the convolutions that were wrong somewhere; empty if there is none."""
     torch.manual_seed(0)
-    drawn = random.Random(0).sample(CONVOLUTIONS, 300)
-    return next(filter(None, (convolution.difference() for convolution in drawn)), "")
+    return next(filter(None, (convolution.difference() for convolution in SEEN_WRONG)), "")
 
 
 def comparisons(device: torch.device) -> Iterator[tuple[str, str]]:
@@ -141,6 +148,6 @@ def comparisons(device: torch.device) -> Iterator[tuple[str, str]]:
     for name in NEURONS:
         yield name, failure_of(partial(difference, getattr(neurons, name)().dynamics, device))
     if device.type == "cpu":
-        yield "300 convolutions", failure_of(_convolutions_difference)
+        yield f"{len(SEEN_WRONG)} convolutions", failure_of(_convolutions_difference)
     for name, form in _FORMS.items():
         yield name, failure_of(partial(_network_difference, *form, device))

@@ -1,5 +1,6 @@
 """Products and convolutions in bfloat16 by way of float32, against exact ones."""
 
+import itertools
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 import plif_lightning as pl
 from plif_lightning.kernels import dense
 from plif_lightning.layers.plan import call_layer
-from plif_lightning.network.comparing import CONVOLUTIONS, Convolution
+from plif_lightning.network.comparing import SEEN_WRONG, Convolution
 
 
 # PyTorch's own loops round sums, too, where oneDNN has no kernels.
@@ -135,32 +136,11 @@ def test_single_pixel_map_equals_pytorch(kernel, padding):
     torch.testing.assert_close(found, F.conv2d(x, weight, stride=2, padding=padding))
 
 
-# Kernel, map, stride, channels: oneDNN was wrong there in bfloat16 (torch 2.13), in gradients of the weight (Zen 4),
-# in the last row in outputs (Intel with AMX).
-WRONG = [
-    ((3, 3), (1, 1), 2, (16, 16)), ((3, 3), (1, 1), 3, (160, 16)), ((5, 5), (1, 1), 2, (16, 128)),
-    ((7, 7), (1, 1), 2, (16, 16)), ((2, 2), (1, 1), 2, (16, 16)), ((4, 4), (1, 1), 3, (128, 128)),
-    ((3, 3), (14, 1), 2, (16, 16)), ((3, 3), (1, 14), 2, (16, 16)), ((3, 3), (9, 2), 3, (16, 128)),
-    ((2, 2), (9, 1), 2, (160, 128)), ((7, 7), (4, 1), 2, (16, 128)), ((5, 3), (1, 1), 3, (16, 128)),
-    ((3, 5), (2, 1), 3, (128, 16)), ((5, 5), (1, 7), 1, (128, 128)), ((7, 7), (1, 5), 1, (128, 16)),
-    ((7, 7), (2, 2), 1, (160, 128)), ((5, 3), (1, 2), 1, (128, 128)), ((7, 7), (2, 14), 1, (128, 128)),
-    ((3, 3), (4, 2), 3, (128, 128)), ((5, 3), (5, 3), 3, (160, 128)), ((2, 2), (6, 1), 2, (128, 128)),
-]  # fmt: skip
-
-
-# Channels, groups, kernel, dilation: oneDNN's bfloat16 gradient of the weight was garbage there (torch 2.13, Zen 5).
-WRONG_DILATED = [
-    (24, 1, 3, 2), (17, 1, 5, 3), (40, 1, 3, 3), (8, 8, 3, 2), (32, 32, 3, 2), (32, 16, 5, 2), (36, 4, 3, 2),
-    (48, 2, 3, 3), (6, 6, 1, 2),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("size", [(29, 29), (5, 29)])
-@pytest.mark.parametrize(("channels", "groups", "kernel", "dilation"), WRONG_DILATED)
-def test_dilated_convolutions_that_onednn_gets_wrong_are_exact(channels, groups, kernel, dilation, size):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("convolution", SEEN_WRONG, ids=str)
+def test_what_onednn_gets_wrong_is_exact(convolution, dtype):
     torch.manual_seed(0)
-    sides, both = (kernel, kernel), (channels, channels)
-    assert Convolution(sides, size, 1, both, True, torch.bfloat16, dilation, groups).difference() == ""
+    assert convolution._replace(dtype=dtype).difference() == ""
 
 
 def test_a_network_of_dilated_depthwise_convolutions_has_the_gradients_of_float32():
@@ -175,14 +155,6 @@ def test_a_network_of_dilated_depthwise_convolutions_has_the_gradients_of_float3
         F.cross_entropy(votes.mean(0), label).backward()
         gradients.append(conv.weight.grad.flatten().clone())
     assert torch.cosine_similarity(*gradients, dim=0) > 0.9
-
-
-@pytest.mark.parametrize("innermost", [False, True])
-@pytest.mark.parametrize(("kernel", "size", "stride", "channels"), WRONG)
-def test_what_onednn_gets_wrong_is_exact(kernel, size, stride, channels, innermost):
-    torch.manual_seed(0)
-    for dtype in (torch.bfloat16, torch.float32):
-        assert Convolution(kernel, size, stride, channels, innermost, dtype).difference() == ""
 
 
 # PyTorch's own convolution, for expected values
@@ -211,6 +183,25 @@ def test_every_padding_stride_dilation_and_group_is_that_of_pytorch(padding, siz
         pairs.append((dense.conv2d_weight(given[0], weight.shape, grad, **settings), exact[1].grad))
     for value, other in pairs:
         assert (value.double() - other).abs().max() <= (2**-7 if dtype == torch.bfloat16 else 1e-12) * other.abs().max()
+
+
+TYPES = torch.float32, torch.bfloat16
+KERNELS = (*((k, k) for k in range(1, 8)), (5, 3), (3, 5))
+SIZES = tuple(itertools.product(range(1, 10), repeat=2))
+CHANNELS = tuple(itertools.product((16, 128, 160), (16, 128)))
+GROUPED = (*((c, c, 1) for c in (3, 8, 16, 24, 32, 40)), *((c, c, c) for c in (6, 16, 32, 64)),
+            (32, 32, 2), (32, 32, 8), (48, 48, 2), (36, 72, 4), (32, 32, 16))  # fmt: skip
+WIDE_SIZES = (8, 8), (5, 29), (29, 5), (28, 28), (29, 29), (33, 30)
+CONVOLUTIONS = (
+    *itertools.starmap(Convolution, itertools.product(KERNELS, SIZES, (1, 2, 3), CHANNELS, (False, True), TYPES)),
+    # Dilated and grouped ones.
+    *(
+        Convolution(kernel, size, stride, (inputs, outputs), innermost, dtype, dilation, groups)
+        for kernel, size, stride, dilation, (inputs, outputs, groups), innermost, dtype in itertools.product(
+            ((1, 1), (3, 3), (3, 1), (5, 5)), WIDE_SIZES, (1, 2), (1, 2, 3), GROUPED, (False, True), TYPES
+        )
+    ),
+)
 
 
 @pytest.mark.slow
