@@ -2,7 +2,7 @@
 
     python benchmarks/sparse.py [--operator conv] [--dtype bfloat16] [--rounds 9] [--widths 64 128] ...
 
-`BREAK_EVEN` in plif_lightning/kernels/backend.py is made from its last lines. Every operator is timed as a network
+`BREAK_EVEN` in plif_lightning/kernels/density.py is made from its last lines. Every operator is timed as a network
 calls it, in both forms, in alternation, on random spikes; packing them is part of the event-driven output. The least
 time of all rounds counts, because other load only adds. The break-even density lies on a line through the neighbouring
 densities that were timed. `_weight` is the gradient of the operator's weight. The whole grid of an operator takes
@@ -30,8 +30,8 @@ from torch import Tensor
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.dynamics.leaky import leaky
 from plif_lightning.kernels import Norm, conv_fire_pool, conv_of_spikes, linear_of_spikes
-from plif_lightning.kernels.backend import ALWAYS, NEVER, Skip
 from plif_lightning.kernels.dense import conv2d, linear
+from plif_lightning.kernels.density import ALWAYS, NEVER, Skip
 from plif_lightning.runtime.process import processor
 
 DENSITIES = [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4]

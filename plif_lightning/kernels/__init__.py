@@ -1,8 +1,9 @@
 """Fused and event-driven kernels of the reference's functions, for the CPU and for CUDA."""
 
-from plif_lightning.kernels.backend import NEVER, Backend, BackendName, Skip, Sparse
+from plif_lightning.kernels.backend import Backend, BackendName, Sparse
 from plif_lightning.kernels.bits import SparseMaps, unpack
 from plif_lightning.kernels.block import EventBlock, PatchMoments, conv_fire_pool
+from plif_lightning.kernels.density import NEVER, Skip
 from plif_lightning.kernels.fused import Norm, moments, moments_over_processes, norm_fire_pool, run
 from plif_lightning.kernels.layout import Pool, at_a_time, real_type
 from plif_lightning.kernels.sparse import conv_events, conv_of_spikes, linear_of_bits, linear_of_spikes, table_of

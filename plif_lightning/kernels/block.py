@@ -16,9 +16,9 @@ from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.equations import Dynamics, program, register
 from plif_lightning.dynamics.reference import in_real_precision
 from plif_lightning.kernels import ops
-from plif_lightning.kernels.backend import NEVER, Skip
 from plif_lightning.kernels.bits import SparseMaps, array_of_bits, array_of_rows, words_for
 from plif_lightning.kernels.dense import conv2d, conv2d_weight
+from plif_lightning.kernels.density import NEVER, Skip
 from plif_lightning.kernels.fused import Norm, affine, no_seed, through_statistics
 from plif_lightning.kernels.layout import (
     POOLS,

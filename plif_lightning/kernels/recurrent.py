@@ -12,14 +12,12 @@ from plif_lightning.dynamics.reference import check_inputs, in_real_precision
 from plif_lightning.kernels import ops
 from plif_lightning.kernels.bits import array_of_bits, words_for
 from plif_lightning.kernels.dense import product
+from plif_lightning.kernels.density import RECURRENT
 from plif_lightning.kernels.layout import BACKWARD, POOLS, Geometry, real_type, rows_of, threads_for
 from plif_lightning.kernels.ops import outside_compile
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.sparse import TABLE_WORDS, linear_weight_of_bits
 
-# Up to this share of spikes the recurrent products of the next steps gather the rows of what spiked: from 0.3 on, a
-# dense product of 64 samples and 256 neurons is as fast (one thread, Zen 4).
-_EVENT_DRIVEN = 0.25
 # Steps from one choice of products to the next; at first 1, 1, 2 and 4.
 _STEPS = 8
 
@@ -44,7 +42,7 @@ class _RecurrentFunction(torch.autograd.Function):
         packs = y.dtype == torch.float32  # in float64 all products are dense
         events = (array_of_bits(bits), table.numpy(), numbers) if packs else None
         arrays = y.numpy(), inputs.numpy(), states.numpy(), spikes.numpy(), layer.fire, layer.geometry.run, events
-        limit = _EVENT_DRIVEN * batch * features  # spikes of a step
+        limit = RECURRENT * batch * features  # spikes of a step
         event_driven, fired, total, t = packs, 0, 0, 0
         while t < steps:
             last = min(2 * t, t + _STEPS, steps) if event_driven and t else t + 1

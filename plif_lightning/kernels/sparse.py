@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.reference import in_real_precision
-from plif_lightning.kernels.backend import Skip
 from plif_lightning.kernels.bits import (
     SparseMaps,
     array_of_bits,
@@ -26,6 +25,7 @@ from plif_lightning.kernels.bits import (
     words_for,
 )
 from plif_lightning.kernels.dense import conv2d, conv2d_input, conv2d_weight, linear, product
+from plif_lightning.kernels.density import Skip
 from plif_lightning.kernels.layout import (
     LANES,
     SUM,

@@ -21,7 +21,6 @@ class ConvParts(LayerModule):
         norm: BN of its output; None if it is folded into the convolution, which then has a bias.
         neuron: the spiking neurons; None for a block without spiking output.
         pool: pool of the spikes [T, N, C, H, W]; None for a block without a pool.
-        backend: the form that runs; None for the reference.
 
     Attributes:
         choice: how the last call ran; None before the first.
@@ -33,15 +32,13 @@ class ConvParts(LayerModule):
         norm: TimeBatchNorm2d | None,
         neuron: Neuron | None,
         pool: nn.Module | None = None,
-        *,
-        backend: Backend | None = None,
     ) -> None:
         super().__init__()
         self.conv = conv
         self.norm = norm
         self.neuron = neuron
         self.pool = pool
-        self.backend = backend or Backend("reference")
+        self.backend = Backend("reference")  # until `use_backend`
         self.choice: Any = None  # a `plan.Choice`
 
     def keeps_spikes(self, spikes: bool) -> bool:
@@ -77,7 +74,6 @@ class FCParts(LayerModule):
         fc: the FC layer.
         neuron: the spiking neurons; None for a readout.
         recurrent: weight from their spikes of the previous step to their input; None without.
-        backend: the form that runs; None for the reference.
 
     Attributes:
         choice: how the last call ran; None before the first, and for an input that is not spikes.
@@ -89,15 +85,13 @@ class FCParts(LayerModule):
         fc: nn.Linear,
         neuron: Neuron | None,
         recurrent: RecurrentLinear | None = None,
-        *,
-        backend: Backend | None = None,
     ) -> None:
         super().__init__()
         self.dropout = dropout
         self.fc = fc
         self.recurrent = recurrent
         self.neuron = neuron
-        self.backend = backend or Backend("reference")
+        self.backend = Backend("reference")  # until `use_backend`
         self.choice: Any = None  # a `plan.Choice`
 
     def keeps_spikes(self, spikes: bool) -> bool:

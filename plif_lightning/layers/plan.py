@@ -26,13 +26,14 @@ from plif_lightning.kernels import (
     Skip,
     conv_fire_pool,
     conv_of_spikes,
+    density,
     linear_of_spikes,
     moments,
     norm_fire_pool,
     real_type,
 )
-from plif_lightning.kernels.backend import OpName
 from plif_lightning.kernels.dense import computing_type, conv2d, linear
+from plif_lightning.kernels.density import OpName
 from plif_lightning.kernels.layout import KERNELS, STRIDES, channels_innermost
 from plif_lightning.layers.parts import ConvParts, FCParts
 from plif_lightning.layers.plain import is_plain
@@ -41,16 +42,6 @@ from plif_lightning.layers.recurrent import recurrent_spikes
 from plif_lightning.neurons import Neuron
 from plif_lightning.signals.signal import Signal, run_layer
 from plif_lightning.signals.states import active_states, advance
-
-# Up to this many input channels the backward pass recomputes the convolution instead of storing its output: events
-# have 2.
-_FEW_CHANNELS = 4
-# Spikes of at least this many values are stored as bits (CPU) or bytes (GPU) for the backward pass; below it, packing
-# and unpacking cost more than they save.
-_MANY_SPIKES = 2**23
-# Density up to which moments of patches are computed from the non-zero values only.
-_FEW_EVENTS = 0.1
-
 
 Form = Literal["part by part", "one pass", "fused", "FC", "recurrent, fused", "recurrent, a loop over steps"]
 
@@ -204,7 +195,7 @@ def _has_few_channels(block: ConvParts, x: Signal) -> bool:
     return (
         ((conv.kernel_size, conv.stride) == ((3, 3), (1, 1)))
         and not (x.is_spikes or values.requires_grad)
-        and values.shape[2] <= _FEW_CHANNELS
+        and values.shape[2] <= density.FEW_CHANNELS
         and len(values) > 1
     )
 
@@ -264,7 +255,7 @@ def _run_single_pass(block: ConvParts, x: Tensor, skip: Skip) -> Tensor:
     frames = images.unflatten(0, x.shape[:2])
     patches: PatchMoments | None = None
     if block.normalises_by_batch:
-        patches = PatchMoments.of(frames, events=skip.any and (skip.density or 0) <= _FEW_EVENTS)
+        patches = PatchMoments.of(frames, events=skip.any and (skip.density or 0) <= density.FEW_EVENTS)
     assert isinstance(block.neuron, Neuron)
 
     def batch() -> tuple[Tensor, Tensor]:
@@ -321,7 +312,7 @@ def _run_convolution(block: ConvParts, x: Signal, choice: Choice) -> Tensor:
             0, values.shape[:2]
         )
     images, weight = _product(block, values)
-    many = torch.is_grad_enabled() and weight.requires_grad and images.numel() >= _MANY_SPIKES
+    many = torch.is_grad_enabled() and weight.requires_grad and images.numel() >= density.MANY_SPIKES
     if choice.skip.any or (x.is_spikes and many):
         y = conv_of_spikes(images, weight, choice.skip, conv.stride[0])
     else:

@@ -24,8 +24,8 @@ from plif_lightning.kernels import (
     ops,
     table_of,
 )
-from plif_lightning.kernels.backend import ALWAYS
 from plif_lightning.kernels.dense import conv2d
+from plif_lightning.kernels.density import ALWAYS
 from plif_lightning.kernels.layout import POOLS, rows_of
 from plif_lightning.kernels.sparse import conv_events
 from plif_lightning.network import SpikingNetwork

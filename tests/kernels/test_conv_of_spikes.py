@@ -5,15 +5,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from plif_lightning.kernels import NEVER, SparseMaps, conv_events, conv_of_spikes, layout, table_of
-from plif_lightning.kernels.backend import ALWAYS
-from plif_lightning.layers import plan
+from plif_lightning.kernels import NEVER, SparseMaps, conv_events, conv_of_spikes, density, layout, table_of
+from plif_lightning.kernels.density import ALWAYS
 from plif_lightning.network import SpikingNetwork
 
 
 @pytest.fixture(autouse=True)
 def few_at_a_time(monkeypatch):
-    monkeypatch.setattr(plan, "_MANY_SPIKES", 1)
+    monkeypatch.setattr(density, "MANY_SPIKES", 1)
     monkeypatch.setitem(layout.BAND, "cpu", 100)  # one or two images
 
 
@@ -69,7 +68,7 @@ def step(net: SpikingNetwork) -> tuple[list[torch.Tensor], list[torch.dtype]]:
 def test_a_network_keeps_its_spikes_as_bits_and_learns_the_same(monkeypatch):
     ours, kept = step(network())
     assert sorted(map(str, kept)) == ["torch.float64", "torch.int64"]  # conv2's output and its input
-    monkeypatch.setattr(plan, "_MANY_SPIKES", 10**9)
+    monkeypatch.setattr(density, "MANY_SPIKES", 10**9)
     theirs, kept = step(network())
     assert kept == [torch.float64, torch.float64]
     for a, b in zip(ours, theirs, strict=True):
@@ -97,7 +96,7 @@ def halved(part: nn.Module) -> None:
 def test_non_binary_input_is_not_packed(pooling, change, monkeypatch):
     grads = []
     for many in (1, 10**9):
-        monkeypatch.setattr(plan, "_MANY_SPIKES", many)
+        monkeypatch.setattr(density, "MANY_SPIKES", many)
         net = network(pooling=pooling)
         change(net)
         grads.append(step(net)[0])
@@ -110,7 +109,7 @@ def test_under_autocast_it_is_the_convolution_of_bfloat16(monkeypatch):
     x = torch.randn(4, 1, 12, 12)
     grads = []
     for many in (1, 10**9):
-        monkeypatch.setattr(plan, "_MANY_SPIKES", many)
+        monkeypatch.setattr(density, "MANY_SPIKES", many)
         net.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             votes = net(x)

@@ -13,16 +13,16 @@ from plif_lightning.kernels import (
     Backend,
     Skip,
     SparseMaps,
-    backend,
     conv_of_spikes,
     cpu,
     dense,
+    density,
     layout,
     linear_of_spikes,
     sparse,
 )
-from plif_lightning.kernels.backend import ALWAYS, BREAK_EVEN
 from plif_lightning.kernels.bits import estimate_density, pack_spikes, unpack
+from plif_lightning.kernels.density import ALWAYS, BREAK_EVEN
 from plif_lightning.network import SpikingNetwork, use_backend
 from tests.kernels.test_network import losses
 
@@ -169,7 +169,7 @@ def first_ones(shape, number):
     ],
 )
 def test_narrow_layers_and_small_maps_are_dense(name, shape, of_weight, expected, monkeypatch):
-    monkeypatch.setattr(backend, "_has_amx", lambda: True)
+    monkeypatch.setattr(density, "_has_amx", lambda: True)
     found = Backend().skips(name, first_ones(shape, 1), torch.zeros(of_weight, requires_grad=True))
     assert (found.output, found.gradient) == (expected, expected)
 
@@ -184,7 +184,7 @@ def test_narrow_fc_layers_are_event_driven_at_low_densities(share, expected):
 
 @pytest.mark.parametrize("amx", [False, True])
 def test_only_a_weight_that_learns_has_a_gradient_to_make_faster(amx, monkeypatch):
-    monkeypatch.setattr(backend, "_has_amx", lambda: amx)
+    monkeypatch.setattr(density, "_has_amx", lambda: amx)
     (output, gradient), (shape, of_weight) = BREAK_EVEN["conv"][amx], LAYERS["conv"]
     between = first_ones(shape, int((output + gradient) / 2 * torch.Size(shape).numel()))
     weight = torch.zeros(of_weight)
