@@ -315,13 +315,9 @@ class PlifCLI(LightningCLI):
 
     def after_test(self) -> None:
         folder = self.expanded.folder
-        # The run's accuracy B is that of its best checkpoint on all of its test set, measured as in training.
         if folder is not None and self.trainer.is_global_zero and self.counts:
-            if read_run(folder.path).section("data").get("test_content") == content_of(self.datamodule, train=False):
-                tested = self.datamodule.sizes().get("test")
-                update(folder, test=float(self.trainer.callback_metrics["test/acc"]), tested=tested)
-            else:
-                self.differing_settings.append("test set")
+            tested = self.datamodule.sizes().get("test")
+            update(folder, test=float(self.trainer.callback_metrics["test/acc"]), tested=tested)
         if self.differing_settings:
             _log.warning(
                 "With another %s than in training, this is no result of the run.", ", ".join(self.differing_settings)
@@ -329,7 +325,10 @@ class PlifCLI(LightningCLI):
         print_evaluation(self.trainer, self.datamodule)
 
     def _counts(self, folder: RunFolder) -> bool:
-        """True if a test, as far as its arguments tell, gives the accuracy B of the run in a folder."""
+        """True if a test gives the accuracy B of the run in a folder.
+
+        That is of its best checkpoint on all of its test set, measured as in training.
+        """
         config = self.config[self.subcommand]
         tests_best = Path(str(config.ckpt_path)).resolve() == folder.best.resolve() and folder.record.is_file()
         if self.differing_settings or config.engine is not None or not tests_best:
@@ -337,7 +336,12 @@ class PlifCLI(LightningCLI):
         if getattr(rank_zero_only, "rank", 0) == 0 and in_use(folder):
             _log.warning("The run is still in training, and its best checkpoint may change: no result is kept.")
             return False
-        return True
+        if self.subcommand != "test":
+            return False
+        self.datamodule.prepare_data()
+        if read_run(folder.path).section("data").get("test_content") != content_of(self.datamodule, train=False):
+            self.differing_settings.append("test set")
+        return not self.differing_settings
 
     def after_predict(self) -> None:
         print_evaluation(self.trainer, self.datamodule)

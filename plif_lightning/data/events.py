@@ -162,16 +162,9 @@ class EventDataset(BatchedDataset):
         base = np.where(self.samples.duration[samples] < 0, first, self.samples.start[samples])
         changed = [self._transform(key, *spans) for spans in zip(samples, begin, end, base, strict=True)]
         offset = np.cumsum([0, *(len(packed.address) for packed in changed)])
-        return Events(
-            np.concatenate([packed.address for packed in changed]),
-            np.concatenate([packed.time for packed in changed]),
-            offset[:-1],
-            offset[1:],
-            base
-            + np.array(
-                [packed.start for packed in changed], np.int64
-            ),  # `pack_events` counts times from the first event
-        )
+        address, time = (np.concatenate([getattr(one, name) for one in changed]) for name in ("address", "time"))
+        starts = np.array([packed.start for packed in changed], np.int64)  # `pack_events` counts from the first event
+        return Events(address, time, offset[:-1], offset[1:], base + starts)
 
     def _transform(self, key: int, sample: int, begin: int, end: int, base: int) -> Packed:
         """A transformed sample; its times count from `base`.

@@ -26,7 +26,7 @@ from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.inspect import forward_hooks, restore_modes
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
-from plif_lightning.runtime.batches import has_time
+from plif_lightning.runtime.batches import sample_axis
 from plif_lightning.signals.hooks import package_of
 from plif_lightning.structure import FC, Conv, Neurons, NotationLayer, Pool, Readout, Residual, Votes
 from plif_lightning.structure.shapes import every_layer
@@ -257,7 +257,8 @@ class _Counter:
     def __init__(self, net: nn.Module, x: Tensor) -> None:
         self.x = x
         self.has_counts = any(isinstance(neuron, Neuron) and not neuron.fires for neuron in net.modules())
-        self.samples = x.shape[1] if has_time(x) else len(x)
+        self.sample_axis = sample_axis(x)
+        self.samples = x.shape[self.sample_axis]
         self.layer_costs: list[LayerCost] = []
 
     def frames(self, votes: Tensor) -> int:
@@ -338,7 +339,7 @@ class _ModuleCounter(_Counter):
         self.layers = {name: module for name, module in net.named_modules() if name in {*blocks, *free}}
 
     def frames(self, votes: Tensor) -> int:
-        return len(self.x) if has_time(self.x) else len(votes)
+        return len(self.x if self.sample_axis else votes)
 
     def products(self) -> Products:
         # In a call without counting's products. PyTorch knows attention only as the products that it is made of.

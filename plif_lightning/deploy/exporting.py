@@ -36,7 +36,6 @@ from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.program import needed_by
 from plif_lightning.signals.states import as_tuple, from_tuple, stateful_modules
 
-FORMATS = ("network", "pt2", "onnx", "nir")
 Input = Literal["images", "frames"]
 # ONNX opset that all current runtimes support.
 _OPSET = 20
@@ -172,6 +171,7 @@ def write_onnx(net: SpikingNetwork, static: bool, folder: Path) -> None:
 _WRITERS: dict[str, Callable[[SpikingNetwork, bool, Path], None]] = {
     "pt2": write_pt2, "onnx": write_onnx, "nir": lambda net, static, folder: write_nir(net, folder / "network.nir")
 }  # fmt: skip
+FORMATS = ("network", *_WRITERS)
 
 
 def _folded_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: SpikingNetwork) -> dict[str, Any]:

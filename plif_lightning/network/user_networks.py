@@ -23,7 +23,7 @@ from plif_lightning.network.over_time import OverTime, has_children_to_run, with
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.making import import_class as import_class
-from plif_lightning.runtime.batches import has_time
+from plif_lightning.runtime.batches import sample_axis
 from plif_lightning.structure import FC
 from plif_lightning.structure import FROM_DATA as FROM_DATA
 
@@ -170,19 +170,16 @@ def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> bool:
             "This processor has no instructions for bfloat16: layers that a user-defined network calls may take 10 to "
             "100 times as long as in float32. Pass --trainer.precision 32-true."
         )
-    x = x[:, :2] if has_time(x) else x[:2]
-    steps, name = len(x) if has_time(x) else getattr(net, "time_steps", None), type(net).__name__
+    axis, name = sample_axis(x), type(net).__name__
+    x = x.narrow(axis, 0, min(2, x.shape[axis]))
+    steps = len(x) if axis else getattr(net, "time_steps", None)
     of_gpu = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=of_gpu), inspect.restore_modes(net):
         trial = _ForwardProbe(net, torch.initial_seed())
         net.eval()
         output = trial(x)
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        expected = [
-            steps or (shape[0] if isinstance(shape, list) else 1),
-            x.shape[1 if has_time(x) else 0],
-            num_classes,
-        ]
+        expected = [steps or (shape[0] if isinstance(shape, list) else 1), x.shape[axis], num_classes]
         if shape != expected:
             raise UserError(
                 f"{name} must return votes or logits [T, N, classes] = {expected} for two samples, got {shape}: do "
@@ -195,7 +192,7 @@ def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> bool:
                 f"{name} keeps state between calls: the same input gave another output. Every call must start from "
                 "the initial state; layers of SpikingJelly or snnTorch must be reset in its forward."
             )
-        if _mixes_samples(trial, x, output):
+        if _mixes_samples(trial, x, axis, output):
             raise UserError(
                 f"{name} mixes samples: the output of one depends on the others, as where layers of spikes take a "
                 "batch [N, C, H, W] for time-steps. They need [T, N, C, H, W]: plif_lightning.over_time(layers) "
@@ -208,12 +205,11 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def _mixes_samples(trial: _ForwardProbe, x: Tensor, output: Tensor) -> bool:
+def _mixes_samples(trial: _ForwardProbe, x: Tensor, axis: int, output: Tensor) -> bool:
     """True if the output of sample 1 changes with sample 0, or a batch statistic with their order; False if unknown."""
     if output.shape[1] < 2:
         return False
     of_batch = any(isinstance(norm, _BatchNorm) and norm.running_mean is None for norm in trial.net.modules())
-    axis = 1 if has_time(x) else 0
     samples = x.unbind(axis)
     try:
         if of_batch:  # all samples take part in the statistics, in any order

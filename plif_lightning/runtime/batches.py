@@ -9,3 +9,8 @@ def has_time(x: Any) -> bool:
     A sample is features [F] or maps [C, H, W], so that the number of dimensions tells.
     """
     return bool(x.dim() % 2)
+
+
+def sample_axis(x: Any) -> int:
+    """Dimension of the samples: 1 of x [T, N, *], 0 of samples [N, *]."""
+    return 1 if has_time(x) else 0

@@ -113,6 +113,8 @@ def test_a_test_on_other_images_is_no_result_of_the_run(tmp_path, caplog):
     Image.new("RGB", (10, 8), (9, 9, 9)).save(tmp_path / "shifted" / "test" / "cat" / "0.png")
     main([*best, "shifted"])
     assert "With another test set than in training, this is no result of the run" in caplog.text
+    assert Path("here/test_other").is_dir()
+    assert not Path("here/test").exists()
     assert result.read_text() == before
     main([*best, "moved"])
     assert 0 <= json.loads(result.read_text())["test"] <= 1
