@@ -20,6 +20,14 @@ class PlainParser(argparse.ArgumentParser):
         raise UserError(f"{message}. See {self.prog} --help.")
 
 
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how recordings of text are written."""
+    parser.add_argument(
+        "--columns", nargs="+", help="of text, such as t x y p (default: the data set's, or the header)"
+    )
+    parser.add_argument("--time_unit", choices=["s", "ms", "us", "ns"], help="of text (default: the data set's, or us)")
+
+
 def take(argv: Sequence[str], *flags: str) -> tuple[list[str], list[str]]:
     """Split an option off an argument list.
 

@@ -24,7 +24,7 @@ from plif_lightning.analysis.tables import (
     runs_without_a_test,
     write_tables,
 )
-from plif_lightning.cli.parser import PlainParser
+from plif_lightning.cli.parser import PlainParser, add_text_options
 from plif_lightning.errors import UserError
 from plif_lightning.runs.published import add_published, runs_in
 from plif_lightning.runs.run import Run
@@ -69,6 +69,7 @@ def _figures_parser() -> PlainParser:
     parser = _parser("figures", "Draw the paper's figures from this project's runs, or a recording, as pdf and png.")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)")
     parser.add_argument("--recording", type=Path, help="draw this file of an event camera instead")
+    add_text_options(parser)
     parser.add_argument("--only", help="comma-separated figures: 1b, 2, 5b, 6, 7, S1 to S5, layers or leaderboard")
     return parser
 
@@ -188,7 +189,7 @@ def figures(argv: list[str]) -> int:
 
     options = _figures_parser().parse_args(argv)
     if options.recording is not None:
-        write_recording(options.recording, options.out)
+        write_recording(options.recording, options.out, options.columns, options.time_unit)
         return 0
     names = _chosen(options.only, [*FIGURES])
     runs = runs_in(options.runs or RUNS)

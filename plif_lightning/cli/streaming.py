@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from plif_lightning.cli.parser import PlainParser
+from plif_lightning.cli.parser import PlainParser, add_text_options
 from plif_lightning.cli.trained import Trained, checkpoint_parser, for_evaluation, read_trained
 from plif_lightning.errors import UserError
 from plif_lightning.runtime.process import is_interrupt, subnormals_as_zeros
@@ -31,10 +31,12 @@ class _Clock:
     Attributes:
         latencies: for each time-step, the time from its closing to its votes [s].
         late: number of events that arrived after their time-step was closed.
+        events: number of all events.
     """
 
     latencies: list[float] = field(default_factory=list)
     late: int = 0
+    events: int = 0
 
 
 def _stream_parser() -> PlainParser:
@@ -60,10 +62,7 @@ def _stream_parser() -> PlainParser:
         metavar=("HEIGHT", "WIDTH"),
         help="of the camera, where the network was trained on recordings of several and the file does not name its own",
     )
-    parser.add_argument(
-        "--columns", nargs="+", help="of text, such as t x y p (default: the data set's, or its first line)"
-    )
-    parser.add_argument("--time_unit", choices=["s", "ms", "us", "ns"], help="of text (default: the data set's, or us)")
+    add_text_options(parser)
     parser.add_argument("--number", type=int, help="of the recording, from 0, in a file of many (SHD, SSC)")
     parser.add_argument("--last", type=int, help="average the votes of the last LAST time-steps (default: all)")
     parser.add_argument("--engine", choices=["float32", "int8"], default="float32", help="weights (default: float32)")
@@ -80,6 +79,9 @@ def _take_step_length(options: argparse.Namespace, trained: Trained) -> None:
 
     Steps of another length than in training are named.
     """
+    for name in ("every_ms", "ms_per_step"):
+        if (value := getattr(options, name)) is not None and value <= 0:
+            raise UserError(f"--{name} must be above 0 milliseconds, got {value:g}.")
     if options.every_ms is not None:
         options.ms_per_step = options.every_ms
     settings, steps = trained.data.get("init_args", {}), trained.net.time_steps
@@ -174,6 +176,7 @@ def _steps_on_a_clock(
             ahead = seen - 1e6 * at if ahead is None else max(ahead, seen - 1e6 * at)
             t = events.t if network.latest is None else maximum(events.t, network.latest)
             clock.late += int((t != events.t).sum())
+            clock.events += len(t)
             completed = network.pushed(rescale(events._replace(t=t)), name=source.name)
         elif ahead is not None:
             completed = network.advanced(max(network.latest or 0, int(1e6 * at + ahead - grace)))
@@ -321,8 +324,11 @@ def _stream(options: argparse.Namespace) -> int:
             leads = f"{trained.class_names[best]} {votes[best]:.3f}" if votes.any() else "no vote yet"
             print(f"step {network.steps}: {leads}", flush=True)
     if clock.late:
-        behind = f"note: {clock.late} events arrived after their time-step was closed, and count in a later one: "
-        print(behind + "write events sooner, or take longer steps.", file=sys.stderr, flush=True)
+        print(
+            f"note: {clock.late} of {clock.events} events arrived after their time-step was closed, and count in a "
+            "later one: write events sooner, start them after `ready`, or take longer steps. If they are most, their times "
+            "have another unit (--time_unit) or jump back.", file=sys.stderr, flush=True,
+        )  # fmt: skip
     if clock.latencies and not options.quiet:
         from numpy import percentile
 

@@ -113,4 +113,13 @@ class LiveText:
         try:
             return self._layout.read(lines, self._unit, self.name)
         except ValueError as error:
-            raise RecordingError(f"{self.name} cannot be read: {error}.") from error
+            line = next((line for line in lines if not _is_event(line, self._layout)), lines[0])
+            raise RecordingError(f"{self.name} cannot be read: {line!r} is no event.") from error
+
+
+def _is_event(line: str, layout: TextLayout) -> bool:
+    try:
+        fields = line.split(layout.separator)
+        return bool([float(fields[i]) for i in layout.columns.values()])
+    except (ValueError, IndexError):
+        return False

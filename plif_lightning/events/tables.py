@@ -38,8 +38,8 @@ def in_us(t: NDArray[Any], unit: TimeUnit | None, name: str) -> NDArray[Any]:
     if unit is None:
         if t.dtype.kind == "f" and (t != np.floor(t)).any():
             raise RecordingError(
-                f"{name}: its times have fractions, so they are not us: pass --data.time_unit s, or ms (`stream`: "
-                "--time_unit)."
+                f"{name}: its times have fractions, so they are not us: pass --data.time_unit s, or ms (`stream` and "
+                "`figures`: --time_unit)."
             )
         return t
     if t.dtype.kind == "f":
@@ -128,8 +128,8 @@ class TextLayout(NamedTuple):
         if {*required} - {*named}:
             header = "has no header that names its columns" if not names else f"has the columns {', '.join(names)}"
             raise RecordingError(
-                f"{name} {header}: name t, x, y and p in its first line, or by --data.columns=[t,x,y,p] (`stream`: "
-                "--columns t x y p)."
+                f"{name} {header}: name t, x, y and p in its first line, or by --data.columns=[t,x,y,p] (`stream` and "
+                "`figures`: --columns t x y p)."
             )
         return cls(separator, {column: list(names).index(named[column]) for column in required}, has_header)
 

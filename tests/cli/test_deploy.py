@@ -267,13 +267,14 @@ def test_a_recording_of_another_sensor_is_rescaled_as_in_training(checkpoint, ca
         (["--every_ms", "5"], "a.aedat cannot be followed: a live source is text, a line for each event"),
         (["--every_ms", "5", "--file", "no.csv"], "no.csv does not exist"),
         (["--every_ms", "5", "--file", "bad.csv"], "bad.csv has no header that names its columns"),
-        (["--every_ms", "5", "--file", "worse.csv"], "worse.csv cannot be read: "),
+        (["--every_ms", "5", "--file", "worse.csv"], "worse.csv cannot be read: '1,2,three,1' is no event"),
         (
             ["--events_per_step", "5", "--ms_per_step", "5"],
             "--ms_per_step: not allowed with argument --events_per_step",
         ),
         (["--file", "-"], "standard input has no end that is known: pass --every_ms MILLISECONDS with --file -"),
         (["--sensor", "5", "5"], "--sensor is for a network that was trained on recordings of several cameras"),
+        (["--every_ms", "0"], "--every_ms must be above 0 milliseconds, got 0"),
         (["--ms_per_step", "abc"], "--ms_per_step: invalid float value: 'abc'"),
         (["--ms_per_step", "0.0001"], "us_per_step must be a whole number, at least 1, got 0"),
         (["--engine", "events"], "argument --engine: invalid choice: 'events' (choose from 'float32', 'int8')"),
@@ -309,7 +310,7 @@ def test_events_behind_the_end_of_their_step_are_counted(checkpoint):
         for _ in range(3):  # ready, and steps in silence
             process.stdout.readline()
         said = process.communicate("1500,2,2,1\n1600,3,3,1\n")[1]
-    assert "note: 2 events arrived after their time-step was closed" in said
+    assert "note: 2 of 3 events arrived after their time-step was closed" in said
 
 
 def test_text_recordings_use_the_data_sets_columns_and_unit(checkpoint, capsys):

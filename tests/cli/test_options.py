@@ -75,6 +75,7 @@ def streamed():
     torch.save({**checkpoint, "state_dict": {k: 0 * v for k, v in checkpoint["state_dict"].items()}}, "zero.ckpt")
     Path("a.csv").write_bytes(text_bytes(events_of(1000, 0), "txyp", ","))
     Path("b.csv").write_bytes(text_bytes(events_of(700, 1), "txyp", ","))
+    Path("d.csv").write_bytes(text_bytes(events_of(700, 1), "txyp", ",", header=False))
     Path("c.aedat").write_bytes(aedat2_bytes(events_of(1000, 0)))
 
 
@@ -90,6 +91,7 @@ def reported():
 
 # (command, option): a call without it and with it, which differ in what is printed, or in the files that `made` names.
 STREAM = ["stream", "--ckpt_path", "net.ckpt", "--file", "a.csv"]
+DRAWN = ["figures", "--recording", "a.csv"]
 BY_EVENTS = [*STREAM, "--events_per_step", "100"]
 TABLES = ["tables", "--only", "runs"]
 PRINTED = {
@@ -97,6 +99,7 @@ PRINTED = {
     ("stream", "--ckpt_path"): ("streamed", STREAM, ["stream", "--ckpt_path", "zero.ckpt", "--file", "a.csv"]),
     ("stream", "--events_per_step"): ("streamed", STREAM, [*STREAM, "--events_per_step", "100"]),
     ("stream", "--ms_per_step"): ("streamed", STREAM, [*STREAM, "--ms_per_step", "50"]),
+    ("figures", "--time_unit"): ("streamed", DRAWN, [*DRAWN, "--time_unit", "ns"]),
     ("stream", "--last"): ("streamed", STREAM, [*STREAM, "--last", "1"]),
     ("stream", "--sensor"): ("streamed", STREAM, [*STREAM, "--sensor", "512", "512"]),
     ("stream", "--quiet"): ("streamed", STREAM, [*STREAM, "--quiet"]),
@@ -154,6 +157,9 @@ MADE = {
     ("figures", "--runs"): ("reported", ["figures", "--runs", "others", "--only", "6"], "figures/figure6.png", None),
     ("figures", "--out"): ("reported", ["figures", "--only", "6", "--out", "here"], "here/figure6.pdf", None),
     ("figures", "--only"): ("reported", ["figures", "--only", "7"], "figures/figure7.png", None),
+    ("figures", "--columns"): (
+        "streamed", ["figures", "--recording", "d.csv", "--out", "here", "--columns", "t", "x", "y", "p"], "here", None,
+    ),
     ("figures", "--recording"): ("streamed", ["figures", "--recording", "c.aedat", "--out", "here"], "here", None),
     ("report", "--runs"): ("reported", ["report", "--runs", "others"], "report.html", "e</summary>"),
     ("report", "--out"): ("reported", ["report", "--out", "page.html"], "page.html", "<html"),

@@ -19,6 +19,7 @@ from plif_lightning.analysis.figures.page import Drawn, NoDataError
 from plif_lightning.analysis.figures.samples import figure_s2, figure_s3, figure_s4, figure_s5
 from plif_lightning.analysis.figures.taus import figure_7
 from plif_lightning.analysis.figures.weights import figure_s1
+from plif_lightning.events.tables import TimeUnit
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime.files import atomic_write
 
@@ -70,7 +71,9 @@ def _save(figure: Figure, stem: Path) -> None:
             print(path)
 
 
-def write_recording(path: Path, folder: Path) -> None:
+def write_recording(
+    path: Path, folder: Path, columns: Sequence[str] | None = None, time_unit: TimeUnit | None = None
+) -> None:
     """Draw a recording as PDF and PNG, and print its caption.
 
     Raises:
@@ -79,7 +82,7 @@ def write_recording(path: Path, folder: Path) -> None:
     from plif_lightning.analysis.figures.recording import recording_figure
     from plif_lightning.events.readers import read_any, sensor_of
 
-    figure, caption = recording_figure(read_any(path), sensor_of(path), path.name)
+    figure, caption = recording_figure(read_any(path, columns, time_unit), sensor_of(path), path.name)
     above = path.absolute().parent.name  # files in class folders often have the same names
     _save(figure, folder / f"recording-{above}-{path.stem}")
     print(caption)
