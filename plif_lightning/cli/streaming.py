@@ -326,8 +326,8 @@ def _stream(options: argparse.Namespace) -> int:
     if clock.late:
         print(
             f"note: {clock.late} of {clock.events} events arrived after their time-step was closed, and count in a "
-            "later one: write events sooner, start them after `ready`, or take longer steps. If they are most, their times "
-            "have another unit (--time_unit) or jump back.", file=sys.stderr, flush=True,
+            "later one: write events sooner, start them after `ready`, or take longer steps. If they are most, their "
+            "times have another unit (--time_unit) or jump back.", file=sys.stderr, flush=True,
         )  # fmt: skip
     if clock.latencies and not options.quiet:
         from numpy import percentile
