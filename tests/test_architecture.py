@@ -53,7 +53,7 @@ MAY_IMPORT = {
         "training",
     },  # for defaults, where they are asked for
     "analysis": {"runtime", "errors", "structure", "dynamics", "network", "configs", "plot", "runs", "events"},
-    "training": {"runtime", "errors", "data", "signals", "layers", "network"},
+    "training": {"runtime", "errors", "data", "signals", "neurons", "layers", "network"},
     "callbacks": {"runtime", "errors", "structure", "data", "layers", "network", "deploy", "runs", "training"},
     "cli": {
         *("runtime", "errors", "configs", "events", "data", "network", "runs", "analysis", "training", "callbacks"),

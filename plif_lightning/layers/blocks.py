@@ -65,6 +65,8 @@ class ResidualBlock(LayerModule):
     Source: Fang et al. 2021, "Deep Residual Learning in Spiking Neural Networks", Table 1.
     """
 
+    geometry = ("combination",)
+
     def __init__(self, combine: Combine, branch: "Blocks", shortcut: "Blocks", neuron: Neuron | None = None) -> None:
         super().__init__()
         self.combination, self.branch, self.shortcut, self.neuron = combine, branch, shortcut, neuron

@@ -27,6 +27,8 @@ class InputEncoder(LayerModule):
     Source: Fang et al. 2021, S-Sec. 10.
     """
 
+    geometry = ("name",)
+
     def __init__(self, name: InputEncoderName) -> None:
         super().__init__()
         self.name = name

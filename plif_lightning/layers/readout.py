@@ -38,6 +38,7 @@ class Readout(LayerModule):
         init_tau: time constant of its leaky integral, in time-steps; None without.
     """
 
+    geometry = ("votes_per_class", "init_tau")
     keeps_votes = True
     votes_per_class = 1
     is_last_step = False

@@ -37,10 +37,13 @@ class Layer:
 
     Attributes:
         carries: names of the states that it carries from step to step; empty for none.
+        geometry: names of the constants that its output depends on, beside its weights: no checkpoint is loaded into a
+            layer of others.
         is_plain_call: `run` is all that a call of it does.
     """
 
     carries: tuple[str, ...] = ()
+    geometry: tuple[str, ...] = ()
     is_plain_call = True
 
     def run(self, x: Signal) -> Any:

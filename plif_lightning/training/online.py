@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.recurrent import RecurrentLinear
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.stepping import has_compiled_modules
+from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.batches import has_time
-from plif_lightning.signals.states import LayerState, carry_states, detach_state
+from plif_lightning.signals.states import LayerState, carry_states, detach_state, stateful_modules
 
 # Losses that are a mean over steps.
 SEPARABLE = ("per_step", "per_step_cross_entropy", "tet")
@@ -32,7 +34,9 @@ def separable(net: nn.Module, loss: str, static: bool = True) -> bool:
         return False
     norms = [module for module in net.modules() if isinstance(module, TimeBatchNorm2d)]
     alone = all(norm.statistics == "per_step" and not (static and norm.held == "once") for norm in norms)
-    alone = alone and not (net.voting.carries or net.voting.is_last_step)
+    # Neurons cut their gradient through time, and that of the spikes which recurrent ones see; no other layer does.
+    others = [m for m in stateful_modules(net).values() if not isinstance(m, (Neuron, RecurrentLinear))]
+    alone = alone and not (others or net.voting.is_last_step)
     return alone and not any(parameter._backward_hooks for parameter in net.parameters())
 
 

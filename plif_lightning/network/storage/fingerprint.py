@@ -6,13 +6,12 @@ from typing import Any
 from torch import nn
 
 from plif_lightning.errors import CheckpointError
-from plif_lightning.layers.inputs import InputEncoder
 from plif_lightning.neurons import Neuron
 
-# Attributes of layers that their output depends on, beside their weights.
+# Attributes of PyTorch's layers that their output depends on, beside their weights; those of a `Layer` it names itself.
 _GEOMETRY = (
     *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "output_size", "ceil_mode", "eps"),
-    *("combination", "votes_per_class", "init_tau", "num_groups", "num_heads", "negative_slope", "scale_factor"),
+    *("num_groups", "num_heads", "negative_slope", "scale_factor"),
 )
 
 
@@ -27,10 +26,9 @@ def fingerprint(net: nn.Module) -> str:
         if "_orig_mod" in module._modules:  # the wrapper of a compiled module, which follows
             continue
         kind = {"SyncBatchNorm": "BatchNorm2d"}.get(type(module).__name__, type(module).__name__)
-        values = {key: getattr(module, key, None) for key in _GEOMETRY}
+        values = {key: getattr(module, key, None) for key in (*_GEOMETRY, *getattr(module, "geometry", ()))}
         constants = [f"{key}={v}" for key, v in values.items() if isinstance(v, (int, float, str, tuple))]
         constants += [module.dynamics.key] if isinstance(module, Neuron) else []
-        constants += [module.name] if isinstance(module, InputEncoder) else []
         path = ".".join(step for step in name.split(".") if step != "_orig_mod")
         lines.append(" ".join([path, kind, *constants]))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -15,6 +15,7 @@ from plif_lightning.layers.pooling import Pool2d
 from plif_lightning.network import SpikingNetwork, load_network
 from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.neurons import LIF, PLIF, Neuron, learned
+from plif_lightning.signals.signal import LayerModule
 
 SIZES = {"channels": 4, "fc_features": 8, "votes_per_class": 2}
 X = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -270,3 +271,17 @@ def test_equivalent_forms_share_a_fingerprint():
     compiled.encoder = torch.compile(compiled.encoder, backend="eager")
     assert fingerprint(compiled) == expected
     assert fingerprint(pl.use_backend(net, "reference")) == expected
+
+
+def test_constants_that_a_layer_names_are_part_of_a_fingerprint():
+    class Shift(LayerModule):
+        geometry = ("steps",)
+
+        def __init__(self, steps, unnamed=0):
+            super().__init__()
+            self.steps, self.unnamed = steps, unnamed
+
+    ones = [fingerprint(nn.Sequential(nn.Linear(2, 2), Shift(*of))) for of in ((1,), (1, 5), (2,))]
+    assert ones[0] == ones[1] != ones[2]
+    readouts = [pl.SpikingNetwork((4,), 2, 2, structure=f"FC2-{name}") for name in ("LI", "LI(init_tau=3.0)", "LAST")]
+    assert len({fingerprint(net) for net in readouts}) == 3
