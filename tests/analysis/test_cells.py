@@ -182,6 +182,18 @@ def test_cells_of_layers_are_means_over_seeds(runs):
             assert shown == f"{mean:.4g}"
 
 
+@pytest.mark.parametrize(
+    ("table_of", "note"),
+    [
+        (comparison_table, "Accuracy on the test set: of the best epoch there (A), or of the epoch"),
+        (layer_table, "Means over seeds of the values in the best epoch."),
+    ],
+)
+def test_a_table_says_where_its_values_are_from_and_an_empty_one_does_not(table_of, note, runs):
+    assert any(str(text).startswith(note) for text in table_of(runs).notes)
+    assert table_of([]).notes == []
+
+
 # --- cost
 
 LAYERS = (
