@@ -48,7 +48,7 @@ class BlockReadError(UserError):
 
 
 class _Passing(NamedTuple):
-    """See `BlockOutput`."""
+    """What a `BlockOutput` carries, see there; in one attribute, since every other name of a tensor is refused."""
 
     block: "Replacement"
     values: Tensor

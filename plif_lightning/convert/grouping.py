@@ -44,6 +44,7 @@ def _joins(block_kinds: Sequence[str], kind: str) -> bool:
 
 
 def _is_block(block_kinds: Sequence[str]) -> bool:
+    """True for parts with a weight, a convolution or FC layer alone included: kernels skip its silent inputs."""
     return not {"conv", "linear"}.isdisjoint(block_kinds)
 
 
@@ -113,7 +114,9 @@ def _recorded(net: nn.Module, parts: nn.Module, x: Tensor, kind: Kind) -> Plan:
 def _chains(
     calls: Sequence[Call], all_calls: Sequence[Call], kind_of: Mapping[nn.Module, str]
 ) -> Iterator[list[nn.Module]]:
-    """Layers that form blocks, among those that were called once: each sees only the previous output."""
+    """Layers that form blocks, among those that were called once: the input of each is the previous one's output, the
+    object itself, which `record_calls` makes another one where it was written in place or passed on.
+    """
     once, taken = {module: y for module, _, y in calls}, set[nn.Module]()
     for module in once:
         if module in taken or kind_of[module] not in ("conv", "linear", "dropout"):

@@ -116,14 +116,14 @@ class Proof:
         """The first difference between the network and its conversion; empty if there is none.
 
         Outputs, gradients and buffers are compared in two passes in training mode, one in the network's own modes, and
-        one in evaluation mode.
+        one in evaluation mode. `untelling` is set to the nodes whose firing in them proves nothing.
         """
         if not self.repeats:
             return "two calls with the same random numbers differ"
         for module in converted.modules():
             if isinstance(module, TimeDropout):
                 module._mask = _fixed_mask_of_steps.__get__(module)  # type: ignore[method-assign]
-        here = {name: name_here for name, (name_here, _) in converted.names.items()}
+        here = {name: own_name for name, (own_name, _) in converted.names.items()}
         nets = ((self.net, {name: name for name in here}), (converted, here))
         rates: dict[str, list[float]] = {}
         try:
@@ -136,9 +136,9 @@ class Proof:
                         for module in (*self.net.modules(), *converted.modules()):
                             module.training = module.training if mode is None else mode
                         theirs, own = (self._step(net, names, call) for net, names in nets)
-                        if name_here := _difference(theirs, own):
-                            name = {True: "training", None: "the modes as given", False: "evaluation"}[mode]
-                            return f"{self._first_node(converted) or name_here} in {name}"
+                        if differing := _difference(theirs, own):
+                            of_mode = {True: "training", None: "the modes as given", False: "evaluation"}[mode]
+                            return f"{self._first_node(converted) or differing} in {of_mode}"
         except UserError as error:
             return str(error).rstrip(".")
         except Exception as error:  # a forward that reaches into its layers may not find them

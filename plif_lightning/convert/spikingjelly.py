@@ -72,6 +72,7 @@ def from_spikingjelly(
             difference = _decided_by_first(proof.difference(convert(plan)))
             if difference and proof.repeats:  # of a network that is random in other ways than dropout nothing is known
                 raise UserError(f"{type(net).__name__} cannot be converted: {difference}.")
+    # What was compared is the proof's copy, whose nodes fire; the network itself is converted by the same plan.
     converted = converted_by(net, vocabulary, takes_sequences, plan)
     converted.conversion.compared = not (difference or proof.untelling)
     if unproved:
@@ -87,6 +88,7 @@ def _plan(proof: Proof, vocabulary: Vocabulary, takes_sequences: bool) -> tuple[
         UserError: it has no node that can be replaced, or its forward fails with neurons for nodes.
     """
     try:
+        # A draft to record calls in: which layers are called twice, and so how nodes are replaced, is not known yet.
         draft, _ = neurons_in_place(proof.net, vocabulary, takes_sequences=False, shared=set())
         plan = plan_of_calls(draft, draft.net, proof.x, vocabulary.kind)
     except UserError:
