@@ -136,8 +136,8 @@ def _require_equal_steps(net: nn.Module, frame: Tensor) -> None:
                 place = f"{type(module).__name__}{f' ({name})' if same_inputs and name else ''}"
                 raise UserError(
                     f"{place} sees other time-steps: over a sequence it returns something other than in single steps. "
-                    "Run whole sequences, or keep what it remembers in the states of a pl.Neuron or a layer (docs/concepts/"
-                    "states.md)."
+                    "Run whole sequences, or keep what it remembers in the states of a pl.Neuron or a layer "
+                    "(docs/concepts/states.md)."
                 )
     _compared[net] = values
 
