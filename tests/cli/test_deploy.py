@@ -292,6 +292,20 @@ def test_stream_errors_are_single_sentences(checkpoint, arguments, message, caps
     assert message in line
 
 
+def test_a_given_length_of_steps_runs_through_the_file(checkpoint, capsys):
+    """Without one, a network of time-steps of a duration sees T of them, as in training."""
+    held = torch.load(checkpoint, weights_only=True)
+    data = {"class_path": "plif_lightning.data.EventFolder", "init_args": {"step_ms": 5.0, "slicing": "by_time"}}
+    torch.save({**held, "cli_config": yaml.safe_dump({"data": data})}, "net.ckpt")
+    Path("a.csv").write_bytes(text_bytes(events_of(1000, 0), "txyp", ","))
+    steps = []
+    for given in ([], ["--ms_per_step", "5"]):
+        with contextlib.suppress(SystemExit):
+            main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.csv", *given])
+        steps.append(capsys.readouterr().out.count("step "))
+    assert 4 == steps[0] < steps[1]
+
+
 def test_a_stream_names_columns_and_unit_itself(checkpoint, capsys):
     recording, said = events_of(1000, 0), []
     call = ["stream", "--ckpt_path", "net.ckpt", "--file"]
