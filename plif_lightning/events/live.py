@@ -112,14 +112,15 @@ class LiveText:
         assert self._layout is not None
         try:
             return self._layout.read(lines, self._unit, self.name)
+        except RecordingError:  # which names the way out, such as another unit
+            raise
         except ValueError as error:
-            line = next((line for line in lines if not _is_event(line, self._layout)), lines[0])
+            line = next((line for line in lines if not self._is_event(line)), lines[0])
             raise RecordingError(f"{self.name} cannot be read: {line!r} is no event.") from error
 
-
-def _is_event(line: str, layout: TextLayout) -> bool:
-    try:
-        fields = line.split(layout.separator)
-        return bool([float(fields[i]) for i in layout.columns.values()])
-    except (ValueError, IndexError):
-        return False
+    def _is_event(self, line: str) -> bool:
+        assert self._layout is not None
+        try:
+            return len(self._layout.read([line], self._unit, self.name).t) == 1
+        except ValueError:
+            return False

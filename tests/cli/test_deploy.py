@@ -274,6 +274,7 @@ def test_a_recording_of_another_sensor_is_rescaled_as_in_training(checkpoint, ca
         ),
         (["--file", "-"], "standard input has no end that is known: pass --every_ms MILLISECONDS with --file -"),
         (["--sensor", "5", "5"], "--sensor is for a network that was trained on recordings of several cameras"),
+        (["--every_ms", "5", "--file", "ms.csv"], "ms.csv: its times have fractions, so they are not us: pass"),
         (["--every_ms", "0"], "--every_ms must be above 0 milliseconds, got 0"),
         (["--ms_per_step", "abc"], "--ms_per_step: invalid float value: 'abc'"),
         (["--ms_per_step", "0.0001"], "us_per_step must be a whole number, at least 1, got 0"),
@@ -287,6 +288,7 @@ def test_a_recording_of_another_sensor_is_rescaled_as_in_training(checkpoint, ca
 def test_stream_errors_are_single_sentences(checkpoint, arguments, message, capsys):
     Path("a.aedat").write_bytes(aedat2_bytes(events_of(100, 0)))
     Path("bad.csv").write_text("1,2,3,1\n")
+    Path("ms.csv").write_text("t,x,y,p\n1.5,1,2,1\n")
     Path("worse.csv").write_text("t,x,y,p\n1,2,three,1\n")
     line = refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", *arguments)
     assert message in line
