@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from plif_lightning.errors import UserError
 from plif_lightning.neurons import Neuron
-from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, run_layer
+from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, output_of
 
 
 class CallGuard:
@@ -48,7 +48,7 @@ class BlockReadError(UserError):
 
 
 class _Passing(NamedTuple):
-    """What a `BlockOutput` carries, see there; in one attribute, since every other name of a tensor is refused."""
+    """Contents of a `BlockOutput`, in one attribute: it refuses every other name that a tensor has."""
 
     block: "Replacement"
     values: Tensor
@@ -115,8 +115,7 @@ class Replacement(LayerModule):
             self.calls.require_first(self, self.name)
         # Neurons alone keep their input's layout; SpikingJelly's stack steps, which is fast for the following layers.
         values = x.values.contiguous() if isinstance(self.layer, Neuron) else x.values
-        output: Tensor = run_layer(self.layer, x._replace(values=values)).values
-        return output
+        return output_of(self.layer, x._replace(values=values))
 
     def keeps_spikes(self, spikes: bool) -> bool:
         return keeps_spikes(self.layer, spikes)

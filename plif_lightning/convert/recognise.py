@@ -1,4 +1,4 @@
-"""What the modules of a network of SpikingJelly are: nodes, and layers that blocks can hold."""
+"""Classify the modules of a network of SpikingJelly: nodes, and layers that blocks can hold."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -79,7 +79,7 @@ class Vocabulary(NamedTuple):
         if has_hooks(node):
             return "it has hooks"
         if is_called_twice and isinstance(node, self.library.stateful):
-            return "it is called in several places, and goes on from its state"
+            return "it is called in several places, and each call continues from its state"
         if type(node) in self.own_nodes:
             return ""
         if getattr(node, "step_mode", "m") == "s" and not in_container:

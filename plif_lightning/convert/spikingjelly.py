@@ -72,7 +72,7 @@ def from_spikingjelly(
             difference = _decided_by_first(proof.difference(convert(plan)))
             if difference and proof.repeats:  # of a network that is random in other ways than dropout nothing is known
                 raise UserError(f"{type(net).__name__} cannot be converted: {difference}.")
-    # What was compared is the proof's copy, whose nodes fire; the network itself is converted by the same plan.
+    # The comparison was of a copy whose nodes fire; the network itself is converted by the same plan.
     converted = converted_by(net, vocabulary, takes_sequences, plan)
     converted.conversion.compared = not (difference or proof.untelling)
     if unproved:

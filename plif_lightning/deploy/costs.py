@@ -302,7 +302,7 @@ class _Counter:
 
 
 class _StructureCounter(_Counter):
-    """Of a network from a structure, by its placed layers."""
+    """Counts a network from a structure by its placed layers."""
 
     def __init__(self, net: SpikingNetwork, x: Tensor) -> None:
         # As the network does, so that its input is known again.
@@ -327,7 +327,7 @@ class _StructureCounter(_Counter):
 
 
 class _ModuleCounter(_Counter):
-    """Of a user-defined network: its blocks, and layers and neurons outside of them."""
+    """Counts the blocks of a user-defined network, and layers and neurons outside of them."""
 
     def __init__(self, net: nn.Module, x: Tensor) -> None:
         super().__init__(net, x)

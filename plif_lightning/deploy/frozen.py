@@ -33,7 +33,7 @@ from plif_lightning.network.network import require_input
 from plif_lightning.network.stepping import State
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.batches import has_time
-from plif_lightning.signals.signal import Layer, Signal, run_layer, run_layers
+from plif_lightning.signals.signal import Layer, Signal, output_of, run_layers
 from plif_lightning.signals.states import LayerState, active_states, advance, as_tuple, carry_states, stateful_modules
 
 Engine = Literal["float32", "int8"]
@@ -264,8 +264,7 @@ class _AsItIs(Frozen):
         dense = _dense(x.values, x.steps)
         signal = Signal(dense.flatten(2) if self._flat else dense, x.steps)
         with nullcontext() if self.on_spikes is None else record_spikes(self.neurons, self.on_spikes):
-            values: Tensor = run_layer(self._block, signal).values
-        return values
+            return output_of(self._block, signal)
 
 
 def _images(maps: Maps) -> Tensor:
@@ -367,8 +366,7 @@ class DeployedNetwork(nn.Module):
         with torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext():
             y = run_layers((*self._inputs, *self._layers), x)
             rows = _dense(y.values, x.steps).flatten(2).expand(x.steps, -1, -1)
-            votes: Tensor = run_layer(self._voting[0], y._replace(values=rows)).values
-        return votes
+            return output_of(self._voting[0], y._replace(values=rows))
 
     @contextmanager
     def record_spikes(self, on_spikes: OnSpikes) -> Iterator[None]:

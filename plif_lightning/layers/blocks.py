@@ -14,7 +14,7 @@ from plif_lightning.layers.parts import ConvParts, FCParts
 from plif_lightning.layers.plain import is_plain
 from plif_lightning.layers.plan import Sum, refuses_sum, run_conv, run_fc
 from plif_lightning.neurons import Neuron
-from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, run_layer, run_layers
+from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, output_of, run_layers
 from plif_lightning.structure.layers import Combine
 
 
@@ -46,8 +46,7 @@ class NeuronBlock(LayerModule):
         self.neuron = neuron
 
     def run(self, x: Signal) -> Tensor:
-        spikes: Tensor = run_layer(self.neuron, x).values
-        return spikes
+        return output_of(self.neuron, x)
 
     def keeps_spikes(self, spikes: bool) -> bool:
         return keeps_spikes(self.neuron, spikes)
@@ -75,11 +74,9 @@ class ResidualBlock(LayerModule):
         last = self.branch[-1] if isinstance(self.branch, Blocks) and len(self.branch) else None
         if isinstance(last, ConvBlock) and not self._refuses_sum(last, x):
             before = run_layers([*self.branch][:-1], x)
-            return run_conv(last, before, Sum(self.neuron, run_layer(self.shortcut, x).values))
-        y, shortcut = (run_layer(sequence, x) for sequence in (self.branch, self.shortcut))
-        combined = Signal(self._combined(y.values, shortcut.values), x.steps)
-        values: Tensor = combined.values if self.neuron is None else run_layer(self.neuron, combined).values
-        return values
+            return run_conv(last, before, Sum(self.neuron, output_of(self.shortcut, x)))
+        combined = self._combined(output_of(self.branch, x), output_of(self.shortcut, x))
+        return combined if self.neuron is None else output_of(self.neuron, Signal(combined, x.steps))
 
     def _combined(self, y: Tensor, shortcut: Tensor) -> Tensor:
         if self.combination == "ADD":

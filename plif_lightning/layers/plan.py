@@ -40,7 +40,7 @@ from plif_lightning.layers.plain import is_plain
 from plif_lightning.layers.pooling import TimeDropout
 from plif_lightning.layers.recurrent import recurrent_spikes
 from plif_lightning.neurons import Neuron
-from plif_lightning.signals.signal import Signal, run_layer
+from plif_lightning.signals.signal import Signal, output_of, run_layer
 from plif_lightning.signals.states import active_states, advance
 
 Form = Literal["part by part", "one pass", "fused", "FC", "recurrent, fused", "recurrent, a loop over steps"]
@@ -224,13 +224,7 @@ def run_conv(block: ConvParts, x: Signal, added: Sum | None = None) -> Tensor:
         spikes = _run_fused(block, x, choice, added)
     if block.pool is None or choice.pools:
         return spikes
-    return _values_behind(block.pool, spikes, x.steps)
-
-
-def _values_behind(layer: Any, values: Tensor, steps: int) -> Tensor:
-    """The output of a layer for numbers."""
-    output: Tensor = run_layer(layer, Signal(values, steps)).values
-    return output
+    return output_of(block.pool, Signal(spikes, x.steps))
 
 
 def _note(block: ConvParts | FCParts, choice: Choice | None) -> None:
@@ -245,7 +239,7 @@ def _run_by_modules(block: ConvParts, x: Signal, choice: Choice) -> Tensor:
         y = y + block.conv.bias[:, None, None].to(y.dtype)
     parts = [block.norm] if block.neuron is None else [block.norm, block.neuron, block.pool]
     for part in parts:
-        y = y if part is None else _values_behind(part, y, x.steps)
+        y = y if part is None else output_of(part, Signal(y, x.steps))
     return y
 
 
@@ -331,7 +325,7 @@ def run_fc(block: FCParts, x: Signal) -> Tensor:
         y = run_linear(fc, x.values, skip, value)
     else:
         choice = None
-        y = call_layer(fc, run_layer(dropout, x).values)
+        y = call_layer(fc, output_of(dropout, x))
     if recurrent is not None:
         assert block.neuron is not None
         spikes, is_fused = recurrent_spikes(recurrent, block.neuron, Signal(y, x.steps))
@@ -339,7 +333,7 @@ def run_fc(block: FCParts, x: Signal) -> Tensor:
         _note(block, (choice or Choice(form))._replace(form=form))
         return spikes
     _note(block, choice)
-    return y if block.neuron is None else _values_behind(block.neuron, y, x.steps)
+    return y if block.neuron is None else output_of(block.neuron, Signal(y, x.steps))
 
 
 def run_linear(fc: nn.Linear, x: Tensor, skip: Skip, value: float = 1.0) -> Tensor:

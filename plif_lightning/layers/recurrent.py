@@ -11,7 +11,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.kernels.recurrent import run_recurrent
 from plif_lightning.layers.plain import is_plain
 from plif_lightning.neurons import Neuron
-from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, run_layer
+from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, output_of
 from plif_lightning.signals.states import active_states, advance
 
 
@@ -97,7 +97,7 @@ def recurrent_spikes(
         return run_recurrent(values.to(real), weight.to(real), neuron.dynamics, x.steps).to(values.dtype), True
     inputs = _all_inputs(product, neuron, values, x.steps)
     # Neurons with hooks, or of a user-defined class, are called once, with their inputs at all steps.
-    return run_layer(neuron, Signal(inputs, x.steps)).values, False
+    return output_of(neuron, Signal(inputs, x.steps)), False
 
 
 def _is_fused(weight: Tensor, neuron: Neuron, values: Tensor) -> bool:
@@ -112,7 +112,7 @@ def _single_step(
     product: Callable[[Tensor], Tensor], neuron: nn.Module, x: Signal, before: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     spikes = torch.zeros_like(x.values[0]) if before is None else before[0].to(x.values.dtype)
-    after: Tensor = run_layer(neuron, Signal(x.values + product(spikes), 1)).values
+    after = output_of(neuron, Signal(x.values + product(spikes), 1))
     return after, (after[0],)
 
 

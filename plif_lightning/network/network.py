@@ -27,7 +27,7 @@ from plif_lightning.neurons import NeuronName as NeuronName
 from plif_lightning.neurons import as_plain as as_plain
 from plif_lightning.neurons.making import NeuronKeywords, class_of, make_layer, settings_of_all
 from plif_lightning.runtime.batches import has_time
-from plif_lightning.signals.signal import Signal, run_layer, run_layers
+from plif_lightning.signals.signal import Signal, output_of, run_layer, run_layers
 from plif_lightning.signals.states import active_states
 from plif_lightning.structure import (
     FC,
@@ -225,8 +225,7 @@ class SpikingNetwork(nn.Module):
             x = x.to(dtype)
         maps = run_layers((self.inputs, self.encoder), Signal(x, steps))
         y = run_layer(self.classifier, maps._replace(values=maps.values.flatten(2)))
-        votes: Tensor = run_layer(self.voting, y._replace(values=y.values.expand(steps, -1, -1))).values
-        return votes
+        return output_of(self.voting, y._replace(values=y.values.expand(steps, -1, -1)))
 
     def for_time_steps(self, time_steps: int) -> AbstractContextManager[None]:
         """Run with another T while the context lasts, in all threads; no parameter depends on T."""

@@ -12,7 +12,7 @@ from plif_lightning.layers.plain import is_plain
 from plif_lightning.layers.plan import call_layer, dtype_of, run_linear
 from plif_lightning.neurons import Neuron
 from plif_lightning.signals.hooks import has_hooks
-from plif_lightning.signals.signal import Layer, LayerModule, Signal, keeps_spikes, run_layer, run_layers
+from plif_lightning.signals.signal import Layer, LayerModule, Signal, keeps_spikes, output_of, run_layers
 
 
 class OverTime(LayerModule):
@@ -43,8 +43,7 @@ class OverTime(LayerModule):
 
     def run(self, x: Signal) -> Tensor:
         """The last layer's output, [T, N, *]."""
-        output: Tensor = run_layer(as_layer(self.net, self.backend), x).values
-        return output
+        return output_of(as_layer(self.net, self.backend), x)
 
     def keeps_spikes(self, spikes: bool) -> bool:
         return keeps_spikes(self.net, spikes)
@@ -56,7 +55,7 @@ def takes_sequences(module: nn.Module) -> bool:
 
 
 def as_layer(module: nn.Module, backend: Backend | None = None) -> Any:
-    """What `run_layer` runs for a module in a stack of layers.
+    """Adapt a module in a stack of layers for `run_layer`.
 
     Args:
         module: a layer over time, a stateless layer, or a Sequential of them.

@@ -19,7 +19,7 @@ from plif_lightning.network.inspect import forward_hooks
 from plif_lightning.network.over_time import as_layer, has_children_to_run
 from plif_lightning.neurons import Neuron
 from plif_lightning.signals.hooks import package_of
-from plif_lightning.signals.signal import Signal, run_layer
+from plif_lightning.signals.signal import Signal, output_of
 from plif_lightning.signals.states import LayerState, carry_states, stateful_modules
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def plain(net: nn.Module) -> nn.Module:
 def run_network(net: nn.Module, x: Tensor) -> Tensor:
     """The output of a `SpikingNetwork` or other module over [T, N, *]; other stacks of layers run `over_time`."""
     by_layers = has_children_to_run(net) or package_of(net) == "torch.nn"
-    output: Tensor = run_layer(as_layer(net), Signal(x, len(x))).values if by_layers else net(x)
+    output: Tensor = output_of(as_layer(net), Signal(x, len(x))) if by_layers else net(x)
     return output
 
 

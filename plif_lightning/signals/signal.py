@@ -33,7 +33,7 @@ class Signal(NamedTuple):
 
 
 class Layer:
-    """What `run_layer` runs. States of a single step live in its context: `states.advance` reads and writes them.
+    """Base of all layers that `run_layer` runs. Its states in a single step are read and written by `states.advance`.
 
     Attributes:
         carries: names of the states that it carries from step to step; empty for none.
@@ -106,6 +106,12 @@ def run_layer(layer: Any, x: Signal) -> Signal:
     forward: Any = vars(layer).get("forward", type(layer).forward)  # that of timers and offloaders
     values = layer(x.values, **{name: facts[name] for name in _taken_by(forward)})
     return Signal(values, x.steps, keeps_spikes(layer, x.is_spikes))
+
+
+def output_of(layer: Any, x: Signal) -> Tensor:
+    """The values of a layer's output [T, N, *]."""
+    values: Tensor = run_layer(layer, x).values
+    return values
 
 
 def run_layers(layers: Iterable[Any], x: Signal) -> Signal:

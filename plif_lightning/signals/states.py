@@ -27,8 +27,8 @@ def detach_state(state: LayerState) -> LayerState:
     return from_tuple(tuple(tensor.detach() for tensor in as_tuple(state)))
 
 
-class Carried:
-    """States before and after a time-step.
+class carry_states:  # noqa: N801 (a context manager)
+    """Run layers from the states before a time-step while the context lasts; enters as itself.
 
     Args:
         before: state of each layer before the step; layers without an entry start from rest.
@@ -43,28 +43,21 @@ class Carried:
         self.before, self.masks = before, masks
         self.after: dict[nn.Module, LayerState] = {}
 
-
-_carried: ContextVar[Carried | None] = ContextVar("active_states", default=None)
-
-
-def active_states() -> Carried | None:
-    """States of the time-step that is running; None if a complete sequence is running from rest."""
-    # Dynamo does not support context variables; `step` runs modules uncompiled. (torch.export does run them.)
-    return None if torch.compiler.is_dynamo_compiling() else _carried.get()
-
-
-class carry_states:  # noqa: N801 (a context manager)
-    """Run layers from the states `before` while the context lasts; enters as the `Carried` with their new ones."""
-
-    def __init__(self, before: Mapping[nn.Module, LayerState], masks: dict[nn.Module, Tensor] | None = None) -> None:
-        self._states = Carried(before, masks)
-
-    def __enter__(self) -> Carried:
-        self._token = _carried.set(self._states)
-        return self._states
+    def __enter__(self) -> "carry_states":
+        self._token = _carried.set(self)
+        return self
 
     def __exit__(self, *error: object) -> None:
         _carried.reset(self._token)
+
+
+_carried: ContextVar[carry_states | None] = ContextVar("active_states", default=None)
+
+
+def active_states() -> carry_states | None:
+    """States of the time-step that is running; None if a complete sequence is running from rest."""
+    # Dynamo does not support context variables; `step` runs modules uncompiled. (torch.export does run them.)
+    return None if torch.compiler.is_dynamo_compiling() else _carried.get()
 
 
 def advance(layer: nn.Module, run: Callable[[tuple[Tensor, ...] | None], tuple[Tensor, tuple[Tensor, ...]]]) -> Tensor:
