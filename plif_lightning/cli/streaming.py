@@ -26,7 +26,7 @@ _GRACE = 0.5
 
 @dataclass
 class _Clock:
-    """What a live stream measures.
+    """Measurements of a live stream.
 
     Attributes:
         latencies: for each time-step, the time from its closing to its votes [s].

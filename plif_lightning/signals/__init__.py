@@ -1,1 +1,1 @@
-"""What passes between layers, the states of a time-step, and the protocol of a layer."""
+"""Signals between layers, the states of a time-step, and the protocol of a layer."""

@@ -1,4 +1,4 @@
-"""What a call of a module does beside its forward, and whose class it is of."""
+"""Hooks of a module, and the package that its class is of."""
 
 from torch import nn
 from torch.nn.modules import module as _every
