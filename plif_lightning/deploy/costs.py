@@ -10,7 +10,7 @@ each weight is fetched once (in a spiking network at most once per time-step) in
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple, assert_never
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,6 @@ from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.batches import sample_axis
 from plif_lightning.signals.hooks import package_of
-from plif_lightning.structure import FC, Conv, Neurons, NotationLayer, Pool, Readout, Residual, Votes
 from plif_lightning.structure.shapes import every_layer
 
 # pJ. float32: multiplication and addition; addition. Below: 8-bit integers with 32-bit sums.
@@ -231,18 +230,6 @@ def _other_products(products: Products, net: str, layers: Mapping[str, nn.Module
     return (sum(products.get("Global", {}).values()) - counted) / 2
 
 
-def _is_counted(layer: NotationLayer) -> bool:
-    """True for a layer with weights or neurons, which has a row."""
-    match layer:
-        case Conv() | FC() | Neurons():
-            return True
-        case Residual():
-            return layer.neurons is not None
-        case Pool() | Votes() | Readout():
-            return False
-    assert_never(layer)
-
-
 class _Counter:
     """Counts the layers of a network as they are called.
 
@@ -307,10 +294,9 @@ class _StructureCounter(_Counter):
     def __init__(self, net: SpikingNetwork, x: Tensor) -> None:
         # As the network does, so that its input is known again.
         super().__init__(net, x.to(next(net.parameters()).dtype))
-        specs, layers = [*every_layer(net.layer_specs)], net.layers()
         self.time_steps = net.time_steps
-        self.of_spikes = {spec.name: spec.spikes_in for spec in specs}
-        self.layers = {spec.name: layers[spec.name] for spec in specs if _is_counted(spec.layer)}
+        self.of_spikes = {spec.name: spec.spikes_in for spec in every_layer(net.layer_specs)}
+        self.layers = {name: block for name, block in net.layers().items() if _has_row(block)}
         # The neurons behind a sum see the sum; the layers in its branches count themselves.
         self.layers |= {
             n: b.neuron for n, b in self.layers.items() if isinstance(b, ResidualBlock) and b.neuron is not None
@@ -324,6 +310,11 @@ class _StructureCounter(_Counter):
 
     def may_be_spikes(self, name: str, x: Tensor) -> bool:
         return self.of_spikes[name] or not _is_input(x, self.x)
+
+
+def _has_row(block: nn.Module) -> bool:
+    """True for a block with weights or neurons of its own."""
+    return any(getattr(block, name, None) is not None for name in ("conv", "fc", "neuron"))
 
 
 class _ModuleCounter(_Counter):

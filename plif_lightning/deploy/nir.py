@@ -22,8 +22,7 @@ from plif_lightning.layers.recurrent import is_recurrent
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.neurons import LIF, PLIF, Neuron
 from plif_lightning.structure import FC, Conv, LayerSpec, Neurons, Pool, Readout, Residual, Votes
-from plif_lightning.structure.layers import pair
-from plif_lightning.structure.shapes import padding_of, window_count
+from plif_lightning.structure.sizes import pair
 
 _log = logging.getLogger(__name__)
 
@@ -177,16 +176,15 @@ class _Writer:
 
     def conv(self, spec: LayerSpec, layer: Conv, outputs: list[str]) -> list[str]:
         name, conv = spec.name, self.blocks[spec.name].conv
-        padding = padding_of(layer)
         _require_square(name, layer.kernel)
-        sides = window_count(spec.before, layer.kernel, layer.stride, padding, layer.dilation)
         bias = torch.zeros(layer.channels) if conv.bias is None else conv.bias
         # NIR's type check does not know groups: their weights are written with the zeros between them.
         weight = torch.block_diag(*conv.weight.flatten(1).chunk(conv.groups)) if conv.groups > 1 else conv.weight
         weight = weight.view(len(weight), -1, *conv.kernel_size)
-        arguments = spec.before[1:], _array(weight), pair(layer.stride), pair(padding), pair(layer.dilation), 1
+        stride, padding, dilation = pair(layer.stride), pair(layer.explicit_padding), pair(layer.dilation)
+        arguments = spec.before[1:], _array(weight), stride, padding, dilation, 1
         outputs = self.add(f"{name}_conv", nir_package().Conv2d(*arguments, _array(bias)), outputs)
-        shape = (layer.channels, *sides)
+        shape = layer.convolved_shape(spec.before)
         if layer.neurons is not None:
             outputs = self.neurons(name, shape, outputs)
         return outputs if layer.pool is None else self.pool(name, layer.pool, shape, spec.after, outputs, True)

@@ -16,7 +16,6 @@ from plif_lightning.layers.pooling import Pool2d, PoolTies, SpikeMaxPool2d, Time
 from plif_lightning.layers.recurrent import RecurrentLinear
 from plif_lightning.neurons import Neuron
 from plif_lightning.structure import FC, Conv, LayerSpec, Neurons, Pool, Readout, Residual, Votes
-from plif_lightning.structure.shapes import padding_of
 
 MakeNeuron = Callable[[Neurons, int], Neuron]
 
@@ -63,9 +62,8 @@ class Builder:
 
     def conv(self, spec: LayerSpec, layer: Conv) -> ConvBlock:
         norm = layer.norm and not self.folded
-        sizes: dict[str, Any] = {
-            "stride": layer.stride, "padding": padding_of(layer), "dilation": layer.dilation, "groups": layer.groups
-        }  # fmt: skip
+        sizes: dict[str, Any] = {"stride": layer.stride, "padding": layer.explicit_padding}
+        sizes |= {"dilation": layer.dilation, "groups": layer.groups}
         conv = nn.Conv2d(spec.before[0], layer.channels, layer.kernel, bias=not norm, **sizes)
         return ConvBlock(
             conv,

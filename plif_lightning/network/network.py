@@ -40,7 +40,6 @@ from plif_lightning.structure import (
     resolve_structure,
 )
 from plif_lightning.structure import Readout as WrittenReadout
-from plif_lightning.structure.layers import substitute
 
 
 def require_input(x: Tensor, time_steps: int, input_shape: tuple[int, ...]) -> None:
@@ -73,7 +72,7 @@ def _with_settings(structure: Structure, neuron: Any, pooling: Pooling) -> tuple
     def pool(written: Pool) -> Pool:
         return replace(written, kind="AP") if pooling == "avg" else written
 
-    return Structure(tuple(substitute(structure.layers, neurons, pool))), {name: kind}
+    return structure.substitute(neurons, pool), {name: kind}
 
 
 def _output(structure: Structure) -> Readout:

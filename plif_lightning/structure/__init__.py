@@ -2,7 +2,9 @@
 
 from plif_lightning.structure.layers import (
     FC,
+    NEURONS,
     Conv,
+    LayerSpec,
     Neurons,
     NotationLayer,
     Pool,
@@ -11,9 +13,9 @@ from plif_lightning.structure.layers import (
     Structure,
     Votes,
 )
-from plif_lightning.structure.notation import NEURONS, parse
+from plif_lightning.structure.notation import parse
 from plif_lightning.structure.paper import NUMBERS, Numbers, numbers_of, resolve_structure
-from plif_lightning.structure.shapes import FROM_DATA, LayerSpec, layer_specs
+from plif_lightning.structure.shapes import FROM_DATA, layer_specs
 
 __all__ = [
     "FC",

@@ -1,42 +1,126 @@
-"""Layers of a network as plain values; `str()` writes them in the notation of Table S1."""
+"""Layers of a network as plain values: how each is read, written, placed, and what it makes of spikes."""
 
+import difflib
 import functools
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, assert_never
+from typing import Any, Literal, NamedTuple, Self, get_args
 
-Size = int | tuple[int, int]
-ArgumentValue = float | int | bool | str | None
+from plif_lightning.errors import UserError
+from plif_lightning.structure.base import Group, NotationBase, Part
+from plif_lightning.structure.reader import ArgumentValue, Reader, written_value
+from plif_lightning.structure.sizes import Shape, Size, half_of, pair, window_count, written_size
+
 Combine = Literal["ADD", "AND", "IAND"]
+# Neurons that have a name: their classes in `neurons.published`; on the command line in lower case.
+NEURONS = ("PLIF", "LIF", "IF", "CLIF", "ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF", "ILIF")
 
 
-def pair(size: Size) -> tuple[int, int]:
-    """Height and width."""
-    return (size, size) if isinstance(size, int) else size
+class LayerSpec(NamedTuple):
+    """A layer of a network.
+
+    Attributes:
+        name: conv1, conv2, ... in the order of the notation; res1, pool1, neuron1, fc1 likewise.
+        layer: the layer.
+        before: shape of a sample's input at a step, (C, H, W) or (features,).
+        after: shape of its output.
+        branch: layers of a residual block's branch.
+        shortcut: layers of its shortcut.
+        spikes_in: the input is spikes: zeros and ones.
+    """
+
+    name: str
+    layer: "NotationLayer"
+    before: Shape
+    after: Shape
+    branch: tuple["LayerSpec", ...] = ()
+    shortcut: tuple["LayerSpec", ...] = ()
+    spikes_in: bool = False
 
 
-def half_of(size: Size) -> Size:
-    """Half a kernel, rounded down: the padding that keeps the size of a map at stride 1."""
-    height, width = (side // 2 for side in pair(size))
-    return height if height == width else (height, width)
+class Placing:
+    """Numbers the layers of each prefix, in the order of the notation.
 
+    Attributes:
+        input: shape of the network's input.
+    """
 
-def written_size(size: Size) -> str:
-    """`3`, or `3x5` for a height and a width that differ."""
-    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+    def __init__(self, shape: Shape) -> None:
+        self.input, self.numbers = shape, dict[str, int]()
 
+    def name(self, prefix: str) -> str:
+        self.numbers[prefix] = self.numbers.get(prefix, 0) + 1
+        return f"{prefix}{self.numbers[prefix]}"
 
-def written_value(value: ArgumentValue) -> str:
-    """A value as the notation writes it."""
-    names = {True: "true", False: "false", None: "null"}
-    return names[value] if isinstance(value, bool) or value is None else str(value)
+    def specs_of(self, layers: Iterable["NotationLayer"], shape: Shape, spikes: bool) -> Iterator[LayerSpec]:
+        """Layers in sequence, for an input of a shape; `spikes`: the input is."""
+        for layer in layers:
+            if layer.prefix is None:
+                continue
+            if layer.takes_maps and len(shape) != 3:
+                raise UserError(
+                    f"{layer} takes maps [C, H, W], and the data has features {list(shape)}: begin with an FC layer, "
+                    "such as RFC256-PLIF, or give maps."
+                )
+            spec = layer.place(self, self.name(layer.prefix), shape, spikes)
+            yield spec._replace(spikes_in=spikes)
+            shape, spikes = spec.after, layer.keeps_spikes(spikes)
+
+    def require_nonempty(self, operation: str, before: Shape, after: Shape) -> Shape:
+        """Refuse a map that shrinks to nothing."""
+        if min(after) < 1:
+            height, width = self.input[1:]
+            raise UserError(
+                f"{operation} leaves nothing of a map of {before[1]}x{before[2]}, from an input of {height}x{width}: "
+                "take fewer pools or strides."
+            )
+        return after
 
 
 @dataclass(frozen=True)
-class Neurons:
+class Norm(Part):
+    """BN of the convolution before it."""
+
+    pattern = re.compile("BN")
+    example = "BN"
+
+    @classmethod
+    def read(cls, reader: Reader, at: int, match: re.Match[str]) -> Self:
+        return cls()
+
+    def join(self, group: Group, at: int) -> None:
+        last = group.last
+        if not isinstance(last, Conv) or last.norm or last.neurons or last.pool:
+            group.reader.refuse(at, "BN must follow a convolution")
+        group.layers[-1] = replace(last, norm=True)
+
+
+@dataclass(frozen=True)
+class Drop(Part):
+    """Dropout before an FC layer: `DP`, `DP(0.2)`; p is None for that of the network."""
+
+    pattern = re.compile("DP")
+    example = "DP"
+    p: float | None
+
+    @classmethod
+    def read(cls, reader: Reader, at: int, match: re.Match[str]) -> Self:
+        return cls(reader.probability() if reader.take("(") else None)
+
+    def join(self, group: Group, at: int) -> None:
+        group.require_outermost(at, "DP")
+        group.drop = at, self.p
+
+
+@dataclass(frozen=True)
+class Neurons(NotationBase, Part):
     """Neurons by their class, or its import path, with arguments: `PLIF`, `LIF(init_tau=3.0)`."""
 
+    prefix = "neuron"
+    pattern = re.compile(r"[A-Za-z_][\w.]*")
+    example = "neurons (PLIF)"
     name: str
     arguments: tuple[tuple[str, ArgumentValue], ...] = ()
 
@@ -44,11 +128,47 @@ class Neurons:
         written_arguments = ",".join(f"{name}={written_value(value)}" for name, value in self.arguments)
         return f"{self.name}({written_arguments})" if written_arguments else self.name
 
+    @classmethod
+    def read(cls, reader: Reader, at: int, match: re.Match[str]) -> Self:
+        name = match[0]
+        if name not in NEURONS and "." not in name:
+            names = (*NEURONS, "BN", "DP", *get_args(ReadoutName), *get_args(Combine))
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            near = near or [known for known in NEURONS if known.lower() == name.lower()]
+            hint = f"did you mean {near[0]}" if near else f"expected {expected_parts()}"
+            reader.refuse(at, f"{name} is no layer: {hint}")
+        return cls(name, reader.arguments())
+
+    def join(self, group: Group, at: int) -> None:
+        last = group.last
+        if isinstance(last, (Conv, FC, Residual)) and last.neurons is None:
+            group.layers[-1] = replace(last, neurons=self)
+        elif group.has_fc:
+            group.reader.refuse(at, "neurons must follow an FC layer")
+        else:
+            group.layers.append(self)
+
+    def place(self, placing: Placing, name: str, before: Shape, spikes: bool) -> LayerSpec:
+        return LayerSpec(name, self, before, before)
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return True
+
+    def substitute(self, neurons: "Callable[[Neurons], Neurons]", pool: "Callable[[Pool], Pool]") -> "Neurons":
+        return neurons(self)
+
+    def own_neurons(self) -> "Iterator[Neurons]":
+        yield self
+
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(NotationBase, Part):
     """A pool of maps: `MPk2s2`, `APk3s2p1`; `AP` over the full map if kernel is None."""
 
+    prefix = "pool"
+    takes_maps = True
+    pattern = re.compile(r"(MP|AP)(?:k(\d+(?:x\d+)?)s(\d+(?:x\d+)?)(?:p(\d+(?:x\d+)?))?)?")
+    example = "a pool (MPk2s2)"
     kind: Literal["MP", "AP"]
     kernel: Size | None = None
     stride: Size = 1
@@ -60,9 +180,56 @@ class Pool:
         padding = f"p{written_size(self.padding)}" if self.padding else ""
         return f"{self.kind}k{written_size(self.kernel)}s{written_size(self.stride)}{padding}"
 
+    @classmethod
+    def read(cls, reader: Reader, at: int, match: re.Match[str]) -> Self:
+        kind: Any = match[1]
+        kernel, stride = reader.size(at, match[2], "the window"), reader.size(at, match[3], "the stride")
+        if kernel is None or stride is None:
+            return cls(kind)
+        padding = reader.size(at, match[4], "the padding", minimum=0) or 0
+        if any(2 * p > k for k, p in zip(pair(kernel), pair(padding), strict=True)):
+            reader.refuse(at, "the padding of a pool must be at most half of its window")
+        return cls(kind, kernel, stride, padding)
+
+    def join(self, group: Group, at: int) -> None:
+        last = group.last
+        if group.has_fc:
+            group.layers.append(self._as_votes(group, at))
+            group.has_ended = True
+        elif isinstance(last, Conv) and last.neurons is not None and last.pool is None and self.kernel is not None:
+            group.layers[-1] = replace(last, pool=self)
+        else:
+            group.layers.append(self)
+
+    def _as_votes(self, group: Group, at: int) -> "Votes":
+        """The voting layer that a pool behind the last FC layer is."""
+        k, last, refuse = self.kernel, group.last, group.reader.refuse
+        if self.kind != "AP" or not isinstance(k, int) or self.stride != k or self.padding:
+            refuse(at, "after FC layers only the votes may follow, such as APk10s10 for 10 neurons a class")
+        if not isinstance(last, FC) or last.neurons is None:
+            refuse(at, "the votes must follow neurons: FC100-PLIF-APk10s10; a readout FC10 needs none")
+        if last.features % k:
+            refuse(at, f"the votes do not divide: the {last.features} of FC{last.features} are no multiple of {k}")
+        return Votes(k)
+
+    def place(self, placing: Placing, name: str, before: Shape, spikes: bool) -> LayerSpec:
+        return LayerSpec(name, self, before, self.output_shape(placing, name, before))
+
+    def output_shape(self, placing: Placing, name: str, before: Shape) -> Shape:
+        if self.kernel is None:
+            return before[0], 1, 1
+        after = (before[0], *window_count(before, self.kernel, self.stride, self.padding))
+        return placing.require_nonempty(f"{self} of {name}", before, after)
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return spikes and self.kind == "MP"
+
+    def substitute(self, neurons: Callable[[Neurons], Neurons], pool: "Callable[[Pool], Pool]") -> "Pool":
+        return pool(self)
+
 
 @dataclass(frozen=True)
-class Conv:
+class Conv(NotationBase, Part):
     """A convolution with its BN, neurons and pool: `c128k3s1-BN-PLIF-MPk2s2`. It has a bias if no BN follows.
 
     Attributes:
@@ -72,6 +239,12 @@ class Conv:
         pool: of the neurons' spikes; None without neurons.
     """
 
+    prefix = "conv"
+    takes_maps = True
+    pattern = re.compile(
+        r"c(\d+)k(\d+(?:x\d+)?)(?:s(\d+(?:x\d+)?))?(?:p(\d+(?:x\d+)?))?(?:d(\d+(?:x\d+)?))?(?:g(\d+))?"
+    )
+    example = "a convolution (c128k3s1)"
     channels: int
     kernel: Size
     stride: Size = 1
@@ -98,9 +271,58 @@ class Conv:
     def __str__(self) -> str:
         return self.notation_without_pool if self.pool is None else f"{self.notation_without_pool}-{self.pool}"
 
+    @classmethod
+    def read(cls, reader: Reader, at: int, match: re.Match[str]) -> Self:
+        channels, kernel, stride, padding, dilation, groups = match.groups()
+        k = reader.size(at, kernel, "the kernel")
+        assert k is not None
+        p = reader.size(at, padding, "the padding", minimum=0)
+        return cls(
+            reader.positive(at, channels, "channels"),
+            k,
+            reader.size(at, stride, "the stride") or 1,
+            None if p == half_of(k) else p,
+            reader.size(at, dilation, "the dilation") or 1,
+            1 if groups is None else reader.positive(at, groups, "groups"),
+            norm=False,
+        )
+
+    def join(self, group: Group, at: int) -> None:
+        group.append(at, self, str(self))
+
+    @property
+    def explicit_padding(self) -> Size:
+        """The padding, half the kernel if none is given."""
+        return half_of(self.kernel) if self.padding is None else self.padding
+
+    def convolved_shape(self, before: Shape) -> Shape:
+        """The shape of a map behind the convolution, before the pool."""
+        return self.channels, *window_count(before, self.kernel, self.stride, self.explicit_padding, self.dilation)
+
+    def place(self, placing: Placing, name: str, before: Shape, spikes: bool) -> LayerSpec:
+        for side, number in (("output", self.channels), ("input", before[0])):
+            if number % self.groups:
+                raise UserError(
+                    f"{name} ({self.convolution}): {self.groups} groups do not divide its {number} {side} channels."
+                )
+        shape = placing.require_nonempty(f"{name} ({self.convolution})", before, self.convolved_shape(before))
+        if self.pool is not None:
+            shape = self.pool.output_shape(placing, name, shape)
+        return LayerSpec(name, self, before, shape)
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return self.neurons is not None and (self.pool is None or self.pool.keeps_spikes(True))
+
+    def substitute(self, neurons: Callable[[Neurons], Neurons], pool: Callable[[Pool], Pool]) -> "Conv":
+        own = None if self.neurons is None else neurons(self.neurons)
+        return replace(self, neurons=own, pool=None if self.pool is None else pool(self.pool))
+
+    def own_neurons(self) -> Iterator[Neurons]:
+        yield from () if self.neurons is None else (self.neurons,)
+
 
 @dataclass(frozen=True)
-class FC:
+class FC(NotationBase, Part):
     """An FC layer with its dropout and neurons: `DP-FC2048-PLIF`.
 
     Attributes:
@@ -110,6 +332,10 @@ class FC:
         recurrent: `RFC10`: its neurons also see their spikes of the previous step.
     """
 
+    prefix = "fc"
+    pattern = re.compile(r"(R?)FC(\d+)(b?)")
+    example = "FC100"
+    takes_dropout = True
     features: int
     bias: bool = False
     dropout: float | None = 0.0
@@ -122,13 +348,40 @@ class FC:
         parts = [*([] if self.dropout == 0 else [drop]), fc]
         return "-".join([*parts, *([] if self.neurons is None else [str(self.neurons)])])
 
+    @classmethod
+    def read(cls, reader: Reader, at: int, match: re.Match[str]) -> Self:
+        return cls(reader.positive(at, match[2], "features"), bool(match[3]), recurrent=bool(match[1]))
+
+    def join(self, group: Group, at: int) -> None:
+        group.require_outermost(at, "an FC layer")
+        if isinstance(group.last, FC) and group.last.neurons is None:
+            before = f"FC{group.last.features} before it"
+            group.reader.refuse(at, f"{before} has no neurons: only the last layer may be a readout")
+        group.layers.append(replace(self, dropout=group.drop[1] if group.drop else 0.0))
+        group.drop, group.has_fc = None, True
+
+    def missing(self) -> str:
+        return f"{self} needs neurons, whose spikes return to it" if self.recurrent and self.neurons is None else ""
+
+    def place(self, placing: Placing, name: str, before: Shape, spikes: bool) -> LayerSpec:
+        return LayerSpec(name, self, before, (self.features,))
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return self.neurons is not None
+
+    def substitute(self, neurons: Callable[[Neurons], Neurons], pool: Callable[[Pool], Pool]) -> "FC":
+        return replace(self, neurons=None if self.neurons is None else neurons(self.neurons))
+
+    def own_neurons(self) -> Iterator[Neurons]:
+        yield from () if self.neurons is None else (self.neurons,)
+
 
 @dataclass(frozen=True)
-class Residual:
+class Residual(NotationBase, Part):
     """Two branches, combined: `ADD(c64k3s1-BN-PLIF)`, `ADD(c64k3s2-BN-PLIF|c64k1s2-BN-PLIF)`.
 
     Attributes:
-        how: ADD, the sum; AND, the product; IAND, (1 - branch) shortcut.
+        combination: ADD, the sum; AND, the product; IAND, (1 - branch) shortcut.
         branch: layers of the branch.
         shortcut: layers of the shortcut; none for the input itself.
         neurons: of the result: `ADD(c64k3s1-BN)-PLIF`; None without.
@@ -136,6 +389,9 @@ class Residual:
     Source: Fang et al. 2021, "Deep Residual Learning in Spiking Neural Networks" (SEW-ResNet), Table 1.
     """
 
+    prefix = "res"
+    pattern = re.compile("|".join(get_args(Combine)))
+    example = "ADD(...)"
     combination: Combine
     branch: tuple["NotationLayer", ...]
     shortcut: tuple["NotationLayer", ...] = ()
@@ -146,29 +402,113 @@ class Residual:
         suffix = "" if self.neurons is None else f"-{self.neurons}"
         return f"{self.combination}({written(self.branch)}{shortcut}){suffix}"
 
+    @classmethod
+    def read(cls, reader: Reader, at: int, match: re.Match[str]) -> Self:
+        combination: Any = match[0]
+        reader.require("(", f"( and the layers of {combination}")
+        branch = reader.layers(is_outermost=False)
+        shortcut = reader.layers(is_outermost=False) if reader.take("|") else ()
+        reader.require(")", "-, | and a shortcut, or )")
+        if combination != "ADD":
+            for side, layers in (("branch", branch), ("shortcut", shortcut)):
+                if not gives_spikes(layers, True):
+                    reader.refuse(at, f"{combination} needs spikes, and its {side} ends without neurons")
+        return cls(combination, branch, shortcut)
+
+    def join(self, group: Group, at: int) -> None:
+        group.append(at, self, self.combination)
+
+    def place(self, placing: Placing, name: str, before: Shape, spikes: bool) -> LayerSpec:
+        sides = (self.branch, self.shortcut)
+        branch, shortcut = (tuple(placing.specs_of(layers, before, spikes)) for layers in sides)
+        shapes = [layers[-1].after if layers else before for layers in (branch, shortcut)]
+        if shapes[0] != shapes[1]:
+            branch_size, shortcut_size = ("x".join(map(str, end)) for end in shapes)
+            advice = "" if shortcut else _shortcut_for(before, shapes[0])
+            text = str(self)
+            excerpt = text if len(text) <= 60 else f"{text[:57]}..."
+            raise UserError(
+                f"{name}, {excerpt}: its branch ends with maps of {branch_size}, its shortcut with "
+                f"{shortcut_size}{advice}."
+            )
+        return LayerSpec(name, self, before, shapes[0], branch, shortcut)
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        both = gives_spikes(self.branch, spikes) and gives_spikes(self.shortcut, spikes)
+        return self.neurons is not None or (self.combination != "ADD" and both)
+
+    def substitute(self, neurons: Callable[[Neurons], Neurons], pool: Callable[[Pool], Pool]) -> "Residual":
+        branch, shortcut = (
+            tuple(layer.substitute(neurons, pool) for layer in layers) for layers in (self.branch, self.shortcut)
+        )
+        return Residual(self.combination, branch, shortcut, None if self.neurons is None else neurons(self.neurons))
+
+    def own_neurons(self) -> Iterator[Neurons]:
+        yield from neurons_in((*self.branch, *self.shortcut))
+        yield from () if self.neurons is None else (self.neurons,)
+
+
+def _shortcut_for(before: Shape, after: Shape) -> str:
+    """Advice on a shortcut convolution between two shapes; empty if there is none."""
+    for stride in range(1, 9):
+        if window_count(before, 1, stride, 0) == after[1:]:
+            return f": add a shortcut, such as |c{after[0]}k1s{stride}-BN-PLIF"
+    return ""
+
 
 @dataclass(frozen=True)
-class Votes:
-    """The mean of the M output neurons of each class: `APk10s10`."""
+class Votes(NotationBase):
+    """The mean of the M output neurons of each class: `APk10s10`, a pool behind the last FC layer."""
 
+    prefix = None
     per_class: int
 
     def __str__(self) -> str:
         return f"APk{self.per_class}s{self.per_class}"
 
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return False
+
+
+ReadoutName = Literal["LI", "LAST"]
+
 
 @dataclass(frozen=True)
-class Readout:
+class Readout(NotationBase, Part):
     """What a network gives of its readout: the leaky integral `LI`, `LI(init_tau=4.0)`, or the `LAST` step."""
 
-    name: str
+    prefix = None
+    pattern = re.compile("|".join(get_args(ReadoutName)))
+    example = "LI or LAST behind the last FC layer"
+    name: ReadoutName
     arguments: tuple[tuple[str, ArgumentValue], ...] = ()
 
     def __str__(self) -> str:
         return str(Neurons(self.name, self.arguments))
 
+    @classmethod
+    def read(cls, reader: Reader, at: int, match: re.Match[str]) -> Self:
+        name: Any = match[0]
+        return cls(name, reader.arguments())
+
+    def join(self, group: Group, at: int) -> None:
+        if not isinstance(group.last, FC) or group.last.neurons is not None:
+            group.reader.refuse(at, f"{self.name} reads an FC layer without neurons: it must follow one")
+        group.layers.append(self)
+        group.has_ended = True
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return False
+
 
 NotationLayer = Conv | FC | Residual | Pool | Neurons | Votes | Readout
+# In this order: a name that is no other part is one of neurons.
+PARTS: tuple[type[Part], ...] = (Conv, FC, Pool, Norm, Drop, Residual, Readout, Neurons)
+
+
+def expected_parts() -> str:
+    """What may stand at a place of the notation, for errors."""
+    return f"{', '.join(part.example for part in PARTS)} or {{...}}*2"
 
 
 @dataclass(frozen=True)
@@ -184,58 +524,20 @@ class Structure:
     def __str__(self) -> str:
         return written(self.layers)
 
+    def substitute(self, neurons: Callable[[Neurons], Neurons], pool: Callable[[Pool], Pool]) -> "Structure":
+        """The structure with other neurons and pools in the places of its own."""
+        return Structure(tuple(layer.substitute(neurons, pool) for layer in self.layers))
+
 
 def neurons_in(layers: Iterable[NotationLayer]) -> Iterator[Neurons]:
     """The neurons of layers, in the order of the notation."""
     for layer in layers:
-        if isinstance(layer, Residual):
-            yield from neurons_in((*layer.branch, *layer.shortcut))
-        if isinstance(layer, Neurons):
-            yield layer
-        elif isinstance(layer, (Conv, FC, Residual)) and layer.neurons is not None:
-            yield layer.neurons
-
-
-def substitute(
-    layers: Iterable[NotationLayer], neurons: Callable[[Neurons], Neurons], pool: Callable[[Pool], Pool]
-) -> Iterator[NotationLayer]:
-    """Layers with other neurons and pools in the places of theirs."""
-    for layer in layers:
-        match layer:
-            case Residual(how, branch, shortcut, own):
-                on_branch, on_shortcut = (tuple(substitute(side, neurons, pool)) for side in (branch, shortcut))
-                yield Residual(how, on_branch, on_shortcut, None if own is None else neurons(own))
-            case Neurons():
-                yield neurons(layer)
-            case Pool():
-                yield pool(layer)
-            case Conv() | FC() if layer.neurons is not None:
-                layer = replace(layer, neurons=neurons(layer.neurons))
-                yield replace(layer, pool=pool(layer.pool)) if isinstance(layer, Conv) and layer.pool else layer
-            case Conv() | FC() | Votes() | Readout():
-                yield layer
-            case _:
-                assert_never(layer)
+        yield from layer.own_neurons()
 
 
 def gives_spikes(layers: Iterable[NotationLayer], spikes: bool) -> bool:
     """True if the output of a sequence of layers is binary; `spikes`: its input is."""
-    return functools.reduce(_gives_spikes, layers, spikes)
-
-
-def _gives_spikes(spikes: bool, layer: NotationLayer) -> bool:
-    match layer:
-        case Conv(neurons=None) | FC(neurons=None) | Conv(pool=Pool(kind="AP")) | Pool(kind="AP"):
-            return False
-        case Pool():
-            return spikes
-        case Residual(how, branch, shortcut, neurons=None):
-            return how != "ADD" and gives_spikes(branch, spikes) and gives_spikes(shortcut, spikes)
-        case Conv() | FC() | Neurons() | Residual():
-            return True
-        case Votes() | Readout():
-            return False
-    assert_never(layer)
+    return functools.reduce(lambda before, layer: layer.keeps_spikes(before), layers, spikes)
 
 
 def written(layers: Iterable[NotationLayer]) -> str:

@@ -18,7 +18,7 @@ from plif_lightning.layers.readout import LeakyIntegrator
 from plif_lightning.network import SpikingNetwork, step, traces, use_backend
 from plif_lightning.neurons import CLIF, LIF, PLIF
 from plif_lightning.neurons.making import NeuronName
-from plif_lightning.structure.notation import NEURONS
+from plif_lightning.structure import NEURONS
 from tests.deploy.conftest import STRUCTURES, frames, trained
 
 NETWORKS = configs.folder() / "networks"

@@ -10,7 +10,7 @@ import torch
 from plif_lightning import neurons
 from plif_lightning.network import use_backend
 from plif_lightning.neurons import NeuronName, make_neuron, making, published
-from plif_lightning.structure.notation import NEURONS
+from plif_lightning.structure import NEURONS
 
 STEPS = 12
 

@@ -1,6 +1,8 @@
 """The notation of Table S1: what is read, what is refused, and that writing is the inverse of reading."""
 
 import contextlib
+import re
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.structure import (
     FC,
     Conv,
+    LayerSpec,
     Neurons,
     Numbers,
     Pool,
@@ -18,11 +21,13 @@ from plif_lightning.structure import (
     Structure,
     Votes,
     layer_specs,
+    notation,
     numbers_of,
     parse,
     resolve_structure,
 )
-from plif_lightning.structure.layers import gives_spikes, substitute
+from plif_lightning.structure import layers as kinds_of_layers
+from plif_lightning.structure.base import NotationBase, Part
 
 PAPER = "{{c256k3s1-BN-PLIF}*3-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10"
 SEW = "c8k7s2-BN-PLIF-MPk3s2p1-{ADD({c8k3s1-BN-PLIF}*2)}*2-ADD(c9k3s2-BN-PLIF-c9k3s1-BN-PLIF|c9k1s2-BN-PLIF)-AP-FC10b"
@@ -243,18 +248,48 @@ def test_a_structure_that_does_not_fit_is_refused_by_its_layer(text, message):
         layer_specs(parse(text), (3, 8, 6), 10)
 
 
-class Squeeze:
-    """A layer that nobody knows."""
+@dataclass(frozen=True)
+class Squeeze(NotationBase, Part):
+    """`SQ`: the mean of all channels."""
+
+    prefix, takes_maps, example = "squeeze", True, "SQ"
+    pattern = re.compile("SQ")
+
+    @classmethod
+    def read(cls, reader, at, match):
+        return cls()
+
+    def join(self, group, at):
+        group.append(at, self, "SQ")
+
+    def place(self, placing, name, before, spikes):
+        return LayerSpec(name, self, before, (1, *before[1:]))
+
+    def keeps_spikes(self, spikes):
+        return False
+
+    def __str__(self):
+        return "SQ"
 
 
-@pytest.mark.parametrize(
-    "read",
-    [
-        lambda layers: gives_spikes(layers, True),
-        lambda layers: list(substitute(layers, lambda neurons: neurons, lambda pool: pool)),
-        lambda layers: layer_specs(Structure(layers), (1, 8, 8), 10),
-    ],
-)
-def test_a_layer_that_is_not_handled_is_an_error(read):
-    with pytest.raises(AssertionError, match="Squeeze"):
-        read((Squeeze(), FC(10)))
+def test_a_layer_of_a_new_kind_says_all_that_its_notation_needs(monkeypatch):
+    parts = (Squeeze, *kinds_of_layers.PARTS)
+    monkeypatch.setattr(kinds_of_layers, "PARTS", parts)
+    monkeypatch.setattr(notation, "PARTS", parts)
+    structure = parse("{c4k3s1-BN-PLIF-SQ}*2-FC10")
+    assert parse(str(structure)) == structure
+    specs = layer_specs(structure, (3, 8, 6), 10)
+    assert [(spec.name, spec.after, spec.spikes_in) for spec in specs[1:3]] == [
+        ("squeeze1", (1, 8, 6), True),
+        ("conv2", (4, 8, 6), False),
+    ]
+    with pytest.raises(UserError, match="SQ must come before the first FC layer"):
+        parse("c4k3s1-FC10-PLIF-SQ-FC10")
+    with pytest.raises(UserError, match="expected SQ, a convolution"):
+        parse("-FC10")
+
+
+def test_a_layer_that_does_not_say_what_it_makes_of_spikes_cannot_be_made():
+    incomplete = type("Incomplete", (NotationBase,), {"prefix": "x"})
+    with pytest.raises(TypeError, match="keeps_spikes"):
+        incomplete()
