@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from plif_lightning.callbacks.logger import is_fast_dev_run, run_folder, writes_files
 from plif_lightning.callbacks.wandb import WandbRunLogger
 from plif_lightning.data import SpikingDataModule
-from plif_lightning.data.loading import BatchedDataset, BatchRequest, time_first
+from plif_lightning.data.loading import BatchRequest, time_first
 from plif_lightning.deploy.costs import Cost, cost, mean_cost
 from plif_lightning.errors import UserError
 from plif_lightning.layers.blocks import FCBlock
@@ -263,13 +263,13 @@ def record_samples(
     first = next(name for name, _ in neurons_of(network))
     chosen = _first_of_each_class(labels, max_samples)
     with record_spikes(network, heard.__setitem__):
-        for x in _inputs(network, dataset, chosen, device):
+        for x in _inputs(network, data, chosen, device):
             votes.append(network(x).cpu())
             fired = heard[first][:, 0].cpu()
             if (len(spikes) + 1) * fired.numel() <= _MAX_SPIKES:
                 spikes.append(fired.bool())
             rates.append(fired.float().mean(0))
-            frames.append((x if has_time(x) else x[None]).cpu())
+            frames.append((x if has_time(x, data.input_shape) else x[None]).cpu())
     if not spikes:
         _log.info("No samples are recorded: one has more than %s neurons and steps in %s.", f"{_MAX_SPIKES:,}", first)
         return None
@@ -284,13 +284,14 @@ def record_samples(
     )
 
 
-def _inputs(network: nn.Module, dataset: BatchedDataset, chosen: list[int], device: torch.device) -> Iterator[Tensor]:
-    """The chosen samples, one by one, as network inputs."""
+def _inputs(network: nn.Module, data: SpikingDataModule, chosen: list[int], device: torch.device) -> Iterator[Tensor]:
+    """The chosen samples of the validation set, one by one, as network inputs."""
+    assert data.val_set is not None
     dtype = next(network.parameters()).dtype
     counts = isinstance(network, SpikingNetwork)  # which takes events as they are stored, one byte for each pixel
     for i in chosen:
-        x = dataset[BatchRequest(0, torch.tensor([i]))].x.to(device)
-        yield time_first(x.to(dtype) if x.is_floating_point() or not counts else x)
+        x = data.val_set[BatchRequest(0, torch.tensor([i]))].x.to(device)
+        yield time_first(x.to(dtype) if x.is_floating_point() or not counts else x, data.input_shape)
 
 
 def _cost_of(network: nn.Module, data: SpikingDataModule, max_samples: int, device: torch.device) -> Cost | None:
@@ -298,7 +299,7 @@ def _cost_of(network: nn.Module, data: SpikingDataModule, max_samples: int, devi
     assert data.val_set is not None
     chosen = _first_of_each_class(data.val_set.labels().tolist(), max_samples)
     try:
-        return mean_cost([cost(network, x) for x in _inputs(network, data.val_set, chosen, device)])
+        return mean_cost([cost(network, x) for x in _inputs(network, data, chosen, device)])
     except UserError as error:
         _log.info("The cost of a sample is not recorded: %s", error)
         return None

@@ -124,10 +124,11 @@ class ProbedDataset(BatchedDataset):
         dataset: of samples with time-steps.
         probe: `shuffled`, the steps of each sample in a random order of its own, another one in each epoch; `counts`,
             the mean of all steps at every step, in float32.
+        input_shape: of a sample at a step.
     """
 
-    def __init__(self, dataset: BatchedDataset, probe: TimeProbe) -> None:
-        self.dataset, self.probe = dataset, probe
+    def __init__(self, dataset: BatchedDataset, probe: TimeProbe, input_shape: tuple[int, ...]) -> None:
+        self.dataset, self.probe, self.input_shape = dataset, probe, input_shape
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -142,7 +143,7 @@ class ProbedDataset(BatchedDataset):
             UserError: its samples have no time.
         """
         batch = self.dataset.batch(request)
-        if not has_time(batch.x):
+        if not has_time(batch.x, self.input_shape):
             raise UserError(f"data.probe={self.probe} takes time away, and static images have none.")
         if self.probe == "counts":
             x = batch.x.float().mean(1, keepdim=True).expand(batch.x.shape)
@@ -249,7 +250,7 @@ class SpikingDataModule(L.LightningDataModule):
             self.test_set = self._probed(self.dataset(train=False, indices=None, augment=False))
 
     def _probed(self, dataset: BatchedDataset) -> BatchedDataset:
-        return dataset if self.probe is None else ProbedDataset(dataset, self.probe)
+        return dataset if self.probe is None else ProbedDataset(dataset, self.probe, self.input_shape)
 
     def _loader(self, dataset: BatchedDataset | None, train: bool) -> ResumableLoader:
         if dataset is None:
@@ -290,7 +291,8 @@ class SpikingDataModule(L.LightningDataModule):
         chosen = torch.linspace(0, n - 1, min(number, n), dtype=torch.float64).round().long()
         subset = self._probed(self.dataset(train=False, indices=chosen, augment=False))
         batches = [subset.batch(BatchRequest(0, at)) for at in torch.arange(len(chosen)).split(self.eval_batch_size)]
-        return time_first(torch.cat([b.x for b in batches])).float(), torch.cat([b.label for b in batches])
+        x = time_first(torch.cat([b.x for b in batches]), self.input_shape)
+        return x.float(), torch.cat([b.label for b in batches])
 
     def provenance(self, train: bool) -> dict[str, NDArray[Any]]:
         """Where each sample of the training or test set comes from, [n] by column; empty if it is only a number."""

@@ -3,7 +3,7 @@
 import math
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -81,9 +81,9 @@ def merge_time_steps(x: Tensor, time_steps: int, *more_seeds: int) -> Tensor:
     return x.unflatten(0, (time_steps, -1)).sum(1, dtype=x.dtype if x.is_floating_point() else torch.int32)
 
 
-def time_first(x: Tensor) -> Tensor:
+def time_first(x: Tensor, input_shape: Sequence[int]) -> Tensor:
     """A batch's x as networks take it: [T, N, *]; static samples [N, *] as they are."""
-    return x.transpose(0, 1) if has_time(x) else x
+    return x.transpose(0, 1) if has_time(x, input_shape) else x
 
 
 class BatchRequest(NamedTuple):

@@ -26,7 +26,7 @@ from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.inspect import forward_hooks, restore_modes
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
-from plif_lightning.runtime.batches import sample_axis
+from plif_lightning.runtime.batches import has_time
 from plif_lightning.signals.hooks import package_of
 from plif_lightning.structure.shapes import every_layer
 
@@ -244,7 +244,7 @@ class _Counter:
     def __init__(self, net: nn.Module, x: Tensor) -> None:
         self.x = x
         self.has_counts = any(isinstance(neuron, Neuron) and not neuron.fires for neuron in net.modules())
-        self.sample_axis = sample_axis(x)
+        self.sample_axis = int(has_time(x, getattr(net, "input_shape", None)))
         self.samples = x.shape[self.sample_axis]
         self.layer_costs: list[LayerCost] = []
 

@@ -330,7 +330,7 @@ class DeployedNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W], of any numeric type."""
         require_input(x, self.time_steps, self.input_shape)
-        x = (x if has_time(x) else x[None]).to("cpu", torch.float32)
+        x = (x if has_time(x, self.input_shape) else x[None]).to("cpu", torch.float32)
         some = max(1, x.shape[1])
         if self._largest_map and self._layers[0].on_spikes is None:  # who listens hears a layer once, with all samples
             some = min(some, max(1, at_a_time(x.device) // (len(x) * self._largest_map)))

@@ -214,7 +214,7 @@ class SpikingNetwork(nn.Module):
         """
         steps = self.time_steps if active_states() is None else 1
         require_input(x, steps, self.input_shape)
-        if not has_time(x):
+        if not has_time(x, self.input_shape):
             x = x[None]
         weight = next(self.parameters(), None)  # None for a deployed network without weights
         dtype = torch.float32 if weight is None else weight.dtype

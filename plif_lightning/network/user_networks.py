@@ -23,7 +23,7 @@ from plif_lightning.network.over_time import OverTime, has_children_to_run, with
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.making import import_class as import_class
-from plif_lightning.runtime.batches import sample_axis
+from plif_lightning.runtime.batches import has_time
 from plif_lightning.structure import FC
 from plif_lightning.structure import FROM_DATA as FROM_DATA
 
@@ -170,7 +170,8 @@ def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> bool:
             "This processor has no instructions for bfloat16: layers that a user-defined network calls may take 10 to "
             "100 times as long as in float32. Pass --trainer.precision 32-true."
         )
-    axis, name = sample_axis(x), type(net).__name__
+    shape: Any = net.input_shape  # which `user_network` set
+    axis, name = int(has_time(x, shape)), type(net).__name__
     x = x.narrow(axis, 0, min(2, x.shape[axis]))
     steps = len(x) if axis else getattr(net, "time_steps", None)
     of_gpu = [x.device] if x.device.type == "cuda" else []

@@ -58,7 +58,8 @@ class NeuroBenchNetwork(NeuroBenchModel):
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
         """Votes [N, T, classes] of samples over time [N, T, *]; four dimensions are static images [N, C, H, W]."""
-        votes: Tensor = run_network(self.net, batch.transpose(0, 1) if has_time(batch) else batch)
+        over_time = has_time(batch, getattr(self.net, "input_shape", None))
+        votes: Tensor = run_network(self.net, batch.transpose(0, 1) if over_time else batch)
         return votes.transpose(0, 1)
 
     def activation_layers(self) -> list[dict[str, Any]]:

@@ -1,16 +1,14 @@
 """Batches over time and batches that are held for all time-steps."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
-def has_time(x: Any) -> bool:
+def has_time(x: Any, input_shape: Sequence[int] | None) -> bool:
     """True for x [T, N, *], or a loader's [N, T, *]; False for samples [N, *], which are held for all T steps.
 
-    A sample is features [F] or maps [C, H, W], so that the number of dimensions tells.
+    Args:
+        x: a batch.
+        input_shape: of a sample at a step; None for a module that no data were given to: [F] or [C, H, W].
     """
-    return bool(x.dim() % 2)
-
-
-def sample_axis(x: Any) -> int:
-    """Dimension of the samples: 1 of x [T, N, *], 0 of samples [N, *]."""
-    return 1 if has_time(x) else 0
+    return bool(x.dim() % 2 if input_shape is None else x.dim() == len(input_shape) + 2)

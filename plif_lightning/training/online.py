@@ -66,12 +66,13 @@ def step_by_step(net: nn.Module, x: Tensor, time_steps: int, loss: Callable[[Ten
     """
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     gradients: list[Tensor | None] = [None] * len(parameters)
+    shape: Any = net.input_shape
     states: dict[nn.Module, LayerState] = {}
     masks: dict[nn.Module, Tensor] = {}
     losses, votes = [], []
     for t in range(time_steps):
         with torch.enable_grad(), carry_states(states, masks) as carried:
-            y = net((x[t] if has_time(x) else x)[None])
+            y = net((x[t] if has_time(x, shape) else x)[None])
             of_step = loss(y) / time_steps
         for i, gradient in enumerate(torch.autograd.grad(of_step, parameters, allow_unused=True)):
             before = gradients[i]

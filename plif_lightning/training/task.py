@@ -189,6 +189,10 @@ class SpikingClassifier(L.LightningModule):
         self.test_class_accuracy = MulticlassAccuracy(num_classes, average=None)
         self.test_confusion = MulticlassConfusionMatrix(num_classes)
 
+    @property
+    def _input_shape(self) -> tuple[int, ...]:
+        return tuple(self.hparams["input_shape"])
+
     def as_network(self) -> nn.Module:
         """The network alone, with time first, as `step` and `traces` run it."""
         return self.network
@@ -199,7 +203,7 @@ class SpikingClassifier(L.LightningModule):
 
     def _input(self, x: Tensor) -> Tensor:
         """x, time first; a user-defined network is tried on the first, and takes real numbers."""
-        x = time_first(x)
+        x = time_first(x, self._input_shape)
         if self.hparams.get("network") is not None:
             x = x if x.is_floating_point() else x.to(self.dtype)  # event counts are stored as uint8
             if not self.is_tried:
@@ -226,7 +230,7 @@ class SpikingClassifier(L.LightningModule):
         """Loss and votes of a batch, whose x [T, N, *] or [N, *] is the network's input."""
         with layer_outputs(self.network, self._layers) as features:
             # An overriding forward takes x as a loader gives it, time behind samples.
-            votes = self.forward(time_first(x)) if self._overrides_forward else self.network(x)
+            votes = self.forward(time_first(x, self._input_shape)) if self._overrides_forward else self.network(x)
         everything = {"batch": batch, "x": x, "net": self.network, "task": self, "features": features}
         context = {name: everything[name] for name in self._context}
         return self.loss(votes, batch.answer, smoothing, **context), votes
@@ -242,10 +246,10 @@ class SpikingClassifier(L.LightningModule):
         batch = as_batch(batch)
         x, steps = self._input(batch.x), self.training_time_steps
         with for_time_steps(self.network, steps) if self.early_time_steps else nullcontext():
-            if has_time(x) and self.early_time_steps:
+            if has_time(x, self._input_shape) and self.early_time_steps:
                 x = merge_time_steps(x, steps, *self.early_time_steps)
 
-            if self._goes_step_by_step(static=not has_time(x)):
+            if self._goes_step_by_step(static=not has_time(x, self._input_shape)):
                 loss_of = partial(self.loss, label=batch.answer, smoothing=self.label_smoothing)
                 loss, votes = step_by_step(self.network, x, steps, loss_of)
             else:

@@ -180,6 +180,18 @@ def test_sequences_are_tried_too(mixes):
         assert module(torch.rand(5, 4, 6)).shape == (4, 5, 3)
 
 
+def test_samples_of_channels_and_positions_are_no_images():
+    layers = nn.Sequential(nn.Conv1d(2, 6, 3, padding=1), pl.PLIF(), nn.Flatten(), nn.Linear(54, 3))
+    module = pl.SpikingClassifier((2, 9), 3, 4, network=layers)
+    over_time = torch.rand(5, 4, 2, 9)  # [N, T, C, L], which has the dimensions of images
+    votes = module(over_time)
+    assert votes.shape == (4, 5, 3)
+    torch.testing.assert_close(votes, pl.over_time(layers)(over_time.transpose(0, 1)))
+    static = torch.rand(5, 2, 9)
+    torch.testing.assert_close(module(static), pl.over_time(layers)(static.expand(4, 5, 2, 9)))
+    assert trained(module, over_time, torch.arange(5) % 3).isfinite()
+
+
 class TimeFirst(nn.Module):
     """Neurons that take the samples [N, T, F] for time-steps."""
 
