@@ -20,11 +20,9 @@ from torch.nn import functional as F
 from plif_lightning.deploy.folding import fold, network_of
 from plif_lightning.dynamics.equations import Dynamics, program, register
 from plif_lightning.errors import UserError, require_one_of
-from plif_lightning.kernels import EventBlock, Pool, SparseMaps, at_a_time, conv_events, linear_of_bits, table_of
+from plif_lightning.kernels import EventBlock, Pool, SparseMaps, at_a_time, conv_events, linear_of_bits, ops, table_of
 from plif_lightning.kernels.bits import pack_spikes
-from plif_lightning.kernels.layout import POOLS, AffineRows, Geometry, NeuronCode, rows_of
-from plif_lightning.kernels.ops import start_of
-from plif_lightning.kernels.parallel import parallel
+from plif_lightning.kernels.layout import POOLS, Geometry, rows_of
 from plif_lightning.layers.blocks import ConvBlock, FCBlock
 from plif_lightning.layers.plan import images_channels_last, refuses_conv
 from plif_lightning.network import SpikingNetwork, use_backend
@@ -76,36 +74,28 @@ class _FireStage:
 
         States [S, N, H, W, C], without a pool.
         """
-        from plif_lightning.kernels import cpu  # deferred: imports numba
-
         key = (y.shape, steps, torch.get_num_threads())
         if key not in self._cached:
-            self._cached = {**dict(list(self._cached.items())[-7:]), key: self._rows(y, steps)}
-        units, threads, shape, norm_and_neuron, sizes = self._cached[key]
+            self._cached = {**dict(list(self._cached.items())[-7:]), key: self._prepared(y, steps)}
+        fire, shape = self._cached[key]
         number = len(self._program.states)
         after = torch.empty(number, *y.shape[1:], **_FACTORY) if last else None
         out = torch.empty(shape, **_FACTORY)
         flat, spikes = y.numpy().reshape(len(y), -1), out.numpy().reshape(steps, -1)
         v_first = _NO_STATES if states is None else states.numpy().reshape(number, -1)
         v_last = _NO_STATES if after is None else after.numpy().reshape(number, -1)
-        parallel(cpu.forward, units, threads, flat, flat[:0], *norm_and_neuron, (v_first, v_last), spikes, sizes)
+        fire(flat, flat[:0], (v_first, v_last), spikes)
         return out, after
 
-    def _rows(self, y: Tensor, steps: int) -> tuple[int, int, tuple[int, ...], Any, Any]:
-        """Units, threads, the output's shape, and arguments that depend on no values: norm and neuron, sizes."""
-        from plif_lightning.kernels.machine_code import machine_code_of
-
-        real = torch.float32
+    def _prepared(self, y: Tensor, steps: int) -> tuple[ops.PreparedFire, tuple[int, ...]]:
+        """The call for maps of this shape, and the shape of its output."""
         geometry = Geometry(y.permute(0, 1, 4, 2, 3), steps, self._pool, len(self._program.states))
         scale = torch.ones(0 if self._bias is None else 1, geometry.channels, **_FACTORY)
         shift = scale if self._bias is None else self._bias[None]
-        norm = AffineRows(geometry.tile_channels(scale, real), *[geometry.tile_channels(shift, real)] * 2)
-        code = machine_code_of("fire", register(self._program), real, self._learned.shape[1] == 1)
-        neuron = NeuronCode(code, 0, geometry.parameters(self._learned, real), start_of(self._program, real))
+        fire = ops.PreparedFire.of(geometry, scale, shift, self._learned, register(self._program), torch.float32)
         halve = 2 if geometry.pooled else 1
         _, n, height, width, channels = y.shape
-        shape = (steps, n, height // halve, width // halve, channels)
-        return geometry.units, geometry.threads, shape, (tuple(norm), tuple(neuron)), tuple(geometry.sizes)
+        return fire, (steps, n, height // halve, width // halve, channels)
 
 
 class Frozen(Layer):

@@ -10,9 +10,9 @@ from torch import Tensor
 from plif_lightning.dynamics import reference
 from plif_lightning.dynamics.equations import Dynamics
 from plif_lightning.errors import UserError, require_one_of
-from plif_lightning.kernels import fused
+from plif_lightning.kernels import fused, layout
 from plif_lightning.kernels.density import NEVER, TYPES, OpName, Skip, skips
-from plif_lightning.kernels.layout import ACCELERATORS, uses_interpreter
+from plif_lightning.kernels.layout import ACCELERATORS
 from plif_lightning.kernels.trust import agrees
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Backend:
                 return "reference"
             return "cpu" if device.type == "cpu" else self._installed.get(device.type, "reference")
         runs_on = device.type if self.name == "reference" else "cpu"
-        if self.name in ACCELERATORS and not uses_interpreter():
+        if self.name in ACCELERATORS and self.name != layout.ON_CPU:
             runs_on = ACCELERATORS[self.name].device
         if device.type != runs_on:
             raise UserError(

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from plif_lightning.kernels import loops
 from plif_lightning.kernels.layout import empty_images, threads_for
 from plif_lightning.kernels.ops import outside_compile
 from plif_lightning.kernels.parallel import parallel
@@ -56,13 +57,13 @@ class Bits(NamedTuple):
 
 def pack_spikes(x: Tensor, value: float = 1.0) -> Bits:
     """Bits of the spikes x [R, K] of a value."""
-    from plif_lightning.kernels import cpu_sparse  # deferred: imports numba
-
     words = torch.empty(len(x), words_for(x.shape[1]), dtype=torch.int64, device="cpu")
     threads = threads_for(x.numel())
     counts = np.zeros((threads, 2), np.int64)
     x = x.detach().contiguous()
-    parallel(cpu_sparse.pack_bits, len(x), threads, array_of_rows(x), _as(value, x.dtype), array_of_bits(words), counts)
+    parallel(
+        loops.cpu_sparse.pack_bits, len(x), threads, array_of_rows(x), _as(value, x.dtype), array_of_bits(words), counts
+    )
     number, not_binary = counts.sum(0)
     return Bits(words, int(number), not not_binary)
 
@@ -79,31 +80,25 @@ def unpack(bits: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
 
 
 def _unpack_into(x: Tensor, bits: Tensor) -> Tensor:
-    from plif_lightning.kernels import cpu_sparse
-
     threads = threads_for(x.numel())
-    parallel(cpu_sparse.unpack_bits, len(x), threads, array_of_bits(bits), _as(1.0, x.dtype), array_of_rows(x))
+    parallel(loops.cpu_sparse.unpack_bits, len(x), threads, array_of_bits(bits), _as(1.0, x.dtype), array_of_rows(x))
     return x
 
 
 def number_of_spikes(bits: Tensor) -> int:
     """Number of bits that are set."""
-    from plif_lightning.kernels import cpu_sparse
-
     threads = threads_for(bits.numel())
     counts = np.zeros(threads, np.int64)
-    parallel(cpu_sparse.count, len(bits), threads, array_of_bits(bits), counts)
+    parallel(loops.cpu_sparse.count, len(bits), threads, array_of_bits(bits), counts)
     return int(counts.sum())
 
 
 @outside_compile
 def estimate_density(x: Tensor, value: float) -> tuple[float, bool]:
     """Estimated density of x [R, K], from a deterministic sample of its rows, and if its spikes all have a value."""
-    from plif_lightning.kernels import cpu_sparse
-
     x = x.detach().contiguous()
     rows = min(len(x), -(-_SAMPLE // x.shape[1]))
-    spikes, not_binary = cpu_sparse.sample(rows, array_of_rows(x), _as(value, x.dtype))
+    spikes, not_binary = loops.cpu_sparse.sample(rows, array_of_rows(x), _as(value, x.dtype))
     return spikes / (rows * x.shape[1]), not_binary == 0
 
 
@@ -136,13 +131,11 @@ class SparseMaps(NamedTuple):
 
     def flattened(self) -> Tensor:
         """Spikes as bits of rows [N, C H W / 64], in the order of `Tensor.flatten`."""
-        from plif_lightning.kernels import cpu_sparse
-
         n, channels, height, width = self.shape
         inputs = channels * height * width
         bits = torch.empty(n, words_for(inputs), dtype=torch.int64, device="cpu")
         arrays = array_of_bits(self.bits), array_of_bits(bits)
-        parallel(cpu_sparse.flatten, n, threads_for(n * inputs), *arrays, height * width)
+        parallel(loops.cpu_sparse.flatten, n, threads_for(n * inputs), *arrays, height * width)
         return bits
 
     def arrays(self, table: NDArray[Any] | None = None) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -158,17 +151,15 @@ class SparseMaps(NamedTuple):
         return indices, offsets, np.empty(0, np.float32 if wide else np.uint16)
 
     def _lists(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        from plif_lightning.kernels import cpu_sparse
-
         n, channels, height, width = self.shape
         rows, bits = n * height, array_of_bits(self.bits)
         if threads_for(_LISTED * rows * width) == 1:
-            return cpu_sparse.list_maps(bits, rows, width, channels)
+            return loops.cpu_sparse.list_maps(bits, rows, width, channels)
         counts, offsets = np.empty(rows, np.int64), np.empty(rows * width + 1, np.int64)
-        parallel(cpu_sparse.count_rows, rows, threads_for(bits.size), bits, width, counts)
+        parallel(loops.cpu_sparse.count_rows, rows, threads_for(bits.size), bits, width, counts)
         bounds = counts.cumsum()
         offsets[-1] = total = bounds[-1] if rows else 0
         indices = np.empty(total, np.int32)
         threads = threads_for(_LISTED * (rows * width + total))
-        parallel(cpu_sparse.list_rows, rows, threads, bits, bounds - counts, width, channels, indices, offsets)
+        parallel(loops.cpu_sparse.list_rows, rows, threads, bits, bounds - counts, width, channels, indices, offsets)
         return indices, offsets

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.equations import Dynamics, program, register
 from plif_lightning.dynamics.reference import in_real_precision
-from plif_lightning.kernels import ops
+from plif_lightning.kernels import loops, ops
 from plif_lightning.kernels.bits import SparseMaps, array_of_bits, array_of_rows, words_for
 from plif_lightning.kernels.dense import conv2d, conv2d_weight
 from plif_lightning.kernels.density import NEVER, Skip
@@ -100,12 +100,9 @@ class EventBlock:
         return spikes, after
 
     def _run(self, x: SparseMaps, steps: int, pooled: bool, v_first: Tensor, v_last: Tensor) -> SparseMaps:
-        from plif_lightning.kernels import cpu_block, cpu_sparse  # deferred: imports numba
-        from plif_lightning.kernels.machine_code import machine_code_of
-
         images, channels, *of_maps = x.shape
         height, width = conv_output_size((of_maps[0], of_maps[1]), self._stride)
-        taps = cpu_sparse.taps_of(kernel_of(self._table.shape, channels))
+        taps = loops.cpu_sparse.taps_of(kernel_of(self._table.shape, channels))
         halve = 2 if pooled else 1
         rows, windows = height // halve, width // halve
         threads = threads_for(SUM * images * height * width * self._outputs)
@@ -115,13 +112,13 @@ class EventBlock:
         words = words_for(self._outputs)
         bits = torch.empty(images * rows * windows, words, dtype=torch.int64, device="cpu")
         units = images // steps * rows * -(-windows // run)
-        code = machine_code_of("fire_window", register(self._program), *self._variant)
+        code = loops.machine_code_of("fire_window", register(self._program), *self._variant)
         neuron = tuple(NeuronCode(code, 0, self._parameters, self._start))
         states = v_first.contiguous().numpy(), v_last.numpy()
         sizes = tuple(Sizes(steps, of_maps[0], of_maps[1], channels, run, POOLS["max_first" if pooled else "none"]))
         parallel(
-            cpu_block.conv_fire_pool, units, threads, x.arrays(self._table), self._table, self._norm, neuron, states,
-            array_of_bits(bits), self._valid, sizes, self._stride, taps,
+            loops.cpu_block.conv_fire_pool, units, threads, x.arrays(self._table), self._table, self._norm, neuron,
+            states, array_of_bits(bits), self._valid, sizes, self._stride, taps,
         )  # fmt: skip
         return SparseMaps(bits, None, (images, self._outputs, rows, windows))
 
@@ -159,14 +156,14 @@ class PatchMoments(NamedTuple):
 
 
 def _moments_of_events(x: SparseMaps, t: int) -> PatchMoments:
-    from plif_lightning.kernels import cpu_block
-
     images, channels, height, width = x.shape
     n = images // t
     sums = torch.zeros(t, 9 * channels, dtype=torch.float64, device="cpu")
     products = torch.zeros(t, 9 * channels, 9 * channels, dtype=torch.float64, device="cpu")
     arrays = *x.arrays(), sums.numpy(), products.numpy()
-    parallel(cpu_block.patch_moments, t, threads_for(images * channels * height * width), *arrays, n, height, width)
+    parallel(
+        loops.cpu_block.patch_moments, t, threads_for(images * channels * height * width), *arrays, n, height, width
+    )
     count = n * height * width
     mean = sums / count
     # E[xy] - E[x] E[y] does not lose digits here: event counts and their products are integers, exact in float64.
@@ -248,8 +245,6 @@ def _backward_of_events(
 
     The last two, and the arguments, as in `ops.fire_backward`.
     """
-    from plif_lightning.kernels import cpu_block
-
     maps_of_x, real, number = SparseMaps.of(x.flatten(0, 1)), torch.float32, POOLS[pool]
     steps, n, outputs, height, width = len(grad_out), grad_out.shape[1], len(conv), *maps_of_x.shape[2:]
     halve = 1 if pool == "none" else 2
@@ -272,7 +267,7 @@ def _backward_of_events(
         *maps_and_table, norm, loop, grads, (sums, sums_learned), grad_table, sizes, seed_of(seed)
     )
     units = n * (height // halve) * -(-(width // halve) // run)
-    parallel(cpu_block.conv_fire_pool_backward, units, slots, *arguments)
+    parallel(loops.cpu_block.conv_fire_pool_backward, units, slots, *arguments)
     of_steps = torch.from_numpy(grad_table.sum(0))[..., :outputs] * scale[:, None]
     grad_conv = of_steps.sum(0).view(3, 3, x.shape[2], outputs).permute(3, 2, 0, 1).contiguous()
     return grad_conv, *sums_of_backward(geometry, sums, sums_learned, scale, learned)

@@ -1,6 +1,5 @@
 """Shared by all kernels: numbers of named options, memory layout of feature maps, division into units of work."""
 
-import os
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -124,6 +123,9 @@ class Accelerator(NamedTuple):
 
 # Accelerators by the name of their backend. A backend for other devices is a row here and its module.
 ACCELERATORS = {"triton": Accelerator("cuda", "plif_lightning.kernels.gpu", "triton", torch.float64)}
+# The backend of tensors on a CPU. Tests name an accelerator here, to try its kernels without one (Triton's in its
+# interpreter).
+ON_CPU = "cpu"
 
 
 # Values of a convolution's output per band: fewer stay in the cache, more need fewer calls.
@@ -133,11 +135,6 @@ BAND = {"cpu": 2**23, "others": 2**26}
 def at_a_time(device: torch.device) -> int:
     """Values of a large feature map to process at a time."""
     return BAND.get(device.type, BAND["others"])
-
-
-def uses_interpreter() -> bool:
-    """True if Triton kernels run in its interpreter on the CPU, for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Sizes(NamedTuple):

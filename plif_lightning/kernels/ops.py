@@ -9,7 +9,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plif_lightning.dynamics.equations import Program, program
-from plif_lightning.kernels import layout
+from plif_lightning.kernels import layout, loops
 from plif_lightning.kernels.layout import (
     BACKWARD,
     LANES,
@@ -64,8 +64,7 @@ def outside_compile(function: _Function) -> _Function:
 class _Kernel:
     """A kernel for CPU tensors, and its namesakes of `layout.ACCELERATORS` as the operator `torch.ops.plif.NAME`.
 
-    Compilers and fake tensors see the operator as a call. With TRITON_INTERPRET=1 it runs on the CPU too, in Triton's
-    interpreter.
+    Compilers and fake tensors see the operator as a call.
 
     Args:
         on_cpu: the kernel, with types that `torch.library.infer_schema` supports.
@@ -77,20 +76,20 @@ class _Kernel:
 
         tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
         _LIBRARY.define(self.name + torch.library.infer_schema(on_cpu, mutates_args=mutates), tags=tags)
-        for accelerator in layout.ACCELERATORS.values():
-            _LIBRARY.impl(self.name, functools.partial(self._run_in, accelerator.module), accelerator.device.upper())
-        _LIBRARY.impl(self.name, functools.partial(self._run_in, layout.ACCELERATORS["triton"].module), "CPU")
+        for name, accelerator in layout.ACCELERATORS.items():
+            _LIBRARY.impl(self.name, functools.partial(self._run_in, name), accelerator.device.upper())
+        _LIBRARY.impl(self.name, lambda *arguments: self._run_in(layout.ON_CPU, *arguments), "CPU")
 
-    def _run_in(self, module: str, *arguments: Any) -> Any:
+    def _run_in(self, accelerator: str, *arguments: Any) -> Any:
         """The result of an accelerator's kernel, imported at the call: its package may be missing."""
-        return getattr(importlib.import_module(module), self.name)(*arguments)
+        return getattr(importlib.import_module(layout.ACCELERATORS[accelerator].module), self.name)(*arguments)
 
     def register_fake(self, fake: Callable[..., Any]) -> None:
         """Register a function that returns empty results, from which compilers infer shapes and types."""
         torch.library.register_fake(f"plif::{self.name}", fake, lib=_LIBRARY)
 
     def __call__(self, x: Tensor, *arguments: Any) -> Any:
-        if x.device.type == "cpu" and not layout.uses_interpreter():
+        if x.device.type == "cpu" and layout.ON_CPU == "cpu":
             return self.on_cpu(x, *arguments)
         return getattr(torch.ops.plif, self.name)(x, *arguments)
 
@@ -119,8 +118,31 @@ def no_norm(y: Tensor) -> Tensor:
 
     (Their shift is zero times it.)
     """
-    on_cpu = y.device.type == "cpu" and not layout.uses_interpreter()
+    on_cpu = y.device.type == "cpu" and layout.ON_CPU == "cpu"
     return y.new_ones(0 if on_cpu else 1, y.shape[2], dtype=real_type(y))
+
+
+class PreparedFire(NamedTuple):
+    """`fire` for maps of a shape: the arguments of its loop that depend on no values of the map."""
+
+    units: int
+    threads: int
+    norm: Any
+    neuron: Any
+    sizes: Any
+
+    @classmethod
+    def of(
+        cls, geometry: Geometry, scale: Tensor, shift: Tensor, learned: Tensor, neuron: str, real: torch.dtype
+    ) -> "PreparedFire":
+        norm = AffineRows(geometry.tile_channels(scale, real), *[geometry.tile_channels(shift, real)] * 2)
+        code = loops.machine_code_of("fire", neuron, real, learned.shape[1] == 1)
+        loop = NeuronCode(code, 0, geometry.parameters(learned, real), start_of(program(neuron), real))
+        return cls(geometry.units, geometry.threads, *as_plain_tuples(norm, loop, geometry.sizes))
+
+    def __call__(self, y: Any, added: Any, states: tuple[Any, Any], out: Any) -> None:
+        """Fill `out`, and the second of the states, from arrays of rows."""
+        parallel(loops.cpu.forward, self.units, self.threads, y, added, self.norm, self.neuron, states, out, self.sizes)
 
 
 @_Kernel
@@ -150,9 +172,6 @@ def fire(
         last: return the last states; only without a pool.
         added: addend to scale y + shift, in the shape of y; None for none.
     """
-    from plif_lightning.kernels import cpu  # deferred: imports numba
-    from plif_lightning.kernels.machine_code import machine_code_of
-
     p = program(neuron)
     y = channels_last(y)
     real = real_type(y)
@@ -160,14 +179,9 @@ def fire(
     halve = 2 if geometry.pooled else 1
     out = empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve)
     final = empty_states(y, len(p.states) if last else 0)
-    norm = AffineRows(geometry.tile_channels(scale, real), *[geometry.tile_channels(shift, real)] * 2)
-    code = machine_code_of("fire", neuron, real, learned.shape[1] == 1)
-    loop = NeuronCode(code, 0, geometry.parameters(learned, real), start_of(p, real))
     states_io = _optional(states, real), array_of(final) if last else _optional(None, real)
-    arguments = as_plain_tuples(
-        array_of(y), _added_values(added, y), norm, loop, states_io, array_of(out), geometry.sizes
-    )
-    parallel(cpu.forward, geometry.units, geometry.threads, *arguments)
+    prepared = PreparedFire.of(geometry, scale, shift, learned, neuron, real)
+    prepared(array_of(y), _added_values(added, y), states_io, array_of(out))
     return out, final
 
 
@@ -202,8 +216,6 @@ def fire_backward(
     The sums [2, T or 1, C] are, for each row of scale, of dL/dX and of dL/dX (y - mean). Arguments as in `fire`,
     and `seed`, int64, which breaks ties within a window.
     """
-    from plif_lightning.kernels import cpu_backward  # deferred: imports numba
-
     p = program(neuron)
     y = channels_last(y)
     real = real_type(y)
@@ -224,7 +236,7 @@ def fire_backward(
     )
     inputs = array_of(y), _added_values(added, y), norm, loop, _optional(states, real)
     arguments = as_plain_tuples(*inputs, grads, (sums, sums_learned), geometry.sizes, seed_of(seed))
-    parallel(cpu_backward.backward, geometry.units, geometry.threads, *arguments)
+    parallel(loops.cpu_backward.backward, geometry.units, geometry.threads, *arguments)
     return grad_y, grad_first, *sums_of_backward(geometry, sums, sums_learned, scale, learned)
 
 
@@ -235,10 +247,9 @@ def seed_of(seed: Tensor) -> Any:
 
 def codes_of_backward(neuron: str, pool: int, real: torch.dtype, learned: Tensor) -> tuple[int, int]:
     """Addresses of a neuron's code for `cpu_backward.backward`: a step, and a step back."""
-    from plif_lightning.kernels.machine_code import machine_code_of
-
     shared, to_winner = learned.shape[1] == 1, pool in (POOLS["max_first"], POOLS["max_random"])
-    return machine_code_of("fire", neuron, real, shared), machine_code_of("fire_back", neuron, real, shared, to_winner)
+    back = loops.machine_code_of("fire_back", neuron, real, shared, to_winner)
+    return loops.machine_code_of("fire", neuron, real, shared), back
 
 
 def sums_for(
@@ -273,8 +284,6 @@ def _(
 @_Kernel
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each step and channel of y [T, N, C, H, W], [T, C] each, in float32 at least."""
-    from plif_lightning.kernels import cpu  # deferred: imports numba
-
     y = channels_last(y)
     real = real_type(y)
     geometry = Geometry(y, 1, POOLS["none"])
@@ -283,8 +292,9 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     units = len(y) * -(-y[0].numel() // geometry.run)
     sums = np.zeros((geometry.threads, 2, len(y), geometry.run), np.float64 if real == torch.float64 else np.float32)
     parallel(
-        cpu.statistics, units, geometry.threads, array_of(y), geometry.tile_channels(pivot, real), geometry.run, sums
-    )
+        loops.cpu.statistics, units, geometry.threads,
+        array_of(y), geometry.tile_channels(pivot, real), geometry.run, sums,
+    )  # fmt: skip
     count = y.shape[1] * y.shape[3] * y.shape[4]
     first, second = geometry.sum_slots(sums) / count
     return (pivot + first).to(real), (second - first.square()).clamp_(min=0).to(real)
@@ -299,14 +309,14 @@ def _(y: Tensor) -> tuple[Tensor, Tensor]:
 @functools.partial(_Kernel, mutates=("grad",))
 def normalize_backward(grad: Tensor, y: Tensor, factor: Tensor, offset: Tensor, slope: Tensor) -> None:
     """Replace dL/dX in `grad` by factor dL/dX + offset + slope y, in place; the three are [T or 1, C]."""
-    from plif_lightning.kernels import cpu_backward  # deferred: imports numba
-
     y = channels_last(y)
     real = real_type(y)
     geometry = Geometry(y, 1, POOLS["none"])
     units = len(y) * -(-y[0].numel() // geometry.run)
     tiles = (geometry.tile_channels(values, real) for values in (factor, offset, slope))
-    parallel(cpu_backward.normalise_back, units, geometry.threads, array_of(y), array_of(grad), *tiles, geometry.run)
+    parallel(
+        loops.cpu_backward.normalise_back, units, geometry.threads, array_of(y), array_of(grad), *tiles, geometry.run
+    )
 
 
 @normalize_backward.register_fake

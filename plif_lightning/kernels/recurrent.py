@@ -9,7 +9,7 @@ from torch import Tensor
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.equations import Dynamics, program
 from plif_lightning.dynamics.reference import check_inputs, in_real_precision
-from plif_lightning.kernels import ops
+from plif_lightning.kernels import loops, ops
 from plif_lightning.kernels.bits import array_of_bits, words_for
 from plif_lightning.kernels.dense import product
 from plif_lightning.kernels.density import RECURRENT
@@ -29,8 +29,6 @@ class _RecurrentFunction(torch.autograd.Function):
     def forward(
         ctx: Any, y: Tensor, weight: Tensor, learned: Tensor, neuron: str, steps: int, through_time: bool, trains: bool
     ) -> Tensor:
-        from plif_lightning.kernels import cpu_recurrent  # deferred: imports numba
-
         y, batch, features = y.detach().contiguous(), *y.shape[1:]
         inputs, spikes = y.new_empty(steps, batch, features), y.new_empty(steps, batch, features)
         layer = _Layer(y, learned, neuron)
@@ -50,7 +48,7 @@ class _RecurrentFunction(torch.autograd.Function):
             if dense:
                 torch.addmm(y[t if len(y) > 1 else 0], spikes[t - 1], table, out=inputs[t])
             threads = threads_for((last - t) * batch * features + fired * features)
-            parallel(cpu_recurrent.forward, batch, threads, t, last, not dense, *arrays, TABLE_WORDS)
+            parallel(loops.cpu_recurrent.forward, batch, threads, t, last, not dense, *arrays, TABLE_WORDS)
             fired = int(numbers[t:last, :, 0].sum())
             event_driven = packs and fired <= limit * (last - t)
             total, t = total + fired, last
@@ -63,8 +61,6 @@ class _RecurrentFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
-        from plif_lightning.kernels import cpu_backward  # deferred: imports numba
-
         weight, learned, inputs, states, spikes = ctx.saved_tensors
         neuron, given_steps, are_bits, through_time = ctx.settings
         steps, features = len(inputs), len(weight)
@@ -83,7 +79,7 @@ class _RecurrentFunction(torch.autograd.Function):
             gradients = grad.reshape(1, -1).numpy(), after, rows[2][t : t + 1], grad_before
             io = rows[0][t : t + 1], layer.none, layer.norm, layer.fire, before, gradients, sums
             geometry = layer.geometry
-            parallel(cpu_backward.backward, geometry.units, geometry.threads, *io, layer.sizes, layer.seed)
+            parallel(loops.cpu_backward.backward, geometry.units, geometry.threads, *io, layer.sizes, layer.seed)
         grad_weight = None
         if ctx.needs_input_grad[1]:
             after, before = grads[1:].reshape(-1, features), spikes[:-1].flatten(0, 1)

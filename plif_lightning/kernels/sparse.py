@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.reference import in_real_precision
+from plif_lightning.kernels import loops
 from plif_lightning.kernels.bits import (
     SparseMaps,
     array_of_bits,
@@ -72,16 +73,14 @@ def conv_events(
     Returns:
         [N, O, H', W'], O innermost in memory.
     """
-    from plif_lightning.kernels import cpu_sparse
-
     images, channels, height, width = x.shape
-    taps = cpu_sparse.taps_of(kernel_of(table.shape, channels))
+    taps = loops.cpu_sparse.taps_of(kernel_of(table.shape, channels))
     outputs, size = table.shape[1], conv_output_size((height, width), stride)
     out = empty_images(images, outputs, *size, dtype)
     scales, threads = _NO_SCALE if scale is None else scale.numpy(), threads_for(SUM * out.numel())
     rows = array_of_rows(in_vectors(table))
     arrays = *x.arrays(rows), rows, scales, array_of_rows(pixels_of(out))
-    parallel(cpu_sparse.conv, images * size[0], threads, *arrays, height, width, stride, taps)
+    parallel(loops.cpu_sparse.conv, images * size[0], threads, *arrays, height, width, stride, taps)
     return out
 
 
@@ -106,8 +105,6 @@ def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | Non
         table: `table_of` the weight, [K, O], contiguous: float32 or int8.
         scale: factor of each output [O], for a table of integers.
     """
-    from plif_lightning.kernels import cpu_sparse
-
     assert len(table) == inputs
     dtype = torch.float32 if scale is None else torch.int32
     totals = torch.empty(len(bits), table.shape[1], dtype=dtype, device="cpu")
@@ -115,7 +112,7 @@ def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | Non
     if threads > 1:  # that was if all inputs were spikes
         threads = threads_for(number_of_spikes(bits) * table.shape[1])
     arrays = array_of_bits(bits), table.numpy(), totals.numpy()
-    parallel(cpu_sparse.linear_of_table, blocks, threads, *arrays, TABLE_WORDS, False)
+    parallel(loops.cpu_sparse.linear_of_table, blocks, threads, *arrays, TABLE_WORDS, False)
     return totals if scale is None else totals * scale
 
 
@@ -145,8 +142,6 @@ class _ConvInput(NamedTuple):
 
 
 def _conv_weight_events(bits: Tensor, grad: Tensor, window: _ConvInput) -> Tensor:
-    from plif_lightning.kernels import cpu_sparse
-
     outputs, (channels, height, width, kernel, stride) = grad.shape[1], window
     if not len(bits):
         return torch.zeros(window.weight(outputs), dtype=torch.float32, device="cpu")
@@ -155,7 +150,7 @@ def _conv_weight_events(bits: Tensor, grad: Tensor, window: _ConvInput) -> Tenso
     at_a_time = _GRAD_AT_A_TIME * 4 // grad.element_size()
     arrays = array_of_bits(bits), array_of_rows(rows), out.numpy()
     sizes = height, width, channels, at_a_time, stride, kernel
-    parallel(cpu_sparse.conv_weight, channels, threads_for(SUM * rows.numel()), *arrays, *sizes)
+    parallel(loops.cpu_sparse.conv_weight, channels, threads_for(SUM * rows.numel()), *arrays, *sizes)
     return out.view(kernel, kernel, channels, outputs).permute(3, 2, 0, 1)
 
 
@@ -250,14 +245,12 @@ def _conv_of_gradient(grad: Tensor, weight: Tensor, window: _ConvInput) -> Tenso
 
 
 def _linear_events(bits: Tensor, weight: Tensor) -> Tensor:
-    from plif_lightning.kernels import cpu_sparse
-
     weight = weight.detach().contiguous()
     out = torch.empty(len(bits), len(weight), dtype=torch.float32, device="cpu")
     blocks, (words, of_outputs) = words_for(len(weight)), _FC_BLOCK
     arrays = array_of_bits(bits), array_of_rows(weight), out.numpy()
     outputs = of_outputs // weight.element_size()
-    parallel(cpu_sparse.linear, blocks, threads_for(weight.numel()), *arrays, words, outputs)
+    parallel(loops.cpu_sparse.linear, blocks, threads_for(weight.numel()), *arrays, words, outputs)
     return out
 
 
@@ -268,8 +261,6 @@ def _times(x: Tensor, value: float, dtype: torch.dtype) -> Tensor:
 
 def linear_weight_of_bits(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
     """Gradient of an FC layer's weight [O, K], in float32, from its spikes as bits [R, K / 64] and `grad` [R, O]."""
-    from plif_lightning.kernels import cpu_sparse
-
     if not len(bits):
         return torch.zeros(grad.shape[1], inputs, dtype=torch.float32, device="cpu")
     out = torch.empty(grad.shape[1], inputs, dtype=torch.float32, device="cpu")
@@ -277,7 +268,9 @@ def linear_weight_of_bits(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
     # A wide or long gradient is read once for four words of inputs; a small one stays in the cache meanwhile, where
     # one word at a time is up to 1.8 times as fast (Intel Xeon with AMX).
     words = 4 if grad.shape[1] >= 512 or grad.numel() >= 2**19 else 1
-    parallel(cpu_sparse.linear_weight, words_for(inputs), threads_for(out.numel()), *arrays, *_GRAD_OF_ROWS, words)
+    parallel(
+        loops.cpu_sparse.linear_weight, words_for(inputs), threads_for(out.numel()), *arrays, *_GRAD_OF_ROWS, words
+    )
     return out
 
 

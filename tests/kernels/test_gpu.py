@@ -22,10 +22,9 @@ from tests.conftest import PATIENCE, REPOSITORY
 triton = pytest.importorskip("triton")
 
 INTERPRETED = '''
-import os
 import sys
 import torch
-from plif_lightning.kernels import ops
+from plif_lightning.kernels import layout, ops
 from plif_lightning.kernels.layout import POOLS, rows_of
 from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.equations import Dynamics
@@ -70,8 +69,7 @@ def both(
     states = len(dynamics.equations.state)
     v = 0.5 * torch.randn(states, *shape[1:]) if start else None
     results = []
-    for interpreted in ("1", "0"):
-        os.environ["TRITON_INTERPRET"] = interpreted
+    for layout.ON_CPU in ("triton", "cpu"):
         spikes, final = ops.fire(y, scale, shift, learned, v, steps, POOLS[pool], key, last)
         generator = torch.Generator().manual_seed(0)
         grad = torch.randn(spikes.shape, generator=generator)

@@ -149,7 +149,9 @@ def test_converted_networks_write_in_place(with_example):
 INTERPRETED = """
 import torch
 import plif_lightning as pl
+from plif_lightning.kernels import layout
 
+layout.ON_CPU = "triton"
 torch.manual_seed(0)
 net = pl.SpikingNetwork((2, 6, 6), 4, 3, structure="c8k3s1-BN-PLIF-MPk2s2-c8k3s1-BN-PLIF-FC4b", pool_ties="first")
 x, results = (torch.rand(3, 2, 2, 6, 6) < 0.4).float() * 3, []
