@@ -39,7 +39,7 @@ def network_of(net: nn.Module) -> SpikingNetwork:
     return net
 
 
-def fold(net: nn.Module) -> SpikingNetwork:
+def fold(net: nn.Module, dtype: torch.dtype | None = None) -> SpikingNetwork:
     """A copy of a trained network with BN folded into its convolutions, in evaluation mode.
 
     W' = W w / sqrt(var + eps) and b' = b - mean w / sqrt(var + eps), computed in float64 and rounded once. Votes equal
@@ -47,13 +47,14 @@ def fold(net: nn.Module) -> SpikingNetwork:
 
     Args:
         net: network from a structure, with BN or already folded.
+        dtype: of the copy; by default the network's.
 
     Raises:
         UserError: as `network_of`.
 
     Source: Fang et al. 2021, Sec. 4.1.
     """
-    folded = copy.deepcopy(network_of(net)).eval()
+    folded = copy.deepcopy(network_of(net)).eval().to(dtype)
     for block in folded.layers().values():
         if not isinstance(block, ConvBlock) or block.norm is None:
             continue

@@ -4,7 +4,6 @@ Layers of spikes, and a first layer of event frames, read index lists of their n
 For a sample, PyTorch's modules, dispatcher and autograd around a layer would take longer than the layer itself.
 """
 
-import copy
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plif_lightning.deploy.folding import fold, network_of
+from plif_lightning.deploy.folding import fold
 from plif_lightning.dynamics.equations import Dynamics, program, register
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import EventBlock, Pool, SparseMaps, at_a_time, conv_events, linear_of_bits, ops, table_of
@@ -33,6 +32,7 @@ from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.signals.signal import Layer, Signal, output_of, run_layers
 from plif_lightning.signals.states import LayerState, active_states, advance, as_tuple, carry_states, stateful_modules
+from plif_lightning.structure import LayerSpec
 
 Engine = Literal["float32", "int8"]
 Maps = Tensor | SparseMaps
@@ -102,19 +102,16 @@ class Frozen(Layer):
     """A layer as a plain call: `run` for tensors and `SparseMaps` [T N, C, H, W].
 
     Attributes:
-        neurons: its layers of neurons by name in the network; their states are carried.
+        neurons: its neurons by the names of their layers.
+        stateful: modules whose states a step carries, by name in the network.
         form: event-driven, dense, or `as it is` for a module; with the type of its weight.
-        on_spikes: called with a neuron's name and its spikes [T, N, *], before its pool; None for nobody.
+        on_spikes: called with a layer's name and its spikes [T, N, *], before its pool; None for nobody.
     """
 
     neurons: dict[str, Neuron]
     form: str
     on_spikes: OnSpikes | None = None
-
-    @property
-    def stateful(self) -> Mapping[str, nn.Module]:
-        """Modules whose states a step carries, by name in the network."""
-        return self.neurons
+    stateful: Mapping[str, nn.Module]
 
     def run(self, x: Signal) -> Maps:
         if active_states() is None:
@@ -233,22 +230,15 @@ class _AsItIs(Frozen):
     """A block of another kind, called as the module that it is.
 
     Args:
-        prefix: its name in the network.
         block: the block.
+        neurons: its neurons by the names of their layers.
         flat: it takes rows.
     """
 
     form = "as it is"
 
-    def __init__(self, prefix: str, block: nn.Module, flat: bool) -> None:
-        self._block, self._flat = block, flat
-        stateful = stateful_modules(block).items()
-        self._stateful = {".".join(filter(None, (prefix, name))): module for name, module in stateful}
-        self.neurons = {name: module for name, module in self._stateful.items() if isinstance(module, Neuron)}
-
-    @property
-    def stateful(self) -> Mapping[str, nn.Module]:
-        return self._stateful
+    def __init__(self, block: nn.Module, neurons: dict[str, Neuron], flat: bool) -> None:
+        self._block, self.neurons, self._flat = block, neurons, flat
 
     def run(self, x: Signal) -> Maps:
         dense = _dense(x.values, x.steps)
@@ -361,14 +351,35 @@ class DeployedNetwork(nn.Module):
     @contextmanager
     def record_spikes(self, on_spikes: OnSpikes) -> Iterator[None]:
         """Call `on_spikes(layer, spikes)` with each layer's spikes [T, N, *], before its pool, in the context."""
-        # encoder.res1.branch.conv2.neuron belongs to conv2
         for layer in self._layers:
-            layer.on_spikes = lambda name, spikes: on_spikes(name.removesuffix(".neuron").rpartition(".")[2], spikes)
+            layer.on_spikes = on_spikes
         try:
             yield
         finally:
             for layer in self._layers:
                 layer.on_spikes = None
+
+
+def _frozen(net: SpikingNetwork, spec: LayerSpec, engine: Engine, paths: Mapping[nn.Module, str]) -> Frozen:
+    """A layer of a folded network, in the fastest form that runs it; `paths` of the modules with states."""
+    neurons = {neuron: name for name, neuron in net.neurons()}
+    # Numbers of neurons, such as counts, are zero as often as spikes.
+    all_fire, all_run = (all(getattr(n, fact) for n in neurons) for fact in ("fires", "runs_equations"))
+    of_neurons = spec.spikes_in and all_run
+    int8 = engine == "int8" and of_neurons and all_fire
+    block: Any = net.blocks()[spec.name]
+    neuron = getattr(block, "neuron", None)
+    layer: Frozen = _AsItIs(
+        block, {neurons[m]: m for m in block.modules() if m in neurons}, flat=isinstance(block, FCBlock)
+    )
+    if neuron is not None and neuron.runs_equations:
+        if isinstance(block, ConvBlock) and not refuses_conv(block) and block.pool_name is not None:
+            is_first = spec.name == net.layer_specs[0].name and net.inputs.name == "direct"
+            layer = _Conv(spec.name, block, of_neurons or (is_first and net.input_shape[0] == _POLARITIES), int8)
+        elif isinstance(block, FCBlock) and block.recurrent is None and of_neurons:
+            layer = _FC(spec.name, block, all_fire, int8)
+    layer.stateful = {paths[module]: module for module in block.modules() if module in paths}
+    return layer
 
 
 def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
@@ -386,25 +397,14 @@ def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
         UserError: an unknown engine; or as `folding.network_of`.
     """
     require_one_of("engine", engine, Engine)
-    net = network_of(net)
-    folded = fold(copy.deepcopy(net).float()).cpu().requires_grad_(False)
-    use_backend(folded, "cpu", "never")
-    neurons = [neuron for _, neuron in folded.neurons()]
-    all_fire, all_run = (all(getattr(n, name) for n in neurons) for name in ("fires", "runs_equations"))
-    layers: dict[str, Frozen] = {}
-    for i, (spec, (name, block)) in enumerate(zip(net.layer_specs, folded.blocks().items(), strict=True)):
-        stage = "encoder" if name in dict(folded.encoder.named_children()) else "classifier"
-        neuron_of_block = getattr(block, "neuron", None)
-        # Numbers of neurons, such as counts, are zero as often as spikes.
-        runs, of_neurons = neuron_of_block is not None and neuron_of_block.runs_equations, spec.spikes_in and all_run
-        neuron, int8 = f"{stage}.{name}.neuron", engine == "int8" and of_neurons and all_fire
-        if runs and isinstance(block, ConvBlock) and not refuses_conv(block) and block.pool_name is not None:
-            frames = i == 0 and net.input_shape[0] == _POLARITIES and net.inputs.name == "direct"
-            layers[name] = _Conv(neuron, block, of_neurons or frames, int8)
-        elif runs and isinstance(block, FCBlock) and block.recurrent is None and of_neurons:
-            layers[name] = _FC(neuron, block, all_fire, int8)
-        else:
-            layers[name] = _AsItIs(f"{stage}.{name}", block, flat=stage == "classifier")
+    return freeze(fold(net, torch.float32).cpu(), engine)
+
+
+def freeze(folded: SpikingNetwork, engine: Engine) -> DeployedNetwork:
+    """`deployed` of a folded network on a CPU in float32, which is used up."""
+    use_backend(folded.requires_grad_(False), "cpu", "never")
+    paths = {module: name for name, module in stateful_modules(folded).items()}
+    layers = {spec.name: _frozen(folded, spec, engine, paths) for spec in folded.layer_specs}
     if engine == "int8" and not any("int8" in layer.form for layer in layers.values()):
         _log.warning("int8: no layer has weights in 8 bits. Recurrent layers, and layers without spikes, keep theirs.")
     _log.info("deployed: %s", "; ".join(f"{name} {layer.form}" for name, layer in layers.items()))

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plif_lightning.deploy.folding import fold, network_of
-from plif_lightning.deploy.frozen import Engine, deployed
+from plif_lightning.deploy.folding import fold
+from plif_lightning.deploy.frozen import Engine, freeze
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.events.integration import (
     BackgroundFilter,
@@ -68,17 +68,17 @@ class StreamingNetwork:
                 require_count(name, value)
         if events_per_step is not None and us_per_step is not None:
             raise UserError("give events_per_step or us_per_step, not both.")
-        net = network_of(net)
+        net = fold(net).requires_grad_(False)
         if net.inputs.name != "direct":
             raise UserError(f"input_encoder={net.inputs.name!r} needs all time-steps of an image: it cannot stream.")
         weight = next(net.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self._step: Callable[..., Any]
         if self.device.type == "cpu" and self.dtype == torch.float32:
-            self.net: Any = deployed(net, engine)
+            self.net: Any = freeze(net, engine)
             self._step = self.net.step
         elif engine == "float32":
-            self.net = fold(net).requires_grad_(False)
+            self.net = net
             self._step = partial(step, self.net)
         else:
             raise UserError(f"engine={engine!r} runs on a CPU in float32, not on {self.device} in {self.dtype}.")

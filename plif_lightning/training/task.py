@@ -228,7 +228,8 @@ class SpikingClassifier(L.LightningModule):
 
     def _evaluate(self, batch: Batch, x: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Loss and votes of a batch, whose x [T, N, *] or [N, *] is the network's input."""
-        with layer_outputs(self.network, self._layers) as features:
+        recording: Any = layer_outputs(self.network, self._layers) if self._layers else nullcontext({})
+        with recording as features:
             # An overriding forward takes x as a loader gives it, time behind samples.
             votes = self.forward(time_first(x, self._input_shape)) if self._overrides_forward else self.network(x)
         everything = {"batch": batch, "x": x, "net": self.network, "task": self, "features": features}
