@@ -53,13 +53,8 @@ def neurons_in_place(
         if why := vocabulary.why_kept(node, name in shared, node in in_containers):
             kept[name or "the node"] = why
             continue
-        replacement: nn.Module
         if type(node) in vocabulary.own_nodes:
-            replacement = vocabulary.own_nodes[type(node)](node)
-            if any(path == name or path.startswith(f"{name}.") for path in shared):
-                converted.conversion.alone.append(name)
-                # It starts at rest in each of its places, as the original does.
-                replacement = Replacement(replacement, name, None)
+            replacement = _by_user(vocabulary, converted, name, node, shared)
         else:
             replacement = neuron = neuron_of(node, library.nodes[type(node)])
             for theirs, parameter in copy_learned(node, neuron).items():
@@ -78,6 +73,16 @@ def neurons_in_place(
     _replace_containers(converted, vocabulary)
     _replace_votes(converted, vocabulary)
     return converted, stored
+
+
+def _by_user(vocabulary: Vocabulary, converted: Converted, name: str, node: nn.Module, shared: set[str]) -> nn.Module:
+    """What the user's function makes of a node."""
+    replacement = vocabulary.own_nodes[type(node)](node)
+    if any(path == name or path.startswith(f"{name}.") for path in shared):
+        converted.conversion.alone.append(name)
+        # It starts at rest in each of its places, as the original does.
+        replacement = Replacement(replacement, name, None)
+    return replacement
 
 
 def _replace_recurrent(converted: Converted, vocabulary: Vocabulary) -> None:

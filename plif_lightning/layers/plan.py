@@ -150,7 +150,7 @@ def refuses_sum(block: ConvParts, neuron: nn.Module | None, x: Signal) -> str:
 
 
 def choose(block: ConvParts, x: Signal, of_sum: bool = False) -> Choice:
-    """How a block runs; every decision about it is made here, once a call.
+    """How a block runs, decided once a call: here where a part of it is called as a module, otherwise in `_by_kernels`.
 
     Args:
         block: a ConvBlock.
@@ -169,21 +169,28 @@ def choose(block: ConvParts, x: Signal, of_sum: bool = False) -> Choice:
     form: Form = "part by part" if unfused else "fused"
     if reason := refuses_conv(block):
         return Choice(form, innermost=True, pools=pools, reason=unfused or reason)
+    return _by_kernels(block, x, Choice(form, convolves=True, pools=pools, reason=unfused), of_sum)
+
+
+def _by_kernels(block: ConvParts, x: Signal, choice: Choice, of_sum: bool) -> Choice:
+    """How a block runs whose convolution the kernels know: in one pass, or in the form of `choice`."""
+    values, unfused = x.values, choice.reason
     recomputes = not unfused and not of_sum and _has_few_channels(block, x)
     skip = NEVER
     if x.is_spikes or (recomputes and block.kernel_pool != "avg"):
         operator: OpName = "events" if recomputes else "conv"
         skip = block.backend.skips(operator, *_product(block, values), stride=block.conv.stride[0])
+    one_pass = choice._replace(form="one pass", skip=skip, reason="")
     if recomputes:
-        return Choice("one pass", skip, convolves=True, pools=pools)
+        return one_pass
     reason = unfused or ("" if x.is_spikes else "its input is not spikes")
     if not unfused and (torch.is_grad_enabled() or block.normalises_by_batch):
         reason = reason or "gradients, or statistics of the batch, need the convolution's output"
     elif not unfused and skip.output:
-        if not (of_sum or is_step or x.is_held) and block.kernel_pool != "avg":
-            return Choice("one pass", skip, convolves=True, pools=pools)
+        if not (of_sum or x.is_held or active_states() is not None) and block.kernel_pool != "avg":
+            return one_pass
         reason = "its pool averages, its input is held, or it runs single time-steps"
-    return Choice(form, skip, convolves=True, innermost=True, pools=pools, reason=reason)
+    return choice._replace(skip=skip, innermost=True, reason=reason)
 
 
 def _has_few_channels(block: ConvParts, x: Signal) -> bool:

@@ -24,6 +24,8 @@ from plif_lightning.signals.states import LayerState, carry_states, stateful_mod
 
 _log = logging.getLogger(__name__)
 State = dict[str, LayerState]
+# First input and output of modules, by name.
+_Calls = dict[str, tuple[Tensor, Tensor]]
 # Steps over which a user-defined network is compared, unless its T is larger; and the tolerance in float64, a share of
 # the largest value.
 _COMPARED_STEPS, _TOLERANCE = 16, 1e-6
@@ -126,20 +128,31 @@ def _require_equal_steps(net: nn.Module, frame: Tensor) -> None:
         )  # fmt: skip
         _compared[net] = values
         return
-    for whole, again, single in comparisons:
-        for name, (inputs, outputs) in whole.items():
-            if name not in single or not _are_close(outputs, again[name][1]):
-                continue  # called otherwise in single steps, or random
-            if not _are_close(outputs, single[name][1]):
-                same_inputs = _are_close(inputs, single[name][0])
-                module = trial.get_submodule(name) if same_inputs else trial
-                place = f"{type(module).__name__}{f' ({name})' if same_inputs and name else ''}"
-                raise UserError(
-                    f"{place} sees other time-steps: over a sequence it returns something other than in single steps. "
-                    "Run whole sequences, or keep what it remembers in the states of a pl.Neuron or a layer "
-                    "(docs/concepts/states.md)."
-                )
+    if place := next(filter(None, (_differing_module(trial, *calls) for calls in comparisons)), ""):
+        raise UserError(
+            f"{place} sees other time-steps: over a sequence it returns something other than in single steps. "
+            "Run whole sequences, or keep what it remembers in the states of a pl.Neuron or a layer "
+            "(docs/concepts/states.md)."
+        )
     _compared[net] = values
+
+
+def _differing_module(net: nn.Module, whole: _Calls, again: _Calls, single: _Calls) -> str:
+    """The first module, in words, whose output in single steps is another than over a sequence; empty if there is none.
+
+    Args:
+        net: the network.
+        whole: calls over a sequence; again: once more, which differ in modules that draw random numbers.
+        single: calls in single steps.
+    """
+    for name, (inputs, outputs) in whole.items():
+        if name not in single or not _are_close(outputs, again[name][1]):
+            continue  # called otherwise in single steps, or random
+        if not _are_close(outputs, single[name][1]):
+            same_inputs = _are_close(inputs, single[name][0])
+            module = net.get_submodule(name) if same_inputs else net
+            return f"{type(module).__name__}{f' ({name})' if same_inputs and name else ''}"
+    return ""
 
 
 def _louder(net: nn.Module) -> nn.Module:
@@ -151,7 +164,7 @@ def _louder(net: nn.Module) -> nn.Module:
     return net
 
 
-def _calls(net: nn.Module, *sequences: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def _calls(net: nn.Module, *sequences: Tensor) -> _Calls:
     """First input and output of each module that is called once, in order of their ends; those of sequences joined.
 
     The sequences are run one after another, from the state that the one before left.
