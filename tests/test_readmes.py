@@ -70,6 +70,11 @@ def test_places_named_in_contributing_exist():
             named = re.findall(r"`([\w./]+)`", place)
             text = (package / next(name for name in named if name.endswith(".py"))).read_text()
             assert all(name.split(".")[-1] in text for name in named if not re.search(r"/|\.py$", name)), cell
+    of_files = re.findall(r"`(\w+)`(?:, \w+,)? (?:of|in)\s+`([\w/]+\.py)`", page)
+    assert len(of_files) > 10
+    for name, file in of_files:
+        path = next(folder / file for folder in (REPOSITORY, package) if (folder / file).exists())
+        assert re.search(rf"\b{name}\b", path.read_text()), f"{file} has no {name}"
 
 
 COMMANDS = [

@@ -23,9 +23,8 @@ from plif_lightning import data as data_modules
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.samples import RecordedSamples, write_samples
-from plif_lightning.runs.settings import key as key_of
-from plif_lightning.runs.settings import settings
 from plif_lightning.structure import Numbers, resolve_structure
 
 FOLDERS = {"MNIST": "MNIST/raw", "FashionMNIST": "FashionMNIST/raw", "CIFAR10": "cifar-10-batches-py"}
@@ -436,12 +435,12 @@ def write_run(
     facts = {"title": title, "origin": origin, "samples": parts, "content": identity}
     known_class = data if hasattr(data_modules, data) else "Digits"
     block = {**config["data"], "class_path": f"plif_lightning.data.{known_class}"}  # type: ignore[dict-item]
-    known = settings({**config, "data": block}) | {"data": data}
+    known = {**Identity.of({**config, "data": block}).settings, "data": data}
     record = {
         "arguments": ["fit", *arguments, f"--run_folder={folder}"],
         "settings": known,
         **_structure_of(config["model"]),
-        "key": key_of(known, identity),
+        "key": Identity(known, data=identity).key,
         "data": facts,
         "surroundings": around,
         "started": started,

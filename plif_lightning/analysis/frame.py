@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plif_lightning.analysis.grouping import groups
+from plif_lightning.analysis import words
+from plif_lightning.analysis.select import groups
 from plif_lightning.errors import UserError
 from plif_lightning.runs.metrics import layer_quantities, layer_values
 from plif_lightning.runs.published import runs_in
@@ -78,12 +79,9 @@ def _row(run: Run, is_averaged: bool) -> dict[str, Any]:
         "key": run.key,
         "averaged": is_averaged,
         "code": ", ".join(f"{name} {digest}" for name, digest in run.section("code").items()) or None,
-        **{name: run.section("surroundings").get(name) for name in ("commit", "machine", "versions")},
+        **{name: run.section("surroundings") and run.surroundings(name) for name in ("commit", "machine", "versions")},
         **{name: value for name, value in run.record.items() if type(value) in (int, float) and name != "test"},
-        "changes": "; ".join(
-            f"{name}={after} instead of {before} after step {step}" for step, name, before, after in run.changes
-        )
-        or None,
+        "changes": "; ".join(words.changes(run)) or None,
     }
     blocks: dict[str, Any] = {
         name: run.config[name] for name in ("data", "task", "model", "trainer") if run.config.get(name) is not None

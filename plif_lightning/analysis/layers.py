@@ -4,8 +4,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from plif_lightning.analysis.grouping import Group, data_title, groups, labels_of, names_of, notes_on_groups
-from plif_lightning.analysis.tables import Table, left_out
+from plif_lightning.analysis.select import Group, data_title, groups, names_of
+from plif_lightning.analysis.tables import Table
+from plif_lightning.analysis.words import labels_of, left_out, notes_on_groups
 from plif_lightning.runs.metrics import LAYER_TITLES, layer_quantities, layer_values
 from plif_lightning.runs.run import Run
 

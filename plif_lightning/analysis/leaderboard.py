@@ -7,24 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plif_lightning.analysis.grouping import (
+from plif_lightning.analysis import words
+from plif_lightning.analysis.select import (
     NUMBERS,
     Group,
     data_title,
     groups,
-    in_words,
     interval,
-    labels_of,
     names_of,
-    notes_on_groups,
-    numbers_in_words,
-    paper_settings,
-    value_of,
+    paper_identity,
 )
-from plif_lightning.analysis.tables import Table, left_out
+from plif_lightning.analysis.tables import Table
+from plif_lightning.runs.identity import CODE, Difference
 from plif_lightning.runs.metrics import layer_values
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import Role, differences, role
+from plif_lightning.runs.settings import Role, role
 from plif_lightning.structure.layers import FC, Conv, Neurons, Pool, Votes
 
 # Name of the setting that changes nothing.
@@ -98,13 +95,13 @@ def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> T
     differ least.
     """
     setups = sorted(_setups(runs, "AB"), key=lambda of: (data_title(of[0].runs[0]), -max(o.accuracy for o in of)))
-    each, shared = labels_of([cell for setup in setups for cell in setup])
-    rows, cells, words = [], list[Group](), iter(each)
+    each, shared = words.labels_of([cell for setup in setups for cell in setup])
+    rows, cells, labels = [], list[Group](), iter(each)
     for setup in setups:
-        labelled = [(cell, next(words)) for cell in setup]
+        labelled = [(cell, next(labels)) for cell in setup]
         cells += sorted(setup, key=lambda cell: -cell.accuracy)
         rows += _comparison_rows(labelled, baseline)
-    gain_head = "gain" if baseline is None else f"gain beside {baseline_in_words(baseline)}"
+    gain_head = "gain" if baseline is None else f"gain beside {name_of_baseline(baseline)}"
     columns = ["data set", "setting", "protocol", "T", "epochs", "accuracy [%]", "95 % interval", gain_head, "seeds"]
     note = (
         "Accuracy on the test set: of the best epoch there (A), or of the epoch chosen on a held-out part (B). Means "
@@ -112,12 +109,12 @@ def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> T
         "Gain: beside the baseline, over the seeds of both, with the interval of the differences; empty where no run "
         "with the baseline's settings shares data, epochs and all settings but the network's."
     )
-    notes = [*shared, note, *left_out(runs)] if rows else left_out(runs)
+    notes = [*shared, note, *words.left_out(runs)] if rows else words.left_out(runs)
     if baseline is not None and not any(_candidates([cell.runs[0] for cell in setup], baseline) for setup in setups):
-        notes.append(f"No gains: no run has {baseline_in_words(baseline)}.")
+        notes.append(f"No gains: no run has {name_of_baseline(baseline)}.")
     if any(row[-1] for row in rows):
         notes.append("Silent: layers that never fire in the best epoch, and in how many runs.")
-    notes += notes_on_groups(cells)
+    notes += words.notes_on_groups(cells)
     return Table("runs", "Settings", [*columns, "silent"], rows, notes, [*map(names_of, cells)])
 
 
@@ -134,9 +131,15 @@ def _comparison_rows(setup: Sequence[tuple[Group, str]], baseline: Baseline | No
         silent = Counter(layer for of in cell.runs for layer in _silent_layers(of))
         rows.append(
             [
-                *(data_title(run), label, cell.protocol, str(run.setting("data.time_steps", "")), cell.epochs),
-                *(f"{cell.accuracy:.2f}", _interval_in_words(cell.low, cell.high).strip()),
-                _gain_in_words(*gain) if cell is not base else _BASELINE if len(setup) > 1 else "",
+                *(
+                    data_title(run),
+                    label,
+                    cell.protocol,
+                    str(run.setting("data.time_steps", "")),
+                    words.numbers(cell.epochs),
+                ),
+                *(f"{cell.accuracy:.2f}", words.interval(cell.low, cell.high)),
+                words.gain(*gain) if cell is not base else _BASELINE if len(setup) > 1 else "",
                 str(len(cell.runs)),
                 "; ".join(f"{layer} ({n} of {len(cell.runs)})" for layer, n in silent.items()),
             ]
@@ -144,17 +147,9 @@ def _comparison_rows(setup: Sequence[tuple[Group, str]], baseline: Baseline | No
     return rows
 
 
-def _gain_in_words(gain: float, low: float, high: float) -> str:
-    return "" if math.isnan(gain) else f"{gain:+z.2f}{_interval_in_words(low, high, '+')}"
-
-
 def _silent_layers(run: Run) -> list[str]:
     """Layers that do not fire at all in the best epoch."""
     return [layer for layer, rate in layer_values(run.best_metrics, "rate").items() if rate == 0]
-
-
-def _interval_in_words(low: float, high: float, sign: str = "") -> str:
-    return "" if math.isnan(low) else f" [{low:{sign}z.2f}, {high:{sign}z.2f}]"
 
 
 def _setups(runs: Sequence[Run], protocols: str = "B") -> list[list[Group]]:
@@ -164,13 +159,13 @@ def _setups(runs: Sequence[Run], protocols: str = "B") -> list[list[Group]]:
         run = group.runs[0]
         beside_model = {name: value for name, value in run.settings.items() if not name.startswith(_COMPARED)}
         content = [run.section("data").get(name) for name in ("content", "test_content")]
-        by_setup[repr([data_title(run), sorted(beside_model.items()), run.changes, content])].append(group)
+        by_setup[repr([data_title(run), sorted(beside_model.items()), run.identity.changes, content])].append(group)
     return [*by_setup.values()]
 
 
 def _is_paper(run: Run) -> bool:
     """True for the paper's neurons, loss, BN and pools, without any other setting but of training and size."""
-    for name in differences(run.settings, paper_settings()):
+    for name, *_ in run.identity.compared_with(paper_identity()):
         if name.startswith(_COMPARED) and not role(name) & Role.EFFORT:
             return False
     if run.structure is None:
@@ -181,12 +176,22 @@ def _is_paper(run: Run) -> bool:
     return is_plain and all(isinstance(layer, (Conv, FC, Pool, Votes)) for layer in layers)
 
 
-def _changed_settings(base: Run, run: Run) -> list[str]:
+def _changed_settings(base: Run, run: Run) -> list[Difference]:
     """Settings in which two networks differ; a structure stands for the numbers it replaces, a class for its name."""
-    names = [n for n in differences(run.distinctions, base.distinctions) if n.startswith((*_COMPARED, "code"))]
+    here, there = ({one.fact: one for one in of.identity.beyond_defaults} for of in (run, base))
+    none = Difference("", None, None)
+    found = [
+        Difference(fact[0], there.get(fact, none).now, here[fact].now if fact in here else run.value(fact[0]), fact[1])
+        for fact in dict.fromkeys((*here, *there))
+        if here.get(fact, none).now != there.get(fact, none).now and fact[0].startswith((*_COMPARED, CODE))
+    ]
+    names = {one.name for one in found}
     if "model.structure" in names:
-        names = [name for name in names if name not in NUMBERS]
-    return [name for name in names if name in run.settings or name.rpartition(".")[0] not in names]
+        names -= NUMBERS
+    return [
+        one for one in found
+        if one.name in names and (one.name in run.settings or one.name.rpartition(".")[0] not in names)
+    ]  # fmt: skip
 
 
 def _candidates(first_runs: Sequence[Run], baseline: Baseline | None) -> list[int]:
@@ -194,16 +199,20 @@ def _candidates(first_runs: Sequence[Run], baseline: Baseline | None) -> list[in
     if baseline is None:
         return [i for i, run in enumerate(first_runs) if _is_paper(run)]
     wanted = {"data.probe": None, **baseline}
-    return [i for i, run in enumerate(first_runs) if all(value_of(run, name) == v for name, v in wanted.items())]
+    return [i for i, run in enumerate(first_runs) if all(run.value(name) == v for name, v in wanted.items())]
 
 
 def _with_setting(baseline: Baseline | None) -> str:
-    return "the paper's setting" if baseline is None else f"the setting with {baseline_in_words(baseline)}"
+    return "the paper's setting" if baseline is None else f"the setting with {name_of_baseline(baseline)}"
 
 
-def baseline_in_words(baseline: Baseline | None) -> str:
+def name_of_baseline(baseline: Baseline | None) -> str:
     """`neuron lif`, or the paper's."""
-    return _PAPER if baseline is None else ", ".join(in_words(name, value) for name, value in baseline.items())
+    return (
+        _PAPER
+        if baseline is None
+        else ", ".join(words.difference(Difference(name, None, value)) for name, value in baseline.items())
+    )
 
 
 def _leaderboard(group: Sequence[Group], baseline: Baseline | None) -> list[Standing]:
@@ -211,19 +220,19 @@ def _leaderboard(group: Sequence[Group], baseline: Baseline | None) -> list[Stan
     among = _candidates(first_runs, baseline)
     if not among:
         return []
-    chosen, name = _base(first_runs, among), baseline_in_words(baseline)
+    chosen, name = _base(first_runs, among), name_of_baseline(baseline)
     changes = [_changed_settings(first_runs[chosen], run) for run in first_runs]
-    words = [
-        ", ".join(_in_words(name, run, first_runs[chosen]) for name in names)
-        for run, names in zip(first_runs, changes, strict=True)
+    labels = [
+        ", ".join(_change(one, run, first_runs[chosen]) for one in found)
+        for run, found in zip(first_runs, changes, strict=True)
     ]
-    alike, rows = Counter(words), []
+    alike, rows = Counter(labels), []
     for i, cell in enumerate(group):
-        if alike[words[i]] > 1:  # classes of equal name, or numbers that differ after six digits
-            words[i] = ", ".join(f"{name} {value_of(first_runs[i], name)!r}" for name in changes[i])
+        if alike[labels[i]] > 1:  # classes of equal name, or numbers that differ after six digits
+            labels[i] = ", ".join(f"{one.name} {one.now!r}" for one in changes[i])
         validation = 100 * statistics.fmean(run.best[1] if run.best else math.nan for run in cell.runs)
         gain = _gain(cell, group[chosen])
-        rows.append(Standing(data_title(first_runs[i]), words[i], cell, validation, *gain, baseline=name))
+        rows.append(Standing(data_title(first_runs[i]), labels[i], cell, validation, *gain, baseline=name))
     # NaN, an unknown validation accuracy, comes last: sorting by NaN itself would give an arbitrary order.
     return sorted(rows, key=lambda row: (math.isnan(row.validation), -row.validation, row.change))
 
@@ -233,10 +242,10 @@ def _base(first_runs: Sequence[Run], among: Sequence[int]) -> int:
     return min(among, key=lambda i: sum(len(_changed_settings(first_runs[i], run)) for run in first_runs))
 
 
-def _in_words(name: str, run: Run, base: Run) -> str:
+def _change(change: Difference, run: Run, base: Run) -> str:
     """A setting in words; of a structure, only its end from where it differs."""
-    if name != "model.structure":
-        return in_words(name, value_of(run, name))
+    if change.name != "model.structure":
+        return words.difference(change)
     layers, base_layers = (str(of_run.structure or "").split("-") for of_run in (run, base))
     same = next((i for i, (a, b) in enumerate(zip(layers, base_layers, strict=False)) if a != b), 0)
     return f"structure {'...-' if same else ''}{'-'.join(layers[same:])}"
@@ -284,7 +293,7 @@ def leaderboard_table(runs: Sequence[Run], baseline: Baseline | None = None) -> 
         "epochs: wall time, machine not idle."
     )
     cells = [standing.cell for board in boards for standing in board]
-    notes = [note, *notes_on_groups(cells)]
+    notes = [note, *words.notes_on_groups(cells)]
     return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, notes, [*map(names_of, cells)])
 
 
@@ -293,7 +302,7 @@ def gains_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
 
     An order by gain would invite a choice on the test set.
     """
-    boards, name = standings(runs, baseline), baseline_in_words(baseline)
+    boards, name = standings(runs, baseline), name_of_baseline(baseline)
     rows: dict[str, dict[int, Standing]] = defaultdict(dict)
     for i, board in enumerate(boards):
         for row in board:
@@ -303,7 +312,10 @@ def gains_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
     averaged = [[name for row in rows[change].values() for name in names_of(row.cell)] for change in changes]
     heads = [
         "setting",
-        *(f"{board[0].data}, {board[0].cell.epochs} epochs, {seeds_in_words(board)}" for board in boards),
+        *(
+            f"{board[0].data}, {words.numbers(board[0].cell.epochs)} epochs, {number_of_seeds(board)}"
+            for board in boards
+        ),
     ]
     note = (
         f"Test accuracy B of {_with_setting(baseline)} [%], and what other settings gain [points], with the 95 % "
@@ -312,10 +324,10 @@ def gains_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
     return Table("gains", "Gains on all data sets", heads, cells, [note], averaged)
 
 
-def seeds_in_words(rows: Sequence[Standing]) -> str:
+def number_of_seeds(rows: Sequence[Standing]) -> str:
     """Return from how many to how many seeds the rows have: `3 to 5 seeds`."""
     seeds = [len(row.cell.runs) for row in rows]
-    return f"{numbers_in_words(seeds)} seed{'s' if max(seeds) > 1 else ''}"
+    return f"{words.numbers(seeds)} seed{'s' if max(seeds) > 1 else ''}"
 
 
 def _gain_cell(row: Standing | None) -> str:
@@ -323,7 +335,7 @@ def _gain_cell(row: Standing | None) -> str:
         return ""
     if row.is_baseline:
         return f"{row.cell.accuracy:.2f}"
-    text = _gain_in_words(row.gain, row.low, row.high)
+    text = words.gain(row.gain, row.low, row.high)
     return f"**{text}**" if row.verdict else text
 
 
@@ -337,9 +349,9 @@ def _row(standing: Standing) -> list[str]:
         standing.name,
         number(standing.validation, 2),
         number(standing.cell.accuracy, 2),
-        _interval_in_words(standing.cell.low, standing.cell.high).strip() if has_seeds else "",
+        words.interval(standing.cell.low, standing.cell.high) if has_seeds else "",
         _BASELINE if standing.is_baseline else "" if math.isnan(standing.gain) else f"{standing.gain:+z.2f}",
-        _interval_in_words(standing.low, standing.high, "+").strip(),
+        words.interval(standing.low, standing.high, "+"),
         standing.verdict,
         str(len(standing.cell.runs)),
         number(100 * standing.mean("firing_rate"), 1),

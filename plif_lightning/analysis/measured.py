@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from plif_lightning.analysis import paper
-from plif_lightning.analysis.grouping import Group, data_title, groups, interval, is_limited, source
+from plif_lightning.analysis import paper, words
+from plif_lightning.analysis.select import Group, data_title, groups, interval, is_limited
 from plif_lightning.analysis.tables import Table
 from plif_lightning.runs.command import recorded_arguments
 from plif_lightning.runs.metrics import layer_values
@@ -29,10 +29,10 @@ def _row(group: Group) -> list[str]:
     of_paper = "" if is_subset or data_set not in paper.TITLES else _of_paper(data_set)
     minutes = [run.metrics[-1]["seconds"] / 60 for run in group.runs if "seconds" in run.metrics[-1]]
     return [
-        f"{data_title(first)} ({source(first)})" if is_subset else data_title(first),
+        f"{data_title(first)} ({words.source(first)})" if is_subset else data_title(first),
         of_paper,
         ", ".join(filter(None, (_configuration(first), overrides(first)))),
-        group.epochs,
+        words.numbers(group.epochs),
         group.protocol,
         _accuracy(group),
         _taus(group.runs),
@@ -50,8 +50,8 @@ def _accuracy(group: Group) -> str:
     accuracy = f"{100 * fmean(shares):.2f}"
     if len(shares) > 1:
         low, high = interval(shares, None)  # none if all seeds reached the same
-        interval_text = "" if math.isnan(low) else f" [{100 * max(low, 0.0):.2f}, {100 * min(high, 1.0):.2f}]"
-        return f"{accuracy}{interval_text}, {len(shares)} seeds"
+        of_mean = words.interval(100 * max(low, 0.0), 100 * min(high, 1.0)) if not math.isnan(low) else ""
+        return f"{accuracy}{f' {of_mean}' if of_mean else ''}, {len(shares)} seeds"
     error = standard_error(group.runs[0])
     return accuracy if error is None else f"{accuracy} \u00b1 {100 * error:.2f}"
 
@@ -93,9 +93,4 @@ def overrides(run: Run) -> str:
         for i, (name, value) in enumerate(options)
         if name.endswith("+") or name.startswith(appended) or name not in names[i + 1 :]
     ]
-    return " ".join(
-        [
-            *in_force,
-            *(f"after step {step} {name}={after} instead of {before}" for step, name, before, after in run.changes),
-        ]
-    )
+    return " ".join([*in_force, *words.changes(run)])

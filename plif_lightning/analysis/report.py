@@ -12,11 +12,12 @@ from pathlib import Path
 import yaml
 from matplotlib.figure import Figure
 
+from plif_lightning.analysis import words
 from plif_lightning.analysis.figures import FIGURES, NoDataError, drawn
-from plif_lightning.analysis.grouping import data_title, labels
 from plif_lightning.analysis.layers import layer_table
 from plif_lightning.analysis.leaderboard import comparison_table
-from plif_lightning.analysis.tables import Table, heading, problems_of
+from plif_lightning.analysis.select import data_title
+from plif_lightning.analysis.tables import PAPER_TABLES, Table, heading, problems_of
 from plif_lightning.runs.command import commands
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime import program
@@ -32,7 +33,7 @@ def _runs_table(runs: Sequence[Run]) -> Table:
     rows, names = [], []
     for title in sorted({data_title(run) for run in runs}):
         of_data = [run for run in runs if data_title(run) == title]
-        named = labels(of_data)
+        named = words.labels(of_data)
         for label, run in sorted(
             zip(named.each, of_data, strict=True), key=lambda labelled: -(labelled[1].accuracy or 0.0)
         ):
@@ -102,31 +103,28 @@ def _details(run: Run, anchor: str) -> str:
     """Command and configuration of a run, to unfold."""
     config = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
     calls = "\n".join(f"{program.program_name()} {shlex.join(call)}" for call in commands(run))
-    changes = "".join(
-        f"# after step {step}: {name} {after} instead of {before}\n" for step, name, before, after in run.changes
-    )
+    changes = "".join(f"# {change}\n" for change in words.changes(run))
     text = html.escape(f"{calls}\n{changes}\n{config}")
     # A link opens the details that its target lies in.
     return f'<details><summary>{html.escape(run.name)}</summary><pre id="{anchor}">{text}</pre></details>'
 
 
-def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> None:
-    """Write the page.
+def write_report(runs: Sequence[Run], path: Path) -> None:
+    """Write the page; tables of the paper without a run are left out.
 
     Args:
         runs: to show.
-        tables: the paper's tables; tables without a run are left out.
         path: of the HTML file.
     """
     problems = problems_of(runs)
     anchors = {run.name: f"run-{number}" for number, run in enumerate(runs, 1)}
-    with_runs = [table for table in tables if "ours" in table.without_empty_columns.columns or table.name == "tau"]
+    tables = [make(runs) for make in PAPER_TABLES.values()]
     layers = _table(layer_table(runs), anchors)
     parts = {
         "SETTINGS": _table(comparison_table(runs), anchors),
         "LAYERS": f"<details><summary>Each layer in the best epoch</summary>{layers}</details>",
         "RUNS": _table(_runs_table(runs), anchors),
-        "TABLES": "".join(_table(table, anchors, heading(table)) for table in with_runs if table.rows)
+        "TABLES": "".join(_table(table, anchors, heading(table)) for table in tables if table.has_runs)
         or '<p class="soft">No run has a setting of these tables.</p>',
         "FIGURES": _figures(runs, problems),
         "DETAILS": "".join(_details(run, anchors[run.name]) for run in runs),

@@ -14,18 +14,9 @@ from rich.table import Table as RichTable
 
 from plif_lightning import configs
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.grouping import (
-    Group,
-    distinguishing_settings,
-    groups,
-    names_of,
-    neuron_in_words,
-    notes_on_groups,
-    real,
-    setting_of,
-    source,
-)
+from plif_lightning.analysis import words as in_words
 from plif_lightning.analysis.paper import Setting
+from plif_lightning.analysis.select import Group, distinguishing, groups, names_of, real, setting_of
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import by_numbers
 from plif_lightning.runtime.files import atomic_write
@@ -84,11 +75,6 @@ class Table:
         return replace(self, columns=columns, rows=rows)
 
 
-def runs_without_a_test(runs: Sequence[Run]) -> list[Run]:
-    """Finished runs of protocol B without a test of the best checkpoint, so without an accuracy."""
-    return [run for run in runs if run.status == "finished" and run.protocol == "B" and run.test is None]
-
-
 _RESULT_COLUMNS = [
     *("paper", "ours", "difference", "95 % interval", "seeds", "epochs", "T", "protocol", "data", "other settings"),
 ]
@@ -107,12 +93,12 @@ def _accuracy_cells(cell: Group | None, of_paper: float | None, protocol: str, o
         _number(of_paper),
         f"{cell.accuracy:.2f}",
         f"{cell.accuracy - of_paper:+.2f}" if of_paper is not None and comparable else "",
-        "" if math.isnan(cell.low) else f"{cell.low:.2f} - {cell.high:.2f}",
+        in_words.interval(cell.low, cell.high),
         str(len(cell.runs)),
-        cell.epochs,
+        in_words.numbers(cell.epochs),
         str(cell.runs[0].setting("data.time_steps", "")),
         cell.protocol,
-        source(cell.runs[0]),
+        in_words.source(cell.runs[0]),
         other_settings,
     ]
 
@@ -123,9 +109,9 @@ def _with_settings_in_words(averaged: Sequence[Group]) -> list[tuple[Group, str]
     for group in averaged:
         by_data[group.setting.data_set].append(group)
     return [
-        (group, ", ".join(words))
+        (group, ", ".join(map(in_words.difference, found)))
         for alike in by_data.values()
-        for group, words in zip(alike, distinguishing_settings([group.runs[0] for group in alike]), strict=True)
+        for group, found in zip(alike, distinguishing([group.runs[0] for group in alike]), strict=True)
     ]
 
 
@@ -165,8 +151,8 @@ class _Comparison(NamedTuple):
             for cell, words in by_setting.get(setting, [(None, "")])
         ]
         averaged = [cell for _, cell, _ in cells]
-        notes = left_out([run for run in runs if self.wanted(setting_of(run))])
-        notes += notes_on_groups([cell for cell in averaged if cell is not None])
+        notes = in_words.left_out([run for run in runs if self.wanted(setting_of(run))])
+        notes += in_words.notes_on_groups([cell for cell in averaged if cell is not None])
         notes.append(
             f"Accuracy {self.protocol} [%] in the paper; the authors' logs have {paper.EPOCHS} epochs. "
             "Ours: the mean over seeds with Student's 95 % interval, or Wilson's of one run and of seeds that all "
@@ -186,21 +172,6 @@ class _Comparison(NamedTuple):
         beside_paper = [_number(values.get(setting)) for _, values in self.beside]
         result = _accuracy_cells(cell, self.of_paper.get(setting), self.protocol, words)
         return [paper.TITLES[setting.data_set], self.describe(setting), *beside_paper, *result]
-
-
-def left_out(runs: Sequence[Run]) -> list[str]:
-    """Name the runs that have no accuracy, and why."""
-    notes = []
-    if unended := [run for run in runs if run.status in ("running", "unfinished") and run.metrics]:
-        names = ", ".join(f"{run.name} ({run.status}, epoch {run.epochs})" for run in unended)
-        notes.append(f"Left out, because they have not come to their end: {names}.")
-    if untested := runs_without_a_test(runs):
-        names = ", ".join(run.name for run in untested)
-        notes.append(f"Left out, because their test set was never measured (test --ckpt_path RUN/...): {names}.")
-    if unknown := [run for run in runs if run.status == "finished" and run.accuracy is None and run not in untested]:
-        names = ", ".join(run.name for run in unknown)
-        notes.append(f"Left out, because no accuracy was measured: {names}.")
-    return notes
 
 
 def _order(setting: Setting) -> tuple[Any, ...]:
@@ -240,8 +211,13 @@ def _tau_rows(cell: Group, words: str) -> Iterator[list[str]]:
             continue
         shares = [row[first.val_key] for row in at if first.val_key in row]
         yield [
-            *(paper.TITLES[cell.setting.data_set], network, str(first.setting("data.time_steps", "")), source(first)),
-            *(str(len(at)), f"{epoch} of {cell.epochs}"),
+            *(
+                paper.TITLES[cell.setting.data_set],
+                network,
+                str(first.setting("data.time_steps", "")),
+                in_words.source(first),
+            ),
+            *(str(len(at)), f"{epoch} of {in_words.numbers(cell.epochs)}"),
             *(_number(100 * statistics.fmean(shares) if shares else None), _number(accuracies.get(epoch))),
             *(_tau_beside(cell, name, tau, at) for name, tau in zip(first.layers("tau"), taus, strict=True)),
         ]
@@ -259,60 +235,94 @@ def _pooling(setting: Setting) -> str:
 
 
 def _network(setting: Setting) -> str:
-    return f"{neuron_in_words(setting)}, {_pooling(setting)}-pooling"
+    return f"{in_words.neuron(setting)}, {_pooling(setting)}-pooling"
 
 
-def accuracy_tables(runs: Sequence[Run]) -> list[Table]:
-    """Tables 2, 4, 5 and S2, and the time constants."""
-    default = Setting("")
-    table_2 = {Setting(d): accuracy for d, accuracy in paper.TABLE_2.items()}
-    table_s2 = {Setting(d): accuracy for d, accuracy in paper.TABLE_S2.items()}
+def _has_default_neuron(setting: Setting) -> bool:
+    return (setting.neuron, setting.init_tau) == (Setting("").neuron, Setting("").init_tau)
 
-    def has_default_neuron(s: Setting) -> bool:
-        return (s.neuron, s.init_tau) == (default.neuron, default.init_tau)
 
-    def has_default_pooling(s: Setting) -> bool:
-        return s.pooling == default.pooling
+def _has_default_pooling(setting: Setting) -> bool:
+    return setting.pooling == Setting("").pooling
 
-    def is_default(s: Setting) -> bool:
-        return has_default_neuron(s) and has_default_pooling(s)
 
-    comparisons = (
-        _Comparison("2", "Accuracy of the six data sets", "A", "network", table_2, is_default, _network, True),
-        _Comparison("4", "PLIF and LIF neurons", "A", "neuron", paper.TABLE_4, has_default_pooling, neuron_in_words),
-        _Comparison("5", "Average and max-pooling", "A", "pooling", paper.TABLE_5, has_default_neuron, _pooling),
+def _is_default(setting: Setting) -> bool:
+    return _has_default_neuron(setting) and _has_default_pooling(setting)
+
+
+_TABLE_2 = {Setting(data_set): accuracy for data_set, accuracy in paper.TABLE_2.items()}
+_TABLE_S2 = {Setting(data_set): accuracy for data_set, accuracy in paper.TABLE_S2.items()}
+_COMPARISONS = {
+    comparison.name: comparison
+    for comparison in (
+        _Comparison("2", "Accuracy of the six data sets", "A", "network", _TABLE_2, _is_default, _network, True),
+        _Comparison("4", "PLIF and LIF neurons", "A", "neuron", paper.TABLE_4, _has_default_pooling, in_words.neuron),
+        _Comparison("5", "Average and max-pooling", "A", "pooling", paper.TABLE_5, _has_default_neuron, _pooling),
         _Comparison(
-            *("S2", "Accuracy with a validation part held out", "B", "network", table_s2, is_default, _network, True),
-            beside=(("paper, A", table_2),),
+            *("S2", "Accuracy with a validation part held out", "B", "network", _TABLE_S2, _is_default, _network, True),
+            beside=(("paper, A", _TABLE_2),),
         ),
     )
-    return [*(comparison.with_runs(runs) for comparison in comparisons), tau_table(runs)]
+}
 
 
-def network_tables(runs: Sequence[Run]) -> list[Table]:
-    """Tables 1, S1 and 3, from the six configurations and their networks, built without memory for weights."""
+def networks_table() -> Table:
+    """Table 1, from the six configurations."""
+    rows = []
+    for name, (shape, _) in configs.INPUTS.items():
+        blocks, title = _configured(name)
+        numbers = [by_numbers(blocks["model"])[key] for key in ("n_conv", "n_down", "n_fc", "channels")]
+        rows.append(
+            [title, *map(str, numbers), "x".join(map(str, shape)), str(blocks["data"]["init_args"]["time_steps"])]
+        )
+    head = ["data set", "N_conv", "N_down", "N_fc", "channels", "input", "T"]
+    return Table("1", "Networks of the configurations", head, rows)
+
+
+def structures_table() -> Table:
+    """Table S1, from the networks of the six configurations, built without memory for weights."""
     import torch
 
-    first, structures, steps = [], [], []
-    for name, (shape, _) in configs.INPUTS.items():
+    rows = []
+    for name in configs.INPUTS:
         with torch.device("meta"):
             net = configs.network_of(name)
-        blocks = configs.shipped_settings()[name]
+        rows.append([_configured(name)[1], str(net.structure), f"{sum(p.numel() for p in net.parameters()):,}"])
+    return Table("S1", "Their structure", ["data set", "structure", "learned values"], rows)
+
+
+def time_steps_table(runs: Sequence[Run]) -> Table:
+    """Table 3, and T of the configurations and of the runs."""
+    rows = []
+    for name in configs.INPUTS:
+        blocks, title = _configured(name)
         data_set = blocks["data"]["class_path"].rsplit(".", 1)[-1]
-        title = paper.TITLES[data_set]
-        numbers = [by_numbers(blocks["model"])[key] for key in ("n_conv", "n_down", "n_fc", "channels")]
-        first.append([title, *map(str, numbers), "x".join(map(str, shape)), str(net.time_steps)])
-        structures.append([title, str(net.structure), f"{sum(p.numel() for p in net.parameters()):,}"])
         work, theirs, steps_of_paper = paper.TABLE_3[data_set]
         seen = {str(run.setting("data.time_steps", "?")) for run in runs if run.data_set == data_set}
-        steps.append([title, work, theirs, str(steps_of_paper), str(net.time_steps), ", ".join(sorted(seen, key=real))])
-    head = ["data set", "N_conv", "N_down", "N_fc", "channels", "input", "T"]
-    steps_head = ["data set", "best earlier work", "its T", "paper's T", "T of the configuration", "T of the runs"]
-    return [
-        Table("1", "Networks of the configurations", head, first),
-        Table("S1", "Their structure", ["data set", "structure", "learned values"], structures),
-        Table("3", "Time-steps", steps_head, steps),
-    ]
+        steps = str(blocks["data"]["init_args"]["time_steps"])
+        rows.append([title, work, theirs, str(steps_of_paper), steps, ", ".join(sorted(seen, key=real))])
+    head = ["data set", "best earlier work", "its T", "paper's T", "T of the configuration", "T of the runs"]
+    return Table("3", "Time-steps", head, rows)
+
+
+def _configured(name: str) -> tuple[dict[str, Any], str]:
+    """A shipped configuration and the title of its data set."""
+    blocks = configs.shipped_settings()[name]
+    return blocks, paper.TITLES[blocks["data"]["class_path"].rsplit(".", 1)[-1]]
+
+
+# The paper's tables by their numbers, in its order, each from the runs.
+PAPER_TABLES: dict[str, Callable[[Sequence[Run]], Table]] = {
+    "1": lambda runs: networks_table(),
+    "2": _COMPARISONS["2"].with_runs,
+    "2b": lambda runs: earlier_work(),
+    "3": time_steps_table,
+    "4": _COMPARISONS["4"].with_runs,
+    "5": _COMPARISONS["5"].with_runs,
+    "S1": lambda runs: structures_table(),
+    "S2": _COMPARISONS["S2"].with_runs,
+    "tau": tau_table,
+}
 
 
 def problems_of(runs: Sequence[Run]) -> list[str]:

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from plif_lightning.callbacks.logger import RunLogger, is_fast_dev_run, run_folder, writes_files
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.settings import settings
+from plif_lightning.runs.identity import Identity
 from plif_lightning.runtime.files import atomic_write
 
 # For StochasticWeightAveraging, as its device would otherwise be dumped as an error text.
@@ -56,7 +56,7 @@ class SaveConfig(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["cli_config"] = self.text
-        checkpoint["settings"] = settings(yaml.safe_load(self.text))
+        checkpoint["settings"] = Identity.of(yaml.safe_load(self.text)).settings
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, SpikingDataModule):
             checkpoint["training_set"] = data.identity()

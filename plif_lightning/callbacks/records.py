@@ -4,6 +4,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from plif_lightning.network.user_networks import neurons_of, record_spikes
 from plif_lightning.runs.code import sources_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import Histogram, append_histograms
+from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.record import begin, update
 from plif_lightning.runs.samples import RecordedSamples, write_samples
-from plif_lightning.runs.settings import Role, differences, role, settings, value_in
+from plif_lightning.runs.settings import Role, role
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.runtime.process import surroundings
 from plif_lightning.structure import Numbers, resolve_structure
@@ -93,8 +95,8 @@ class RunRecord(Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over weights alone where a new run has another optimiser or schedule: their states hold old values."""
-        changed = differences(checkpoint.get("settings") or {}, settings(self.config))
-        optimisation = [name for name in changed if name.startswith("model.") and role(name) & Role.TRAINING]
+        changed = Identity.of(self.config).compared_with(Identity(checkpoint.get("settings") or {}))
+        optimisation = [n for n, *_ in changed if n.startswith("model.") and role(n) & Role.TRAINING]
         if self.begun_from is not None and optimisation:
             checkpoint |= {"optimizer_states": [], "lr_schedulers": []}
             _log.info("Optimiser and schedule differ from those of %s and are reinitialised.", self.begun_from)
@@ -114,20 +116,22 @@ class RunRecord(Callback):
         form = network.backend.chosen(device) if isinstance(network, SpikingNetwork) else "its own"
         environment = surroundings(used) | {"threads": str(torch.get_num_threads()), "form": form}
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        data_facts = {"title": data.title, "origin": data.origin_note, "samples": data.sizes()}
+        data_facts = {"title": data.title, "origin": data.origin_note, "is_part": data.is_part, "samples": data.sizes()}
         data_facts |= {"content": content_of(data), "test_content": content_of(data, train=False)}
-        run_settings = settings(self.config, trainer.world_size)
+        beside: dict[str, Any] = {}
         if trainer.world_size > 1 and has_local_statistics(pl_module):
-            run_settings["trainer.processes"] = trainer.world_size
+            beside["trainer.processes"] = trainer.world_size
         if self.begun_from is not None:
-            run_settings["ckpt_path"] = self.begun_from
+            beside["ckpt_path"] = self.begun_from
+        of_config = Identity.of(self.config, trainer.world_size)
+        identity = replace(of_config, settings={**of_config.settings, **beside})
         if step is not None:
-            before = load_mapping(folder.record, [], optional=True).get("settings", run_settings)
-            now, then = (value_in(named, "data.batch_size") for named in (run_settings, before))
+            before = Identity.of_record(load_mapping(folder.record, [], optional=True))
+            now, then = (one.value("data.batch_size") for one in (identity, before if before.settings else identity))
             if now != then:
                 message = "Batches of all processes together have %s samples now, %s before; the learning rate stays."
                 _log.warning(message, now, then)
-        changed = begin(folder, self.arguments, run_settings, data_facts, environment, step, sources_of(self.config))
+        changed = begin(folder, self.arguments, identity, data_facts, environment, step, sources_of(self.config))
         update(folder, structure=_structure_of(network))
         for logger in trainer.loggers:
             if isinstance(logger, WandbRunLogger):

@@ -73,8 +73,9 @@ def export(argv: list[str]) -> int:
 
 def _save_pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:
     """Write the network with the card of its run, and return the sizes of the files."""
-    from plif_lightning.analysis.grouping import data_title, source
     from plif_lightning.analysis.measured import standard_error
+    from plif_lightning.analysis.select import data_title
+    from plif_lightning.analysis.words import source
     from plif_lightning.network import SpikingNetwork, load_network
     from plif_lightning.network.storage.checkpoint import checkpoint_file
     from plif_lightning.network.storage.pretrained import CARD, CONFIG, WEIGHTS, save_pretrained

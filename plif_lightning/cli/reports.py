@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,13 @@ from plif_lightning.analysis.frame import write_frame
 from plif_lightning.analysis.layers import layer_table
 from plif_lightning.analysis.leaderboard import comparison_table, gains_table, leaderboard_table
 from plif_lightning.analysis.measured import measured_table
+from plif_lightning.analysis.select import runs_without_a_test
 from plif_lightning.analysis.tables import (
+    PAPER_TABLES,
     Table,
-    accuracy_tables,
-    earlier_work,
     heading,
-    network_tables,
     print_tables,
     problems_of,
-    runs_without_a_test,
     write_tables,
 )
 from plif_lightning.cli.parser import PlainParser, add_text_options
@@ -119,11 +117,18 @@ def runs(argv: list[str]) -> int:
     return 0
 
 
-# In the paper's order, behind the runs' tables.
-_ORDER = ["runs", "layers", "1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "leaderboard", "gains"]
+Baseline = dict[str, Any] | None
+# In the order in which they are printed.
+TABLES: dict[str, Callable[[list[Run], Baseline], Table]] = {
+    "runs": comparison_table,
+    "layers": lambda runs, baseline: layer_table(runs),
+    **{name: lambda runs, baseline, make=make: make(runs) for name, make in PAPER_TABLES.items()},  # type: ignore[misc]
+    "leaderboard": leaderboard_table,
+    "gains": gains_table,
+}
 
 
-def _baseline(texts: Sequence[str] | None) -> dict[str, Any] | None:
+def _baseline(texts: Sequence[str] | None) -> Baseline:
     """The settings of `--baseline`."""
     if texts is None:
         return None
@@ -134,13 +139,6 @@ def _baseline(texts: Sequence[str] | None) -> dict[str, Any] | None:
             raise UserError(f"--baseline must be NAME=VALUE, such as model.neuron=lif, got {text}.")
         settings[name] = yaml.safe_load(value)
     return settings
-
-
-def all_tables(runs: list[Run], baseline: dict[str, Any] | None = None) -> list[Table]:
-    """Return the settings of the runs, every table of the paper, and the leaderboard."""
-    of_project = [make(runs, baseline) for make in (comparison_table, leaderboard_table, gains_table)]
-    tables = [*of_project, layer_table(runs), *network_tables(runs), earlier_work(), *accuracy_tables(runs)]
-    return sorted(tables, key=lambda table: _ORDER.index(table.name))
 
 
 def _chosen(only: str | None, valid: list[str]) -> list[str]:
@@ -159,11 +157,10 @@ def tables(argv: list[str]) -> int:
     # Without runs the paper's numbers are shown.
     is_needed = options.runs is not None or options.results is not None
     runs = runs_in(root) if is_needed or root.is_dir() else []
-    paper_tables = all_tables(runs, baseline)
-    chosen = _chosen(options.only, [table.name for table in paper_tables])
+    chosen = _chosen(options.only, [*TABLES])
     if options.only is None:
         chosen.remove("layers")  # which is long
-    paper_tables = [table for table in paper_tables if table.name in chosen]
+    paper_tables = [make(runs, baseline) for name, make in TABLES.items() if name in chosen]
     if options.only is None and runs:
         paper_tables = [table for table in paper_tables if table.has_runs]
     for table in paper_tables if options.only else ():
@@ -204,5 +201,5 @@ def report(argv: list[str]) -> int:
 
     options = _report_parser().parse_args(argv)
     runs = runs_in(options.runs or RUNS)
-    write_report(runs, all_tables(runs), options.out)
+    write_report(runs, options.out)
     return 0

@@ -15,9 +15,10 @@ from plif_lightning.cli.parser import option_names, parsed_yaml, take, values
 from plif_lightning.errors import CheckpointError, Stopped, UserError
 from plif_lightning.runs.code import PACKAGE, difference, hashes_of, sources_of
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.run import read_run
-from plif_lightning.runs.settings import Role, differences, role, setting_in, settings
+from plif_lightning.runs.settings import Role, role, setting_in
 from plif_lightning.runtime import program
 from plif_lightning.runtime.files import atomic_write, relative
 from plif_lightning.structure import FROM_DATA, Numbers
@@ -376,10 +377,10 @@ def compare(expanded: Expanded, parsed: dict[str, Any]) -> list[str]:
         CheckpointError: they differ in a setting on which the checkpoint's weights, split or next batches depend.
         Stopped: the run is finished already.
     """
-    stored, old, new = expanded.stored.config, expanded.stored.settings, settings(parsed)
+    stored, old, new = expanded.stored.config, expanded.stored.settings, Identity.of(parsed)
     if stored is None or old is None:
         return []
-    changed = differences(old, new)
+    changed = [name for name, *_ in new.compared_with(Identity(old))]
     if stored.get("seed_everything") != parsed.get("seed_everything"):
         changed.append("seed_everything")
     if expanded.command == "fit":
@@ -387,7 +388,7 @@ def compare(expanded: Expanded, parsed: dict[str, Any]) -> list[str]:
     else:
         changed, refused = _of_evaluation(changed, stored, parsed)
     if refused:
-        values = ((name, _value(old, stored, name), _value(new, parsed, name)) for name in refused)
+        values = ((name, _value(old, stored, name), _value(new.settings, parsed, name)) for name in refused)
         differing = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
         raise CheckpointError(
             f"the checkpoint belongs to other settings: {differing}. Leave them out, or start a new run"
@@ -406,7 +407,7 @@ def _of_evaluation(
 ) -> tuple[list[str], list[str]]:
     """Of changed settings, those that affect an accuracy, and of these the refused ones: a network's, a split's."""
     changed = [name for name in changed if not role(name) & Role.TRAINING]
-    if "trainer.limit_test_batches" not in settings(parsed):  # testing all samples is always a valid test
+    if "trainer.limit_test_batches" not in Identity.of(parsed).settings:  # testing all samples is always a valid test
         changed = [name for name in changed if name != "trainer.limit_test_batches"]
     of_data = ("data.class_path", "data.root")
     same_data = all(setting_in(stored, name) == setting_in(parsed, name) for name in of_data)
@@ -433,9 +434,9 @@ def _code_difference(folder: RunFolder | None, config: Mapping[str, Any]) -> str
     if folder is None or not record:
         return ""
     now = sources_of(config)
-    recorded, hashes = record.get("code") or {}, hashes_of(now)
+    here = Identity({}, code=hashes_of(now))
     # Changed files of this package are recorded, as another commit of it would be.
-    edited = [name for name in differences(recorded, hashes) if name != PACKAGE]
+    edited = [name for name in here.edited_code(Identity.of_record(record)) if name != PACKAGE]
     paths = {name: folder.source(name) for name in edited}
     then = {name: path.read_text("utf-8") for name, path in paths.items() if path.is_file()}
     return difference(then, {name: now[name] for name in edited if name in now})

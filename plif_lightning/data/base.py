@@ -328,6 +328,11 @@ class SpikingDataModule(L.LightningDataModule):
         return 0
 
     @property
+    def is_part(self) -> bool:
+        """True if it is not the complete data set that its title names, which `origin_note` says."""
+        return False
+
+    @property
     def origin_note(self) -> str:
         """Publication of the data set, and whether it is complete; empty by default."""
         return ""

@@ -233,9 +233,12 @@ class TorchvisionDataModule(ImageDataModule):
         return images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2), data.targets
 
     @property
+    def is_part(self) -> bool:
+        return tuple(len(self.labels(train)) for train in (True, False)) != self.published
+
+    @property
     def origin_note(self) -> str:
-        counts = tuple(len(self.labels(train)) for train in (True, False))
-        if counts == self.published:
+        if not self.is_part:
             return ""
         return f"a PART of its {' and '.join(f'{n:,}' for n in self.published)} images, or another data set"
 

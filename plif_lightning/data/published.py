@@ -133,9 +133,14 @@ class PublishedEvents(EventDataModule):
         return arrays
 
     @property
+    def is_part(self) -> bool:
+        counts = [len(self.recordings(train)["label"]) for train in (True, False)]
+        return counts != [*self.origin.counts]
+
+    @property
     def origin_note(self) -> str:
         """Publication of the recordings, and whether it is complete."""
-        if all(len(self.recordings(train)["label"]) == self.origin.counts[not train] for train in (True, False)):
+        if not self.is_part:
             return self.source
         return f"{self.source}, a PART of its {' and '.join(f'{n:,}' for n in self.origin.counts)} recordings"
 

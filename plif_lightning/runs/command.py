@@ -41,8 +41,8 @@ def commands(run: Run) -> list[list[str]]:
     """Arguments of main.py, a list a call, which in sequence repeat a run to the same weights.
 
     After a change of the batch size, or of a length that the schedule depends on, there is one per resumption too: each
-    but the last stops where the next one resumes. With edited code it cannot be repeated; `Run.changes` names the
-    modules.
+    but the last stops where the next one resumes. With edited code it cannot be repeated; the run's changes name
+    the modules.
     """
     if not run.arguments:
         return []

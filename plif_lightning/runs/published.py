@@ -11,7 +11,7 @@ from typing import Any
 from plif_lightning.errors import UserError
 from plif_lightning.runs.command import recorded_arguments
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.run import Run, find_runs
+from plif_lightning.runs.run import Run, find_runs, not_replaced
 from plif_lightning.runs.settings import Role, role
 from plif_lightning.runtime.files import atomic_write
 
@@ -107,8 +107,7 @@ def add_published(path: Path, runs: Sequence[Run], order: Sequence[str] = ()) ->
     """
     finished = [run for run in runs if run.has_result]
     old = read_published(path) if path.exists() else []
-    by_start = sorted([*old, *map(publish, finished)], key=lambda run: run.started)
-    unique = {(run.key, _seed_or_name(run)): run for run in by_start}.values()
+    kept = not_replaced([*old, *map(publish, finished)])
 
     def sort_key(run: Run) -> tuple[Any, ...]:
         title = str(run.section("data").get("title"))
@@ -116,7 +115,7 @@ def add_published(path: Path, runs: Sequence[Run], order: Sequence[str] = ()) ->
         return rank, title, run.protocol, run.arguments, run.epochs, _seed_or_name(run)
 
     with atomic_write(path) as file:
-        file.writelines(f"{json.dumps(_line(run), default=str)}\n" for run in sorted(unique, key=sort_key))
+        file.writelines(f"{json.dumps(_line(run), default=str)}\n" for run in sorted(kept, key=sort_key))
     return read_published(path)
 
 

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,9 @@ import yaml
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.runs.code import Sources, hashes_of
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.identity import CODE, Identity, data_identity
 from plif_lightning.runs.loading import load_mapping
-from plif_lightning.runs.settings import defaults, differences, key, nest_settings, value_in
+from plif_lightning.runs.settings import defaults, nest_settings
 from plif_lightning.runtime.files import atomic_write
 
 # Parts written at the end of a run; resumed training removes them.
@@ -33,7 +35,7 @@ def update(folder: RunFolder, **parts: Any) -> None:
 def begin(
     folder: RunFolder,
     arguments: Sequence[str],
-    settings: Mapping[str, Any],
+    identity: Identity,
     data: Mapping[str, Any],
     surroundings: Mapping[str, str],
     step: int | None = None,
@@ -44,7 +46,7 @@ def begin(
     Args:
         folder: folder of the run.
         arguments: arguments of main.py. A resumed run keeps its first ones.
-        settings: see `plif_lightning.runs.settings`.
+        identity: of the run's configuration.
         data: title, origin, samples and identities of the data.
         surroundings: machine, versions, commit. Where a resumed run has others, both are kept.
         step: step of the optimiser at which a run is resumed; None for a new run.
@@ -54,39 +56,35 @@ def begin(
         Keys of `surroundings` with values that differ from before.
     """
     before = load_mapping(folder.record, [], optional=True) if step is not None else {}
-    changes = [*before.get("changes", [])]
-    earlier_settings = before.get("settings", settings)
-    settings = {**settings, **{name: earlier_settings[name] for name in ("ckpt_path",) if name in earlier_settings}}
-    changed = [name for name in differences(earlier_settings, settings) if _matters(name, settings)]
-    changes += [[step, name, value_in(earlier_settings, name), value_in(settings, name)] for name in changed]
-    resumed = [*before.get("resumed", []), *([[step, [*arguments[1:]]]] if changed else [])]
-    code = hashes_of(sources or {})
-    earlier_code = before.get("code") or {}
-    if step is not None and (edited := sorted(differences(earlier_code, code))):
-        changes.append(
-            [step, "code", *({name: hashes.get(name) for name in edited} for hashes in (earlier_code, code))]
-        )
+    earlier = Identity.of_record(before)
+    here = replace(identity, code=hashes_of(sources or {}), data=data_identity(data))
+    resumed = [*before.get("resumed", [])]
+    lengths: list[str] = []
+    if step is not None and earlier.settings:
+        kept = {name: earlier.settings[name] for name in ("ckpt_path",) if name in earlier.settings}
+        here = earlier.resumed_with(replace(here, settings={**here.settings, **kept}), step)
+        changed = {change.name for change in here.changes[len(earlier.changes) :]}
+        resumed += [[step, [*arguments[1:]]]] if changed - {CODE} else []
+        # A length that no schedule depends on might have been given at once.
+        lengths = [name for name, *_ in here.compared_with(earlier) if not here.depends_on(name)]
     _keep_sources(folder, sources or {}, step)
     environment, changed_environment = _added_to(before.get("surroundings") or {}, surroundings)
-    first_arguments = before.get("arguments", list(arguments))
-    # A length that no schedule depends on might have been given at once.
-    lengths = [n for n in differences(earlier_settings, settings) if n.startswith("trainer.max_") and n not in changed]
-    of_run = dict(settings) | ({"changes": changes} if changes else {}) | ({"code": code} if code else {})
-    content = f"{data.get('content')} {data.get('test_content')}"
     update(
         folder,
-        arguments=[*first_arguments, *(f"--{name}={settings.get(name, defaults()[name])}" for name in lengths)],
-        settings=dict(settings),
-        changes=changes or None,
+        arguments=[
+            *before.get("arguments", list(arguments)), *(f"--{name}={here.value(name)}" for name in lengths)
+        ],
+        settings=dict(here.settings),
+        changes=here.recorded_changes or None,
         resumed=resumed or None,
-        code=code or None,
-        key=key(of_run, content),
+        code=dict(here.code) or None,
+        key=here.key,
         data=dict(data),
         surroundings=environment,
         started=time.time(),
         process=this_process(),
         **dict.fromkeys(_RESULTS),
-    )
+    )  # fmt: skip
     return changed_environment
 
 
@@ -100,25 +98,17 @@ def _keep_sources(folder: RunFolder, sources: Sources, step: int | None) -> None
             file.write(text)
 
 
-def _added_to(before: Mapping[str, str], surroundings: Mapping[str, str]) -> tuple[dict[str, str], set[str]]:
-    """Surroundings of a run from its begin on, "A, then B", and the names of those that differ from the last."""
-    all_of_run, changed = {}, set()
+def _added_to(before: Mapping[str, Any], surroundings: Mapping[str, str]) -> tuple[dict[str, Any], set[str]]:
+    """Surroundings of a run from its begin on, a list where they changed, and the names of those that changed now."""
+    all_of_run: dict[str, Any] = {}
+    changed = set()
     for name, value in surroundings.items():
-        earlier = str(before.get(name, value)).split(", then ")
+        there = before.get(name, value)
+        earlier = there if isinstance(there, list) else [there]
         if earlier[-1] != value:
             changed.add(name)
-            earlier.append(value)
-        all_of_run[name] = ", then ".join(earlier)
+        all_of_run[name] = [*earlier, value] if earlier[-1] != value else there
     return all_of_run, changed
-
-
-def _matters(name: str, settings: Mapping[str, Any]) -> bool:
-    """True if training differs from a run that was begun with the new value.
-
-    A length alone matters only to a schedule: a cycle depends on it, and a plateau's lacks a step when it is resumed.
-    """
-    schedules = ("OneCycle", "ReduceLROnPlateau")
-    return not name.startswith("trainer.max_") or settings.get("model.lr_scheduler", "").endswith(schedules)
 
 
 def _state_and_birth(pid: int) -> tuple[str, str] | None:
@@ -203,7 +193,7 @@ def record_run(
     update(
         files,
         settings=all_settings,
-        key=key(all_settings, f"{data} {samples}"),
+        key=Identity(all_settings, data=f"{data} {samples}").key,
         data={"title": data, "samples": parts},
         of_another_program=True,
         test=accuracy if has_holdout else None,

@@ -2,17 +2,19 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder, walk
+from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.metrics import layer_values, read_metrics
 from plif_lightning.runs.record import is_alive
-from plif_lightning.runs.settings import default_ties, protocol, setting_in
+from plif_lightning.runs.settings import default_ties, defaults, protocol, setting_in
 from plif_lightning.runtime import program
 from plif_lightning.structure import Structure, parse
 
@@ -28,11 +30,6 @@ def positive(value: Any) -> float | None:
     except OverflowError:
         return None
     return number if 0 < number < math.inf else None
-
-
-def code_in_words(hashes: Mapping[str, Any]) -> str:
-    """Modules with the first digits of their hashes: `my_neurons a43211`."""
-    return ", ".join(f"{name} {str(digest)[:6]}" for name, digest in hashes.items())
 
 
 @dataclass(frozen=True)
@@ -71,29 +68,24 @@ class Run:
         """Hash of the run's identity: equal for runs that differ in their seed alone."""
         return str(self.record.get("key", self.name))
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Settings that differ from their defaults, by dotted names, see `plif_lightning.runs.settings`."""
-        return self.section("settings")
+    @cached_property
+    def identity(self) -> Identity:
+        """What the run is, its seed aside."""
+        return Identity.of_record(self.record)
 
     @property
-    def distinctions(self) -> dict[str, Any]:
-        """`settings`, the user's code, and changes on resuming: all that may tell this run from others."""
-        changes = {
-            f"{name} after step {step}": code_in_words(after) if name == "code" else f"{after} instead of {before}"
-            for step, name, before, after in self.changes
-        }
-        changed = {name for _, name, _, _ in self.changes}
-        kept = {name: value for name, value in self.settings.items() if name not in changed}
-        code = {"code": code_in_words(self.section("code"))} if self.section("code") else {}
-        program = {"recorded by": "another program"} if self.record.get("of_another_program") else {}
-        return {**kept, **code, **changes, **program}
+    def settings(self) -> Mapping[str, Any]:
+        """Settings that differ from their defaults, by dotted names."""
+        return self.identity.settings
 
-    @property
-    def changes(self) -> list[tuple[int, str, Any, Any]]:
-        """Changes on resuming: step of the optimiser, name of the setting (or `code`), value before and after."""
-        recorded = self.record.get("changes")
-        return [tuple(change) for change in recorded] if isinstance(recorded, list) else []
+    def value(self, name: str) -> Any:
+        """The value of a setting, its default included."""
+        return self.settings.get(name, defaults().get(name, self.setting(name)))
+
+    def surroundings(self, name: str) -> str:
+        """Machine, versions or commit: `A, then B` where they changed on resuming."""
+        found = self.section("surroundings").get(name, "unknown")
+        return ", then ".join(map(str, found if isinstance(found, list) else [found]))
 
     @property
     def arguments(self) -> list[str]:
@@ -242,6 +234,14 @@ class Run:
         for row in self.metrics:
             names |= dict.fromkeys(layer_values(row, kind))
         return list(names)
+
+
+def not_replaced(runs: Sequence[Run]) -> list[Run]:
+    """Runs without those that a later one replaces: of the same identity and seed, or name where there is no seed."""
+    by_start = sorted(runs, key=lambda run: run.started)
+    latest = {(run.key, run.name if run.seed is None else run.seed): id(run) for run in by_start}
+    chosen = set(latest.values())
+    return [run for run in runs if id(run) in chosen]
 
 
 def read_run(folder: Path, root: Path | None = None) -> Run:

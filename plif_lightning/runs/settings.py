@@ -1,7 +1,5 @@
-"""Identity of a run: the settings that distinguish it, and their hash. Runs with equal keys are averaged."""
+"""Settings of a run: the role of each, their defaults, and configurations by dotted names."""
 
-import hashlib
-import importlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping
@@ -115,67 +113,13 @@ def role(name: str) -> Role:
     return Role.NONE
 
 
-_PACKAGE = "plif_lightning."
 _ARGUMENTS = ("init_args", "dict_kwargs")
-# Callbacks of the Trainer that only show something.
-_SHOWING = ("ProgressBar", "LearningRateMonitor", "DeviceStatsMonitor", "ModelSummary")
 
 
-def settings(config: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
-    """The settings of a run's identity, by dotted names, where they differ from their defaults.
-
-    A new argument of a class therefore changes no earlier run. Classes that the configuration names are imported: it
-    must be the user's, not a file's.
-
-    Args:
-        config: configuration of a `fit`, nested.
-        processes: that train together; their batches add up.
-    """
-    model, data, trainer = (config.get(block) or {} for block in ("model", "data", "trainer"))
-    if processes > 1 and (size := setting_in(config, "data.batch_size")) is not None:
-        data = {**data, "init_args": {**data["init_args"], "batch_size": size * processes}}
-    # The protocol is always among them: accuracies of two protocols are never averaged.
-    named = {"data.validation": validation_of(config)} if data else {}
-    named |= dict(_of_class("data", data))
-    named |= dict(_of_block("model", by_numbers(model)))
-    counted = {name: trainer.get(name, _OF_TRAINER.get(name)) for name in _counted_of_trainer()}
-    counted = {name: value for name, value in counted.items() if not name.startswith("limit_") or limits_data(value)}
-    named |= dict(_of_block("trainer", {**counted, "callbacks": _callbacks(counted["callbacks"])}))
-    if hook := setting_in(config, "trainer.strategy.ddp_comm_hook"):  # which may round gradients
-        named["trainer.strategy.ddp_comm_hook"] = hook
-    if config.get("task"):
-        named["task"] = config["task"]
-    if config.get("best_of_ties") is not None and config["best_of_ties"] != default_ties(protocol(config)):
-        named["best_of_ties"] = config["best_of_ties"]
-    return {name: value for name, value in named.items() if not role(name) & (Role.PLACE | Role.HOW)}
-
-
-def _counted_of_trainer() -> list[str]:
-    """The Trainer's settings that are part of a run's identity."""
-    of_trainer = {name.removeprefix("trainer."): of for name, of in ROLES.items() if name.startswith("trainer.")}
-    return [name for name, of in of_trainer.items() if "." not in name and not of & (Role.PLACE | Role.HOW)]
-
-
-def key(named: Mapping[str, Any], content: str = "") -> str:
-    """Hash of a run's settings and of the identity of its data; equal for runs that differ in their seed alone."""
-    text = json.dumps([sorted(named.items()), content], default=str)
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-
-
-def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Names of settings in which two runs differ; a missing setting has its default."""
-    return [name for name in dict.fromkeys((*first, *second)) if first.get(name) != second.get(name)]
-
-
-def value_in(named: Mapping[str, Any], name: str) -> Any:
-    """The value of a setting among those that differ from their defaults; its default if it is not among them."""
-    if name in named:
-        return named[name]
-    if not name.startswith("data.") or "data" not in named:
-        return defaults().get(name)
-    path = named["data"] if "." in named["data"] else f"{_PACKAGE}data.{named['data']}"
-    module, _, kind = path.rpartition(".")
-    return _plain(defaults_of(getattr(importlib.import_module(module), kind)).get(name.removeprefix("data.")))
+def of_identity(block: str) -> list[str]:
+    """Settings of a block of `ROLES`, by their names in it, that are part of a run's identity."""
+    of_block = {name.removeprefix(f"{block}."): of for name, of in ROLES.items() if name.startswith(f"{block}.")}
+    return [name for name, of in of_block.items() if "." not in name and not of & (Role.PLACE | Role.HOW)]
 
 
 def validation_of(config: Mapping[str, Any]) -> Any:
@@ -263,14 +207,6 @@ def by_numbers(model: Mapping[str, Any]) -> dict[str, Any]:
     return {**model, "structure": None, **numbers._asdict(), **numbers_of_model}
 
 
-def _callbacks(value: Any) -> list[Any] | None:
-    """The Trainer's callbacks without progress bars and the like."""
-    callbacks = value if isinstance(value, list) else [value] if value is not None else []
-    return [
-        callback for callback in callbacks if not any(class_name in str(callback) for class_name in _SHOWING)
-    ] or None
-
-
 @cache
 def defaults() -> dict[str, Any]:
     """The default of each setting of the network, its training and the Trainer, by dotted names."""
@@ -279,7 +215,7 @@ def defaults() -> dict[str, Any]:
 
     of_model = {**DEFAULTS, **defaults_of(SpikingClassifier)}
     return {f"model.{name}": value for name, value in of_model.items()} | {
-        f"trainer.{name}": _OF_TRAINER.get(name) for name in _counted_of_trainer()
+        f"trainer.{name}": _OF_TRAINER.get(name) for name in of_identity("trainer")
     }
 
 
@@ -287,41 +223,3 @@ def defaults_of(kind: Any) -> dict[str, Any]:
     """The default of each argument of a class."""
     arguments = inspect.signature(kind).parameters.values()
     return {argument.name: argument.default for argument in arguments if argument.default is not argument.empty}
-
-
-def _of_block(
-    name: str, block: Mapping[str, Any], of_class: Mapping[str, Any] | None = None
-) -> Iterator[tuple[str, Any]]:
-    """Yield the settings of a block that differ from the defaults of a class, or of network, training and Trainer."""
-    for setting, value in block.items():
-        full = f"{name}.{setting}"
-        default = defaults().get(full) if of_class is None else of_class.get(setting)
-        if isinstance(value, Mapping) and "class_path" in value:
-            yield from _of_class(full, value)
-        elif isinstance(value, Mapping):
-            # Their order may be their meaning.
-            yield full, [[int(key) if str(key).isdecimal() else key, _plain(item)] for key, item in value.items()]
-        elif _plain(value) != _plain(default):
-            yield full, _plain(value)
-
-
-def _of_class(name: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    path = str(value.get("class_path", "?"))
-    module, _, kind = path.rpartition(".")
-    of_class = defaults_of(getattr(importlib.import_module(module), kind)) if module else {}
-    # A class of this package by its name, which stays where a module is moved.
-    yield name, kind if path.startswith(_PACKAGE) else path
-    yield from _of_block(name, {**(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}, of_class)
-
-
-def _plain(value: Any) -> Any:
-    """A value as it returns from JSON; for a class, its name and non-default arguments."""
-    if isinstance(value, Mapping) and "class_path" in value:
-        return dict(_of_class("class", value))
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in sorted(value.items())}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)
-    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

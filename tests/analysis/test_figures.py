@@ -17,8 +17,8 @@ from plif_lightning.analysis.figures.page import WIDTH
 from plif_lightning.analysis.figures.panels import by_panel, panel_of
 from plif_lightning.analysis.figures.taus import figure_7
 from plif_lightning.analysis.frame import read_runs
-from plif_lightning.analysis.grouping import groups
 from plif_lightning.analysis.layers import layer_table
+from plif_lightning.analysis.select import groups
 from plif_lightning.cli import main
 from plif_lightning.network import SpikeMaxPool2d
 from plif_lightning.plot.style import COLOURS

@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 
 import plif_lightning as pl
-from plif_lightning.analysis.grouping import groups, labels
 from plif_lightning.analysis.leaderboard import comparison_table
+from plif_lightning.analysis.select import groups
+from plif_lightning.analysis.words import labels
 from plif_lightning.cli import main
 from plif_lightning.errors import UserError
+from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs
-from plif_lightning.runs.settings import settings
 from plif_lightning.structure import Numbers
 from tests.cli.calls import refused
 from tests.writers import write_run
@@ -111,8 +112,12 @@ def test_gradient_compression_hook_distinguishes_runs():
     hook = "torch.distributed.algorithms.ddp_comm_hooks.default_hooks.bf16_compress_hook"
     strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"ddp_comm_hook": hook}}
     plain = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"find_unused_parameters": True}}
-    assert settings({"trainer": {"strategy": strategy}})["trainer.strategy.ddp_comm_hook"] == hook
-    assert settings({"trainer": {"strategy": plain}}) == settings({"trainer": {"strategy": "ddp"}}) == settings({})
+    assert Identity.of({"trainer": {"strategy": strategy}}).settings["trainer.strategy.ddp_comm_hook"] == hook
+    assert (
+        Identity.of({"trainer": {"strategy": plain}}).settings
+        == Identity.of({"trainer": {"strategy": "ddp"}}).settings
+        == Identity.of({}).settings
+    )
 
 
 def test_gains_refer_to_the_chosen_baseline_and_name_it(runs, capsys):

@@ -80,7 +80,7 @@ def test_other_data_or_epochs_are_another_leaderboard_and_protocol_a_none(tmp_pa
         )
     found = standings(find_runs(tmp_path))
     assert sorted(len(rows) for rows in found) == [2, 2]
-    assert {rows[0].cell.epochs for rows in found} == {"2", "3"}
+    assert {tuple(rows[0].cell.epochs) for rows in found} == {(2, 2, 2), (3,)}
 
 
 def test_settings_that_were_tested_on_other_samples_are_not_compared(tmp_path):

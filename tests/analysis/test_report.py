@@ -5,7 +5,6 @@ import re
 import pytest
 
 from plif_lightning.analysis.report import write_report
-from plif_lightning.analysis.tables import accuracy_tables
 from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs
 from tests.writers import write_run
@@ -15,7 +14,7 @@ ATTACK = "<script>window.attacked = 1</script><img src=x onerror='window.attacke
 
 def report(tmp_path):
     runs = find_runs(tmp_path / "runs")
-    write_report(runs, accuracy_tables(runs), tmp_path / "report.html")
+    write_report(runs, tmp_path / "report.html")
     return tmp_path / "report.html"
 
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from plif_lightning.analysis.figures import drawn
-from plif_lightning.analysis.grouping import groups
 from plif_lightning.analysis.leaderboard import gains_table, leaderboard_table, standings
 from plif_lightning.analysis.measured import measured_table
+from plif_lightning.analysis.select import groups
 from plif_lightning.cli import main
 from plif_lightning.runs.command import commands
 from plif_lightning.runs.folder import RunFolder
@@ -42,7 +42,7 @@ def test_published_run_keeps_measurements_and_drops_local_paths(tmp_path):
     for name in (
         "name",
         "key",
-        "settings",
+        "identity",
         "metrics",
         "best",
         "test",
@@ -50,7 +50,6 @@ def test_published_run_keeps_measurements_and_drops_local_paths(tmp_path):
         "samples",
         "spikes",
         "energy",
-        "changes",
     ):
         assert getattr(read, name) == getattr(run, name)
     assert commands(read) == commands(run)
@@ -209,7 +208,7 @@ def test_run_changed_on_resuming_has_a_separate_row(tmp_path):
     runs = add_published(tmp_path / "results.jsonl", find_runs(tmp_path))
     cells = [row[2] for row in measured_table(runs).rows]
     given = "fashionmnist, trainer.max_epochs=3"
-    assert cells == [given, f"{given} after step 20 data.batch_size=32 instead of 16"]
+    assert cells == [given, f"{given} batch_size 32 instead of 16 after step 20"]
 
 
 def test_the_commands_take_a_file_of_published_runs(tmp_path, capsys):

@@ -7,11 +7,11 @@ import pytest
 from scipy import stats
 
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.grouping import groups, interval
 from plif_lightning.analysis.leaderboard import comparison_table
-from plif_lightning.analysis.tables import accuracy_tables, write_tables
+from plif_lightning.analysis.select import groups, interval
+from plif_lightning.analysis.tables import PAPER_TABLES, write_tables
 from plif_lightning.cli import main
-from plif_lightning.cli.reports import all_tables
+from plif_lightning.cli.reports import TABLES
 from plif_lightning.runs.run import find_runs
 from tests.writers import write_run
 
@@ -22,7 +22,8 @@ def rows(table, ours_only=True):
 
 
 def tables(tmp_path):
-    return {table.name: table for table in accuracy_tables(find_runs(tmp_path))}
+    runs = find_runs(tmp_path)
+    return {name: PAPER_TABLES[name](runs) for name in ("2", "4", "5", "S2", "tau")}
 
 
 def test_seeds_are_averaged_and_repeated_seeds_count_once(tmp_path):
@@ -33,7 +34,7 @@ def test_seeds_are_averaged_and_repeated_seeds_count_once(tmp_path):
     half = stats.t.ppf(0.975, 2) * 2 / math.sqrt(3)
     assert (row["data set"], row["neuron"], row["paper"]) == ("Fashion-MNIST", "PLIF, tau_0 = 2", "94.38")
     assert (row["ours"], row["difference"], row["seeds"], row["epochs"]) == ("92.00", "-2.38", "3", "2")
-    assert row["95 % interval"] == f"{92 - half:.2f} - {92 + half:.2f}"
+    assert row["95 % interval"] == f"[{92 - half:.2f}, {92 + half:.2f}]"
 
 
 def test_of_seeds_that_agree_the_interval_is_binomial_too():
@@ -88,7 +89,7 @@ def test_seeds_that_were_stopped_early_are_averaged(tmp_path):
         write_run(tmp_path / f"{seed}", (0.9,) * epochs, seed=seed, trainer={"max_epochs": 9, "callbacks": stops})
     write_run(tmp_path / "shorter", (0.9,) * 3, seed=8, trainer={"max_epochs": 3, "callbacks": stops})
     found = sorted((group.epochs, len(group.runs)) for group in groups(find_runs(tmp_path)))
-    assert found == [("2 to 4", 3), ("3", 1)]
+    assert found == [([2, 4, 3], 3), ([3], 1)]
 
 
 def test_every_finished_run_is_in_a_table_or_named(tmp_path, monkeypatch):
@@ -151,7 +152,7 @@ def test_row_names_settings_that_differ_from_the_configuration(tmp_path):
 
 def test_tables_1_3_and_s1_come_from_the_configurations(tmp_path):
     write_run(tmp_path / "a", time_steps=4)
-    found = {table.name: table for table in all_tables(find_runs(tmp_path))}
+    found = {name: make(find_runs(tmp_path), None) for name, make in TABLES.items()}
     assert list(found) == ["runs", "layers", "1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "leaderboard", "gains"]
     assert found["1"].rows[4] == ["CIFAR10-DVS", "1", "4", "2", "128", "2x128x128", "20"]
     assert found["S1"].rows[2][1:] == [
@@ -164,7 +165,7 @@ def test_tables_1_3_and_s1_come_from_the_configurations(tmp_path):
 def test_files_hold_the_same_cells(tmp_path):
     write_run(tmp_path / "runs" / "a", title="x | y", data="Other")
     runs = find_runs(tmp_path / "runs")
-    made = [*accuracy_tables(runs), comparison_table(runs)]
+    made = [*(PAPER_TABLES[name](runs) for name in ("2", "4", "5", "S2", "tau")), comparison_table(runs)]
     write_tables(made, tmp_path / "out")
     with (tmp_path / "out" / "table4.csv").open(newline="") as file:
         columns, *rows = csv.reader(file)
@@ -200,7 +201,7 @@ def test_tau_table_compares_equal_epochs_with_the_authors(tmp_path):
     write_run(tmp_path / "b", (0.89, 0.9, 0.91, 0.92), layers=layers, seed=7)
     write_run(tmp_path / "other network", (0.5,) * 4, init_tau=16.0)
     write_run(tmp_path / "protocol B", (0.5,) * 4, layers=layers, validation="holdout", test=0.5)
-    table = {table.name: table for table in accuracy_tables(find_runs(tmp_path))}["tau"]
+    table = PAPER_TABLES["tau"](find_runs(tmp_path))
     assert [row[2:8] for row in table.rows] == [
         ["8", "60,000 / 10,000 samples", "2", "1 of 4", "88.50", "88.96"],
         ["8", "60,000 / 10,000 samples", "2", "2 of 4", "90.00", "90.46"],
@@ -213,7 +214,7 @@ def test_tau_table_compares_equal_epochs_with_the_authors(tmp_path):
 
 def test_tables_show_earlier_work_and_protocol_a(tmp_path):
     write_run(tmp_path / "a", validation="holdout", test=0.9)
-    found = {table.name: table for table in all_tables(find_runs(tmp_path))}
+    found = {name: make(find_runs(tmp_path), None) for name, make in TABLES.items()}
     earlier = found["2b"]
     assert earlier.rows[0] == ["[24]", "ANN2SNN", "98.37", "", "82.95", "", "", ""]
     assert len(earlier.rows) == 21

@@ -14,9 +14,9 @@ from plif_lightning.cli import main
 from plif_lightning.data import Digits
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import Histogram, append_histograms, read_histograms
+from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.run import read_run
 from plif_lightning.runs.samples import read_samples
-from plif_lightning.runs.settings import settings
 from plif_lightning.training.task import SpikingClassifier
 
 SMALL = ["--model.channels", "6", "--model.fc_features", "20", "--data.time_steps", "3", "--trainer.callbacks", "[]"]
@@ -118,7 +118,7 @@ def test_new_optimiser_or_schedule_takes_over_weights_only(other):
     changed = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1}}
     changed = {"loss": "rate", "lr_scheduler": changed, "optimizer": {"class_path": "torch.optim.SGD"}}[other]
     record = RunRecord([], {"model": {other: changed}}, begun_from="other.ckpt")
-    checkpoint = {"settings": settings({}), "optimizer_states": [1], "lr_schedulers": [1]}
+    checkpoint = {"settings": Identity.of({}).settings, "optimizer_states": [1], "lr_schedulers": [1]}
     record.on_load_checkpoint(None, None, checkpoint)
     kept = [1] if other == "loss" else []
     assert (checkpoint["optimizer_states"], checkpoint["lr_schedulers"]) == (kept, kept)

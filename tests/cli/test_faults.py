@@ -659,7 +659,7 @@ def test_changed_threads_and_kernels_on_resume_are_recorded(run, caplog):
     resume = ["fit", "--run_folder", str(run), "--trainer.max_epochs"]
     main([*resume, "3", "--model.backend", "reference"])
     assert "resumes with different form" in caplog.text
-    assert read_run(run).section("surroundings")["form"] == "cpu, then reference"
+    assert read_run(run).surroundings("form") == "cpu, then reference"
     caplog.clear()
     main([*resume, "4", "--model.backend", "reference"])
     assert "resumes with different" not in caplog.text

@@ -4,8 +4,8 @@ import json
 
 from plif_lightning.runs.command import split_options
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.record import begin, update
-from plif_lightning.runs.settings import key
 
 SETTINGS = {"data": "MNIST", "data.batch_size": 16, "trainer.max_epochs": 2}
 DATA = {"title": "MNIST", "content": "a", "test_content": "b"}
@@ -22,34 +22,34 @@ def test_options_are_read_in_both_forms():
 
 def test_resumed_run_keeps_its_command_and_drops_results(tmp_path):
     folder = RunFolder(tmp_path)
-    begin(folder, ["fit", "--config", "x"], SETTINGS, DATA, {"machine": "a", "commit": "1"})
+    begin(folder, ["fit", "--config", "x"], Identity(SETTINGS), DATA, {"machine": "a", "commit": "1"})
     first = read(folder)
-    assert first["key"] == key(SETTINGS, "a b")
+    assert first["key"] == Identity(SETTINGS, data="a b").key
     update(folder, ended=1.0, test=0.9, tested=359, cost={"a": 1})
     longer = {**SETTINGS, "trainer.max_epochs": 9}
-    assert begin(folder, ["fit"], longer, DATA, {"machine": "b", "commit": "1"}, step=3) == {"machine"}
+    assert begin(folder, ["fit"], Identity(longer), DATA, {"machine": "b", "commit": "1"}, step=3) == {"machine"}
     again = read(folder)
     assert again["arguments"] == ["fit", "--config", "x", "--trainer.max_epochs=9"]
-    assert again["surroundings"] == {"machine": "a, then b", "commit": "1"}
+    assert again["surroundings"] == {"machine": ["a", "b"], "commit": "1"}
     assert not {"ended", "test", "tested", "cost", "changes"} & again.keys()
-    assert again["key"] == key(longer, "a b")  # that of a run that was begun with as many epochs
+    assert again["key"] == Identity(longer, data="a b").key  # that of a run that was begun with as many epochs
 
 
 def test_a_run_that_returns_to_its_first_machine_names_every_change(tmp_path):
     folder = RunFolder(tmp_path)
     for step, machine in enumerate("abba"):
-        begin(folder, ["fit"], SETTINGS, DATA, {"machine": machine}, step=step or None)
-    assert read(folder)["surroundings"] == {"machine": "a, then b, then a"}
+        begin(folder, ["fit"], Identity(SETTINGS), DATA, {"machine": machine}, step=step or None)
+    assert read(folder)["surroundings"] == {"machine": ["a", "b", "a"]}
 
 
 def test_changing_the_batch_size_on_resume_changes_the_key(tmp_path):
     folder = RunFolder(tmp_path)
-    begin(folder, ["fit"], SETTINGS, DATA, {})
+    begin(folder, ["fit"], Identity(SETTINGS), DATA, {})
     other = {**SETTINGS, "data.batch_size": 32}
-    begin(folder, ["fit"], other, DATA, {}, step=7)
+    begin(folder, ["fit"], Identity(other), DATA, {}, step=7)
     assert read(folder)["changes"] == [[7, "data.batch_size", 16, 32]]
-    assert read(folder)["key"] not in (key(SETTINGS, "a b"), key(other, "a b"))
-    begin(folder, ["fit"], other, DATA, {}, step=9)
+    assert read(folder)["key"] not in (Identity(SETTINGS, data="a b").key, Identity(other, data="a b").key)
+    begin(folder, ["fit"], Identity(other), DATA, {}, step=9)
     assert read(folder)["changes"] == [[7, "data.batch_size", 16, 32]]
 
 
@@ -59,8 +59,8 @@ def test_runs_that_began_with_other_batches_and_end_with_the_same_have_other_key
         folder = RunFolder(tmp_path / name)
         folder.path.mkdir()
         begun = {"data": "Digits", "data.batch_size": size}
-        begin(folder, ["fit"], begun, DATA, {})
-        begin(folder, ["fit"], {"data": "Digits"}, DATA, {}, step=50)  # the default
+        begin(folder, ["fit"], Identity(begun), DATA, {})
+        begin(folder, ["fit"], Identity({"data": "Digits"}), DATA, {}, step=50)  # the default
         assert read(folder)["changes"] == [[50, "data.batch_size", size, 16]]
         keys.add(read(folder)["key"])
     assert len(keys) == 2
@@ -70,8 +70,8 @@ def test_lengthening_a_cycle_on_resume_changes_the_key(tmp_path):
     """Its learning rates are not those of a run that was begun with as many epochs."""
     folder = RunFolder(tmp_path)
     cycle = {**SETTINGS, "model.lr_scheduler": "OneCycle"}
-    begin(folder, ["fit"], cycle, DATA, {})
+    begin(folder, ["fit"], Identity(cycle), DATA, {})
     longer = {**cycle, "trainer.max_epochs": 4}
-    begin(folder, ["fit"], longer, DATA, {}, step=7)
+    begin(folder, ["fit"], Identity(longer), DATA, {}, step=7)
     assert read(folder)["changes"] == [[7, "trainer.max_epochs", 2, 4]]
-    assert read(folder)["key"] != key(longer, "a b")
+    assert read(folder)["key"] != Identity(longer, data="a b").key

@@ -3,11 +3,20 @@
 import pytest
 
 from plif_lightning import configs
-from plif_lightning.analysis.grouping import differs_from_shipped
+from plif_lightning.analysis.select import beyond_shipped
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import by_numbers, differences, key, protocol, settings
+from plif_lightning.runs.settings import by_numbers, protocol
 from tests.test_configs import parsed
+
+
+def settings(config, processes=1):
+    return Identity.of(config, processes).settings
+
+
+def key(found, data=""):
+    return Identity(found, data=data).key
 
 
 def of(*arguments, config="fashionmnist"):
@@ -50,7 +59,7 @@ def test_how_and_where_a_run_computes_does_not_count(argument):
 def test_settings_that_affect_results_change_the_key(argument, name, value):
     found = of(argument)
     assert found[name] == value
-    assert name in differences(found, of())
+    assert name in [one.name for one in Identity(found).compared_with(Identity(of()))]
     assert key(found) != key(of())
 
 
@@ -83,7 +92,7 @@ def test_parsed_shipped_configuration_has_no_differences(name):
     """Found by a review: CIFAR-10 was not, by the default of an augmentation."""
     config = parsed(f"--config={name}", "--trainer.devices=1")
     run = Run(RunFolder("run"), "run", "finished", config, record={"settings": settings(config)})
-    assert differs_from_shipped(run) == []
+    assert beyond_shipped(run) == []
 
 
 def test_the_numbers_of_the_paper_stand_for_its_structures():

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.figures.page import Drawn, NoDataError, for_legend, legends_below, new_panels
 from plif_lightning.analysis.figures.panels import Curve, by_panel, common_epochs
-from plif_lightning.analysis.grouping import setting_of
+from plif_lightning.analysis.select import setting_of
 from plif_lightning.plot.style import COLOURS, DASHES, FILLS, MARKERS, plain
 from plif_lightning.runs.run import Run
 

@@ -7,7 +7,7 @@ from string import ascii_lowercase
 from matplotlib.axes import Axes
 
 from plif_lightning.analysis.figures.page import Drawn, NoDataError, escape_formula, ink, new_panels
-from plif_lightning.analysis.leaderboard import Standing, seeds_in_words, standings
+from plif_lightning.analysis.leaderboard import Standing, number_of_seeds, standings
 from plif_lightning.plot.style import COLOURS, plain
 from plif_lightning.runs.run import Run
 
@@ -44,7 +44,7 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
         plain(ax)
     every = [row for rows in boards for row in rows]
     return figure, (
-        f"Accuracy B against spikes, one point for each setting, the mean over {seeds_in_words(every)}"
+        f"Accuracy B against spikes, one point for each setting, the mean over {number_of_seeds(every)}"
         + (" with Student's 95 % interval" if any(len(row.cell.runs) > 1 for row in every) else "")
         + ". Star and line: the paper's setting. Triangles: settings whose difference to it over the same seeds has an "
         f"interval without 0, upwards better, downwards worse.{names}"

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plif_lightning.analysis.figures.page import NoDataError, escape_formula, for_title, literal, shorten
-from plif_lightning.analysis.grouping import by_key, data_title, labels, latest_of_each_seed, setting_of
+from plif_lightning.analysis.select import by_key, counted, data_title, setting_of
+from plif_lightning.analysis.words import labels
 from plif_lightning.runs.run import Run
 
 
@@ -47,21 +48,14 @@ def by_panel(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[Panel, 
         panels[panel_of(run)].append(run)
     grouped = {}
     for panel, of_panel in sorted(panels.items()):
-        counted = [_runs_of_mean(alike) for alike in by_key(of_panel)]
-        first_runs = [group[0] for group in counted]
+        groups = [counted(alike) for alike in by_key(of_panel)]
+        first_runs = [group[0] for group in groups]
         named = labels(first_runs)
         lengths = [f", {run.settings.get('trainer.max_epochs')} epochs" for run in first_runs]
         each = [label + length for label, length in zip(named.each, lengths, strict=True)]
-        labelled = sorted(zip(each if len({*lengths}) > 1 else named.each, counted, strict=True), key=_sort_key)
+        labelled = sorted(zip(each if len({*lengths}) > 1 else named.each, groups, strict=True), key=_sort_key)
         grouped[panel._replace(shared=for_title(named.shared))] = labelled
     return grouped
-
-
-def _runs_of_mean(group: list[Run]) -> list[Run]:
-    """Runs that count towards a mean: with a result, the latest of each seed, as in the tables; without one, finished
-    ones if there are any."""
-    finished = [run for run in group if run.status == "finished"]
-    return latest_of_each_seed([run for run in group if run.has_result] or finished or group)
 
 
 def _sort_key(labelled: tuple[str, list[Run]]) -> tuple[Any, ...]:

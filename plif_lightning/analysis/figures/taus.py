@@ -19,7 +19,7 @@ from plif_lightning.analysis.figures.page import (
     new_panels,
 )
 from plif_lightning.analysis.figures.panels import Groups, by_panel, common_epochs
-from plif_lightning.analysis.grouping import has_tau_per_layer, setting_of
+from plif_lightning.analysis.select import has_tau_per_layer, setting_of
 from plif_lightning.plot.style import COLOURS, DASHES, FILLS, plain
 from plif_lightning.runs.run import Run
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.figures.page import Drawn, NoDataError, ink, literal, new_panels
 from plif_lightning.analysis.figures.panels import source_of
-from plif_lightning.analysis.grouping import setting_of
+from plif_lightning.analysis.select import setting_of
 from plif_lightning.runs.histograms import Histogram, read_histograms
 from plif_lightning.runs.run import Run
 

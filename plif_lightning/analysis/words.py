@@ -1,0 +1,174 @@
+"""Runs, settings, their differences and means in words: where values become text, which nothing reads back."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from plif_lightning.analysis import paper
+from plif_lightning.analysis.paper import Setting
+from plif_lightning.analysis.select import (
+    Group,
+    data_title,
+    distinguishing,
+    is_limited,
+    names_of,
+    runs_without_a_test,
+    samples_of,
+    setting_of,
+)
+from plif_lightning.runs.identity import Difference
+from plif_lightning.runs.run import Run
+
+
+def neuron(setting: Setting) -> str:
+    """`PLIF, tau_0 = 2`; of other neurons `CLIF`, with an initial tau that is not the paper's."""
+    tau = {"plif": f"PLIF, tau_0 = {setting.init_tau:g}", "lif": f"LIF, tau = {setting.init_tau:g}"}
+    name = setting.neuron.upper() if setting.neuron.islower() else setting.neuron
+    other = (
+        "" if setting.init_tau in (2.0, math.inf) or math.isnan(setting.init_tau) else f", tau = {setting.init_tau:g}"
+    )
+    return tau.get(setting.neuron, f"{name}{other}")
+
+
+def numbers(numbers: Iterable[int]) -> str:
+    """`3`, or `3 to 5` for different numbers."""
+    ordered = sorted({*numbers})
+    return " to ".join(map(str, dict.fromkeys((ordered[0], ordered[-1]))))
+
+
+def interval(low: float, high: float, sign: str = "") -> str:
+    """`[92.10, 93.05]`; empty where it is unknown. `sign`: `+` for differences."""
+    return "" if math.isnan(low) else f"[{low:{sign}z.2f}, {high:{sign}z.2f}]"
+
+
+def gain(mean: float, low: float, high: float) -> str:
+    """`+0.51 [+0.20, +0.82]`; empty where it is unknown."""
+    return "" if math.isnan(mean) else f"{mean:+z.2f} {interval(low, high, '+')}".rstrip()
+
+
+def difference(of: Difference) -> str:
+    """A setting as a user gives it, without the block that it belongs to: `lr 0.01`, `batch_size 8 instead of 4 after
+    step 50`."""
+    setting = of.name.split(".", 1)[-1]
+    if of.step is None:
+        return f"{setting} {_value(of.now)}"
+    before = "" if isinstance(of.now, Mapping) else f" instead of {of.before}"
+    return f"{setting} {_value(of.now) if isinstance(of.now, Mapping) else of.now}{before} after step {of.step}"
+
+
+def changes(run: Run) -> list[str]:
+    """What a run changed when it was resumed."""
+    return [difference(change) for change in run.identity.changes]
+
+
+def _value(value: Any) -> str:
+    return " and ".join(map(_single_value, value if isinstance(value, list) else [value]))
+
+
+def _single_value(value: Any) -> str:
+    if isinstance(value, Mapping) and "class" not in value:  # code: modules with the first digits of their hashes
+        return ", ".join(f"{name} {str(digest)[:6]}" for name, digest in value.items())
+    if isinstance(value, Mapping):
+        value = value["class"]
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    is_class = re.fullmatch(r"[a-zA-Z_]\w*(\.[a-zA-Z_]\w*)+", str(value))
+    return str(value).rsplit(".", 1)[-1] if is_class else str(value)
+
+
+def source(run: Run) -> str:
+    """Origin of a run's data and number of samples; for a subset also the full number."""
+    samples = samples_of(run)
+    origin = run.section("data").get("origin")
+    parts = [str(origin)] if origin else []
+    if samples is not None:
+        parts.append(f"{samples[0]:,} / {samples[1]:,} samples")
+        of_paper = paper.SAMPLES.get(setting_of(run).data_set)
+        if of_paper is not None and samples != of_paper and not run.section("data").get("is_part"):
+            parts.append(f"of {of_paper[0]:,} / {of_paper[1]:,}")
+    if is_limited(run):
+        parts.append("a part of them by the trainer's limits")
+    return ", ".join(parts)
+
+
+def left_out(runs: Sequence[Run]) -> list[str]:
+    """Name the runs that have no accuracy, and why."""
+    notes = []
+    if unended := [run for run in runs if run.status in ("running", "unfinished") and run.metrics]:
+        names = ", ".join(f"{run.name} ({run.status}, epoch {run.epochs})" for run in unended)
+        notes.append(f"Left out, because they have not come to their end: {names}.")
+    if untested := runs_without_a_test(runs):
+        names = ", ".join(run.name for run in untested)
+        notes.append(f"Left out, because their test set was never measured (test --ckpt_path RUN/...): {names}.")
+    if unknown := [run for run in runs if run.status == "finished" and run.accuracy is None and run not in untested]:
+        names = ", ".join(run.name for run in unknown)
+        notes.append(f"Left out, because no accuracy was measured: {names}.")
+    return notes
+
+
+def notes_on_groups(found: Sequence[Group]) -> list[str]:
+    """Notes on groups whose runs differ in commit, versions or machine, or that leave out earlier runs of a seed."""
+    alike: dict[tuple[str, tuple[str, ...]], list[tuple[Group, dict[str, str]]]] = defaultdict(list)
+    for group in found:
+        for name, plural in (("commit", "commits"), ("versions", "versions"), ("machine", "machines")):
+            run_of = {run.surroundings(name): run.name for run in group.runs}
+            if len(run_of) > 1:
+                alike[plural, tuple(sorted(run_of))].append((group, run_of))
+    notes = []
+    for (plural, values), rows in alike.items():
+        averaged, which = f"The runs of {len(rows)} rows", "; ".join(values)
+        if len(rows) == 1:
+            group, run_of = rows[0]
+            averaged, which = ", ".join(names_of(group)), "; ".join(f"{value} ({run})" for value, run in run_of.items())
+        notes.append(f"{averaged} are averaged over several {plural}: {which}.")
+    if left_out := [run.name for group in found for run in group.replaced]:
+        notes.append(f"Left out, because a later run has the same settings and seed: {', '.join(left_out)}.")
+    return notes
+
+
+class Labels(NamedTuple):
+    """Names of the curves of runs.
+
+    Attributes:
+        each: for every run its neuron, its pooling unless it is max, and the settings that not all runs share.
+        shared: settings that all of them share beyond their configuration; empty for a single run.
+    """
+
+    each: list[str]
+    shared: str
+
+
+def labels(runs: Sequence[Run]) -> Labels:
+    """Names for the curves of some runs of a data set, without shared settings."""
+    settings = [[difference(one) for one in found] for found in distinguishing(runs)]
+    shared = (
+        [words for words in settings[0] if all(words in other_words for other_words in settings)]
+        if len(runs) > 1
+        else []
+    )
+    names = []
+    for run, own_words in zip(runs, settings, strict=True):
+        setting = setting_of(run)
+        pooling = "" if setting.pooling in ("max", "?") else f"{setting.pooling}-pooling"
+        parts = (neuron(setting), pooling, *(words for words in own_words if words not in shared))
+        names.append(", ".join(text for text in parts if text))
+    return Labels(names, ", ".join(shared))
+
+
+def labels_of(averaged: Sequence[Group]) -> tuple[list[str], list[str]]:
+    """A label for each group, and a note for each data set with the settings that its groups share and labels leave
+    out."""
+    by_data: dict[str, list[Group]] = defaultdict(list)
+    for group in averaged:
+        by_data[data_title(group.runs[0])].append(group)
+    label_of: dict[int, str] = {}
+    notes = []
+    for title, of_data in by_data.items():
+        named = labels([group.runs[0] for group in of_data])
+        label_of |= {id(group): label for group, label in zip(of_data, named.each, strict=True)}
+        notes += [f"All of {title}: {named.shared}."] if named.shared else []
+    return [label_of[id(group)] for group in averaged], notes
