@@ -93,6 +93,10 @@ def test_a_browser_shows_it_on_a_phone_and_on_a_dark_screen(browser, page_of_som
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.evaluate("Math.abs(document.getElementById('details').getBoundingClientRect().top) < innerHeight")
     assert page.locator("section img:not([alt])").count() == 0
+    page.set_viewport_size({"width": 1300, "height": 900})
+    assert page.evaluate("(w => w.scrollWidth - w.clientWidth)(document.querySelector('#settings .wide'))") == 0
+    tops = page.evaluate("[...document.querySelectorAll('figure')].map(f => f.getBoundingClientRect().top)")
+    assert tops[0] == tops[1]  # two abreast
     page.locator("#settings a").first.click()
     assert "neuron: plif" in page.locator("details[open] pre").inner_text()
     assert said == []

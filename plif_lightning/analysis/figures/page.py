@@ -85,7 +85,7 @@ def literal(words: object, max_length: int = 60) -> str:
 
 def for_title(words: str) -> str:
     """Shorten, wrap and escape the settings in a panel's title."""
-    return escape_formula(textwrap.fill(shorten(words, 120), 62))
+    return escape_formula(textwrap.fill(shorten(words, 120), 50))
 
 
 def for_legend(label: str) -> str:
