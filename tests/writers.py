@@ -215,7 +215,7 @@ def evt21_bytes(recording: Recording, height: int = 128, width: int = 128, legac
 
 
 def evt3_bytes(recording: Recording, height: int = 128, width: int = 128) -> bytes:
-    """EVT 3.0: single events, and vectors of 12, 12 and 8 columns; times in two words, only where they change."""
+    """EVT 3.0: single events, and vectors of 12, 8 and 12 columns; times in two words, only where they change."""
     words: list[int] = []
     high = low = row = -1
     for t, x, y, p, mask in _runs(recording, 32):
@@ -231,7 +231,7 @@ def evt3_bytes(recording: Recording, height: int = 128, width: int = 128) -> byt
         if mask == 1:
             words.append(2 << 12 | p << 11 | x)
         else:
-            words += [3 << 12 | p << 11 | x, 4 << 12 | mask & 0xFFF, 4 << 12 | mask >> 12 & 0xFFF, 5 << 12 | mask >> 24]
+            words += [3 << 12 | p << 11 | x, 4 << 12 | mask & 0xFFF, 5 << 12 | mask >> 12 & 0xFF, 4 << 12 | mask >> 20]
     return raw_header("3.0", height, width) + np.array(words, "<u2").tobytes()
 
 

@@ -45,6 +45,7 @@ class Standing:
         gain: mean difference of the test accuracy to the paper's setting over the seeds of both [points].
         low: end of the 95 % interval of the difference; NaN for fewer than two seeds.
         high: the other end.
+        is_baseline: it is the setting that gains are beside.
         baseline: name of the setting that gains are beside.
     """
 
@@ -55,11 +56,8 @@ class Standing:
     gain: float
     low: float
     high: float
+    is_baseline: bool = False
     baseline: str = _PAPER
-
-    @property
-    def is_baseline(self) -> bool:
-        return not self.change
 
     @property
     def name(self) -> str:
@@ -232,7 +230,7 @@ def _leaderboard(group: Sequence[Group], baseline: Baseline | None) -> list[Stan
             labels[i] = ", ".join(f"{one.name} {one.now!r}" for one in changes[i])
         validation = 100 * statistics.fmean(run.best[1] if run.best else math.nan for run in cell.runs)
         gain = _gain(cell, group[chosen])
-        rows.append(Standing(data_title(first_runs[i]), labels[i], cell, validation, *gain, baseline=name))
+        rows.append(Standing(data_title(first_runs[i]), labels[i], cell, validation, *gain, i == chosen, name))
     # NaN, an unknown validation accuracy, comes last: sorting by NaN itself would give an arbitrary order.
     return sorted(rows, key=lambda row: (math.isnan(row.validation), -row.validation, row.change))
 

@@ -79,8 +79,8 @@ class Group:
 
     Attributes:
         setting: columns of the paper's tables.
-        runs: the latest of each seed.
-        replaced: finished runs of the same seeds that were begun earlier.
+        runs: the latest of each seed, by their last start or resumption.
+        replaced: runs with a result of the same seeds that were started earlier.
         accuracy: their mean [%].
         low: end of the 95 % interval [%].
         high: the other end.

@@ -13,8 +13,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from plif_lightning import configs
-from plif_lightning.analysis import paper
-from plif_lightning.analysis import words as in_words
+from plif_lightning.analysis import paper, words
 from plif_lightning.analysis.paper import Setting
 from plif_lightning.analysis.select import Group, distinguishing, groups, names_of, real, setting_of
 from plif_lightning.runs.run import Run
@@ -93,12 +92,12 @@ def _accuracy_cells(cell: Group | None, of_paper: float | None, protocol: str, o
         _number(of_paper),
         f"{cell.accuracy:.2f}",
         f"{cell.accuracy - of_paper:+.2f}" if of_paper is not None and comparable else "",
-        in_words.interval(cell.low, cell.high),
+        words.interval(cell.low, cell.high),
         str(len(cell.runs)),
-        in_words.numbers(cell.epochs),
+        words.numbers(cell.epochs),
         str(cell.runs[0].setting("data.time_steps", "")),
         cell.protocol,
-        in_words.source(cell.runs[0]),
+        words.source(cell.runs[0]),
         other_settings,
     ]
 
@@ -109,7 +108,7 @@ def _with_settings_in_words(averaged: Sequence[Group]) -> list[tuple[Group, str]
     for group in averaged:
         by_data[group.setting.data_set].append(group)
     return [
-        (group, ", ".join(map(in_words.difference, found)))
+        (group, ", ".join(map(words.difference, found)))
         for alike in by_data.values()
         for group, found in zip(alike, distinguishing([group.runs[0] for group in alike]), strict=True)
     ]
@@ -143,16 +142,16 @@ class _Comparison(NamedTuple):
     def with_runs(self, runs: Sequence[Run]) -> Table:
         """Return the table: each setting of the paper with its runs, if any, then runs of other settings."""
         by_setting: dict[Setting, list[tuple[Group | None, str]]] = defaultdict(list)
-        for cell, words in _with_settings_in_words([cell for cell in groups(runs) if self.shows(cell)]):
-            by_setting[cell.setting].append((cell, words))
+        for cell, others in _with_settings_in_words([cell for cell in groups(runs) if self.shows(cell)]):
+            by_setting[cell.setting].append((cell, others))
         cells = [
-            (setting, cell, words)
+            (setting, cell, others)
             for setting in [*self.of_paper, *sorted((s for s in by_setting if s not in self.of_paper), key=_order)]
-            for cell, words in by_setting.get(setting, [(None, "")])
+            for cell, others in by_setting.get(setting, [(None, "")])
         ]
         averaged = [cell for _, cell, _ in cells]
-        notes = in_words.left_out([run for run in runs if self.wanted(setting_of(run))])
-        notes += in_words.notes_on_groups([cell for cell in averaged if cell is not None])
+        notes = words.left_out([run for run in runs if self.wanted(setting_of(run))])
+        notes += words.notes_on_groups([cell for cell in averaged if cell is not None])
         notes.append(
             f"Accuracy {self.protocol} [%] in the paper; the authors' logs have {paper.EPOCHS} epochs. "
             "Ours: the mean over seeds with Student's 95 % interval, or Wilson's of one run and of seeds that all "
@@ -168,9 +167,9 @@ class _Comparison(NamedTuple):
         is_comparable = not self.only_protocol or cell.protocol == self.protocol
         return is_comparable and self.wanted(cell.setting) and cell.setting.data_set in paper.TITLES
 
-    def _row(self, setting: Setting, cell: Group | None, words: str) -> list[str]:
+    def _row(self, setting: Setting, cell: Group | None, others: str) -> list[str]:
         beside_paper = [_number(values.get(setting)) for _, values in self.beside]
-        result = _accuracy_cells(cell, self.of_paper.get(setting), self.protocol, words)
+        result = _accuracy_cells(cell, self.of_paper.get(setting), self.protocol, others)
         return [paper.TITLES[setting.data_set], self.describe(setting), *beside_paper, *result]
 
 
@@ -193,18 +192,18 @@ def tau_table(runs: Sequence[Run]) -> Table:
     layers = max((len(paper.TAU[cell.setting][0]) for cell in cells), default=0)
     heads = [f"tau({i}), ours / authors'" for i in range(layers)]
     columns = ["data set", "network", "T", "data", "seeds", "epoch", "accuracy", "authors'", *heads]
-    of_cells = [(cell, row) for cell, words in _with_settings_in_words(cells) for row in _tau_rows(cell, words)]
+    of_cells = [(cell, row) for cell, others in _with_settings_in_words(cells) for row in _tau_rows(cell, others)]
     rows = [[*row, *[""] * (len(columns) - len(row))] for _, row in of_cells]
     notes = ["Layers counted from 0 at the input. The authors' are of one run each; Fashion-MNIST and CIFAR-10 only."]
     title = "Time constants beside the authors' (Figure 7)"
     return Table("tau", title, columns, rows, notes, [names_of(cell) for cell, _ in of_cells])
 
 
-def _tau_rows(cell: Group, words: str) -> Iterator[list[str]]:
+def _tau_rows(cell: Group, others: str) -> Iterator[list[str]]:
     """Yield a row of `tau_table` for each of the authors' epochs that all runs of a cell have reached."""
     first = cell.runs[0]
     accuracies = dict(zip(paper.CURVE_EPOCHS, paper.CURVES.get(cell.setting, ()), strict=False))
-    network = ", ".join(filter(None, (_network(cell.setting), words)))
+    network = ", ".join(filter(None, (_network(cell.setting), others)))
     for epoch, taus in zip(paper.TAU_EPOCHS, paper.TAU[cell.setting], strict=True):
         at = [row for run in cell.runs for row in run.metrics if row["epoch"] + 1 == epoch]
         if len(at) != len(cell.runs):
@@ -215,9 +214,9 @@ def _tau_rows(cell: Group, words: str) -> Iterator[list[str]]:
                 paper.TITLES[cell.setting.data_set],
                 network,
                 str(first.setting("data.time_steps", "")),
-                in_words.source(first),
+                words.source(first),
             ),
-            *(str(len(at)), f"{epoch} of {in_words.numbers(cell.epochs)}"),
+            *(str(len(at)), f"{epoch} of {words.numbers(cell.epochs)}"),
             *(_number(100 * statistics.fmean(shares) if shares else None), _number(accuracies.get(epoch))),
             *(_tau_beside(cell, name, tau, at) for name, tau in zip(first.layers("tau"), taus, strict=True)),
         ]
@@ -235,7 +234,7 @@ def _pooling(setting: Setting) -> str:
 
 
 def _network(setting: Setting) -> str:
-    return f"{in_words.neuron(setting)}, {_pooling(setting)}-pooling"
+    return f"{words.neuron(setting)}, {_pooling(setting)}-pooling"
 
 
 def _has_default_neuron(setting: Setting) -> bool:
@@ -256,7 +255,7 @@ _COMPARISONS = {
     comparison.name: comparison
     for comparison in (
         _Comparison("2", "Accuracy of the six data sets", "A", "network", _TABLE_2, _is_default, _network, True),
-        _Comparison("4", "PLIF and LIF neurons", "A", "neuron", paper.TABLE_4, _has_default_pooling, in_words.neuron),
+        _Comparison("4", "PLIF and LIF neurons", "A", "neuron", paper.TABLE_4, _has_default_pooling, words.neuron),
         _Comparison("5", "Average and max-pooling", "A", "pooling", paper.TABLE_5, _has_default_neuron, _pooling),
         _Comparison(
             *("S2", "Accuracy with a validation part held out", "B", "network", _TABLE_S2, _is_default, _network, True),

@@ -144,19 +144,15 @@ class Labels(NamedTuple):
 
 def labels(runs: Sequence[Run]) -> Labels:
     """Names for the curves of some runs of a data set, without shared settings."""
-    settings = [[difference(one) for one in found] for found in distinguishing(runs)]
-    shared = (
-        [words for words in settings[0] if all(words in other_words for other_words in settings)]
-        if len(runs) > 1
-        else []
-    )
+    settings = [{(*one.fact, repr(one.now)): difference(one) for one in found} for found in distinguishing(runs)]
+    shared = set.intersection(*map(set, settings)) if len(runs) > 1 else set()
     names = []
-    for run, own_words in zip(runs, settings, strict=True):
+    for run, of_run in zip(runs, settings, strict=True):
         setting = setting_of(run)
         pooling = "" if setting.pooling in ("max", "?") else f"{setting.pooling}-pooling"
-        parts = (neuron(setting), pooling, *(words for words in own_words if words not in shared))
-        names.append(", ".join(text for text in parts if text))
-    return Labels(names, ", ".join(shared))
+        own = (text for fact, text in of_run.items() if fact not in shared)
+        names.append(", ".join(text for text in (neuron(setting), pooling, *own) if text))
+    return Labels(names, ", ".join(text for fact, text in settings[0].items() if fact in shared))
 
 
 def labels_of(averaged: Sequence[Group]) -> tuple[list[str], list[str]]:

@@ -22,6 +22,7 @@ from plif_lightning.cli.parser import PlainParser, option_names
 from plif_lightning.cli.sweep_file import Sweep, read_sweep
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.runs.code import PACKAGE, hashes_of, sources_of
+from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.lock import InUseError, lock_run
 from plif_lightning.runs.metrics import value_in_words
 from plif_lightning.runs.run import Run, read_run
@@ -116,8 +117,8 @@ def _is_taken(job: Job) -> bool:
 
 def edited_modules(run: Run) -> list[str]:
     """The user's modules that are not as when a run was made."""
-    recorded, now = run.section("code"), hashes_of(sources_of(run.config))
-    return sorted(name for name in {*recorded} & {*now} if name != PACKAGE and recorded[name] != now[name])
+    now = Identity({}, code=hashes_of(sources_of(run.config)))
+    return [name for name in now.edited_code(run.identity) if name != PACKAGE]
 
 
 def shown(command: Sequence[str]) -> str:

@@ -95,7 +95,7 @@ def read_published(path: Path) -> list[Run]:
 def add_published(path: Path, runs: Sequence[Run], order: Sequence[str] = ()) -> list[Run]:
     """Add the finished runs to a file of published ones and return all of them.
 
-    Of runs with the same key and seed the one that was begun last stays.
+    Of runs with the same key and seed the one that was started or resumed last stays, see `not_replaced`.
 
     Args:
         path: the file, which may not exist yet.

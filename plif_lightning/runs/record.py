@@ -190,11 +190,12 @@ def record_run(
         row = [epochs - 1, epochs - 1, "nan", "" if best is None else best]
         csv.writer(file).writerows([["epoch", "step", "train/loss", metric], row])
     parts = {"training": samples[0], "test": samples[1]}
+    content = {"content": f"{data} {samples[0]}", "test_content": f"{data} {samples[1]}"}
     update(
         files,
         settings=all_settings,
-        key=Identity(all_settings, data=f"{data} {samples}").key,
-        data={"title": data, "samples": parts},
+        key=Identity(all_settings, data=data_identity(content), is_of_another_program=True).key,
+        data={"title": data, "samples": parts, **content},
         of_another_program=True,
         test=accuracy if has_holdout else None,
         started=time.time(),

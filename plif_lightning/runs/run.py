@@ -237,7 +237,10 @@ class Run:
 
 
 def not_replaced(runs: Sequence[Run]) -> list[Run]:
-    """Runs without those that a later one replaces: of the same identity and seed, or name where there is no seed."""
+    """Runs without those that a later one replaces: of the same identity and seed, or name where there is no seed.
+
+    The later one is that which was started or resumed last.
+    """
     by_start = sorted(runs, key=lambda run: run.started)
     latest = {(run.key, run.name if run.seed is None else run.seed): id(run) for run in by_start}
     chosen = set(latest.values())

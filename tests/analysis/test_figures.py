@@ -13,7 +13,7 @@ from plif_lightning import network
 from plif_lightning.analysis.figures import FIGURES, drawn, write_figures
 from plif_lightning.analysis.figures.accuracy import figure_6, moving_average
 from plif_lightning.analysis.figures.neurons import RESPONSES, STEPS_PER_MS, TAU_MS, membrane_response
-from plif_lightning.analysis.figures.page import WIDTH
+from plif_lightning.analysis.figures.page import WIDTH, literal, new_panels, shorten
 from plif_lightning.analysis.figures.panels import by_panel, panel_of
 from plif_lightning.analysis.figures.taus import figure_7
 from plif_lightning.analysis.frame import read_runs
@@ -288,3 +288,17 @@ def test_a_rerun_that_was_not_tested_leaves_the_tested_run_in_figures(tmp_path):
     runs = find_runs(tmp_path)
     ((_, group),) = by_panel(runs, lambda run: True)[panel_of(runs[0])]
     assert [run.name for run in group] == ["tested"] == [run.name for of in groups(runs) for run in of.runs]
+
+
+def test_long_texts_are_shortened_and_formulas_escaped():
+    assert shorten("a  b\n c", 5) == "a b c"
+    assert shorten("abcdef", 5) == "abcd\u2026"
+    assert literal("$x$ and more", 6) == "\\$x\\$ a\u2026"
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (2, 1), (3, 2), (5, 3)])
+def test_panels_have_equal_heights_and_two_stand_in_a_row(count, rows):
+    figure, panels = new_panels(count, height=2.5)
+    assert len(panels) == count
+    assert tuple(figure.get_size_inches()) == pytest.approx((WIDTH, 2.5 * rows))
+    assert sum(ax.get_visible() for ax in figure.axes) == count

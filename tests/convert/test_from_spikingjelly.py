@@ -457,14 +457,14 @@ class OverLines(nn.Module):
         return self.node(self.bn(self.conv(x)))
 
 
-@pytest.mark.parametrize("steps", [2, 3, 4, 9])
-def test_sequences_of_lines_are_no_images(steps):
+@pytest.mark.parametrize(("steps", "samples"), [(2, 5), (3, 5), (4, 5), (9, 5), (4, 2), (4, 3)])
+def test_sequences_of_lines_are_no_images(steps, samples):
     torch.manual_seed(0)
-    net, x = OverLines(), 2 * torch.rand(steps, 5, 2, 7)
+    net, x = OverLines(), 2 * torch.rand(steps, samples, 2, 7)
     converted = pl.from_spikingjelly(net, x)
     assert converted.takes_sequences
     assert converted.conversion.compared
-    assert converted(x).shape == (steps, 5, 4, 7)
+    assert converted(x).shape == (steps, samples, 4, 7)
     images = pl.from_spikingjelly(Repeats(), torch.rand(5, 2, 6, 6).double())
     assert not images.takes_sequences
 

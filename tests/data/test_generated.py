@@ -47,3 +47,9 @@ def test_a_part_is_held_out_of_every_class():
 def test_fewer_steps_than_marks_are_refused():
     with pytest.raises(UserError, match=r"data.time_steps must be at least 9, the number of marks, got 8"):
         BinaryAdding(time_steps=8)
+
+
+def test_the_inventory_counts_values():
+    train, test = BinaryAdding(training_size=40, test_size=10, time_steps=20).inventory()
+    assert (sum(train.counts), train.bytes) == (40, 40 * 20 * 2)
+    assert (sum(test.counts), test.bytes) == (10, 10 * 20 * 2)

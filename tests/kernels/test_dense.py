@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import plif_lightning as pl
-from plif_lightning.kernels import dense
+from plif_lightning.kernels import dense, onednn
 from plif_lightning.layers.plan import call_layer
 from plif_lightning.network.comparing import SEEN_WRONG, Convolution
 
@@ -255,3 +255,14 @@ def test_small_maps_use_strided_patches():
     sizes = {"padding": 2, "dilation": 2}
     assert dense.takes_patches(x, weight, 1)
     torch.testing.assert_close(dense.conv2d(x, weight, **sizes), F.conv2d(x, weight, **sizes))
+
+
+@pytest.mark.parametrize("padding", [0, (0, 0), "same", "valid"])
+def test_a_1x1_convolution_at_a_stride_skips_its_pixels_before_onednn(padding):
+    x = torch.rand(2, 3, 8, 6)
+    skipped, settings = onednn.without_stride(x, (4, 3, 1, 1), {"stride": (2, 3), "padding": padding})
+    assert torch.equal(skipped, x[:, :, ::2, ::3])
+    assert settings == {"stride": 1, "padding": padding}
+    for others in ({"stride": 1}, {"stride": 2, "padding": 1}):
+        assert onednn.without_stride(x, (4, 3, 1, 1), others)[0] is x
+    assert onednn.without_stride(x, (4, 3, 3, 3), {"stride": 2})[0] is x

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import plif_lightning as pl
 from plif_lightning.errors import UserError
 from plif_lightning.training.losses import (
     LOSSES,
@@ -113,3 +114,11 @@ def test_cross_entropies_take_a_readouts_output_for_logits(data):
 def test_a_loss_that_has_no_meaning_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         loss_named(*arguments)
+
+
+def test_a_network_of_ones_own_that_gives_votes_is_trained_on_votes():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3), pl.PLIF())
+    task = pl.SpikingClassifier((4,), 3, 5, network=net, loss="cross_entropy")
+    x, label = torch.rand(6, 5, 4), torch.arange(6) % 3
+    votes = task(x)  # the first call tells whether its output is votes
+    torch.testing.assert_close(task.loss(votes, label), torch.nn.functional.cross_entropy(10 * votes.mean(0), label))
