@@ -16,7 +16,7 @@ from numba.extending import overload
 
 from plif_lightning.kernels.layout import LANES, POOLS
 from plif_lightning.kernels.machine_code import call, keep
-from plif_lightning.runtime.compiled import compile_cached, inner
+from plif_lightning.runtime.compiled import compile_cached, compile_loop, inner
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -194,7 +194,7 @@ def address(maps, t, start):
     return maps.ctypes.data + (t * maps.shape[1] + start) * maps.itemsize
 
 
-@compile_cached
+@compile_loop
 def forward(begin, end, slot, y, added, norm, neuron, states_io, out, sizes):
     """Spikes of units begin .. end - 1; `slot` is the thread's number, see `parallel`.
 
@@ -260,7 +260,7 @@ def forward(begin, end, slot, y, added, norm, neuron, states_io, out, sizes):
     keep(out)
 
 
-@compile_cached
+@compile_loop
 def statistics(begin, end, slot, y, pivot, run, sums):
     """Add the sums over step t of y - pivot and of its square, per position of a run, to sums[slot, 0 and 1, t]."""
     per_step = (y.shape[1] + run - 1) // run

@@ -21,7 +21,7 @@ from plif_lightning.kernels.cpu import (
     working_rows,
 )
 from plif_lightning.kernels.machine_code import call, keep
-from plif_lightning.runtime.compiled import compile_cached, inner
+from plif_lightning.runtime.compiled import compile_loop, inner
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -122,7 +122,7 @@ def tie_position(target, image_windows, channels):
     return windows // image_windows * channels * image_windows + windows % image_windows
 
 
-@compile_cached
+@compile_loop
 def backward(begin, end, slot, y, added, norm, neuron, v_first, grads, sums, sizes, seed):
     """Gradients of units begin .. end - 1.
 
@@ -255,7 +255,7 @@ def backward_unit(y, added, norm, neuron, v_first, grads, sums, slot, of_unit, s
     keep(grad_y)
 
 
-@compile_cached
+@compile_loop
 def normalise_back(begin, end, slot, y, grad, factor, offset, slope, run):
     """Replace dL/d(BN's output) in `grad` by dL/dy = factor grad + offset + slope y, `run` values at a time."""
     per_step = (y.shape[1] + run - 1) // run

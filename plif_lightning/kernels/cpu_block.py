@@ -22,7 +22,7 @@ from plif_lightning.kernels.cpu_sparse import is_silent, ranges_around, sum_rang
 from plif_lightning.kernels.layout import LANES
 from plif_lightning.kernels.machine_code import call, keep
 from plif_lightning.kernels.vectors import add_row_16
-from plif_lightning.runtime.compiled import compile_cached, inner
+from plif_lightning.runtime.compiled import compile_loop, inner
 
 _TAPS_OF_3X3 = taps_of(3)
 
@@ -61,7 +61,7 @@ def _store(states, state, at, maps, pixel):
         maps[s, p, np.uintp(j)] = states[s, np.uintp(at + j)]
 
 
-@compile_cached
+@compile_loop
 def conv_fire_pool(begin, end, slot, maps, table, norm, neuron, states_io, out, valid, sizes, stride, taps):
     """Spikes of units begin .. end - 1, as bits. A unit is `run` positions of a row, or `run` windows of two rows.
 
@@ -140,7 +140,7 @@ def conv_fire_pool(begin, end, slot, maps, table, norm, neuron, states_io, out, 
     keep(out)
 
 
-@compile_cached
+@compile_loop
 def conv_fire_pool_backward(begin, end, slot, maps, table, norm, neuron, grads, sums, grad_table, sizes, seed):
     """Gradients of units begin .. end - 1, the same units as in `conv_fire_pool`; recomputes the potentials.
 
@@ -227,7 +227,7 @@ def _add_to_table(indices, ranges, values, row, x, width, grad_y, t, start, grad
                 add_row_16(grad_y, t, start + j, value, grad_table, target + j)
 
 
-@compile_cached
+@compile_loop
 def patch_moments(begin, end, slot, indices, offsets, values, sums, products, images, height, width):
     """Sums over the 3x3 patches (zero padding) of steps begin .. end - 1: of their values [T, 9 C], and of products of
     two values [T, 9 C, 9 C]."""

@@ -6,7 +6,7 @@ from plif_lightning.kernels.cpu import aligned_rows
 from plif_lightning.kernels.cpu_sparse import linear_of_table, pack_bits
 from plif_lightning.kernels.layout import LANES
 from plif_lightning.kernels.machine_code import call, keep
-from plif_lightning.runtime.compiled import compile_cached, inner
+from plif_lightning.runtime.compiled import compile_loop, inner
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -49,7 +49,7 @@ def _fire(neuron, x, before, after, out, begin, end, run, vector):
                     after[s, j] = vector[2 + s, i]
 
 
-@compile_cached
+@compile_loop
 def forward(begin, end, slot, first, last, writes_input, y, inputs, states, spikes, neuron, run, events, words):
     """Steps first .. last - 1 of samples begin .. end - 1; `slot` is the thread's number.
 

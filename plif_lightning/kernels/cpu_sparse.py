@@ -24,7 +24,7 @@ from plif_lightning.kernels.vectors import (
     sum_64,
     transpose_16,
 )
-from plif_lightning.runtime.compiled import compile_cached, inner
+from plif_lightning.runtime.compiled import compile_loop, inner
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -37,7 +37,7 @@ _GAP = 16
 _ALL_16 = np.uint64(0xFFFF)
 
 
-@compile_cached
+@compile_loop
 def pack_bits(begin, end, slot, x, value, bits, counts):
     """Mark the non-zero values of x [R, K] in bits [R, ceil(K / 64)], uint64; a negative zero in bfloat16 counts as
     non-zero.
@@ -69,7 +69,7 @@ def pack_bits(begin, end, slot, x, value, bits, counts):
     counts[slot, 1] += total - equal
 
 
-@compile_cached
+@compile_loop
 def unpack_bits(begin, end, slot, bits, unit_value, x):
     """Inverse of `pack_bits`: x[r] gets `unit_value` where a bit is set, else 0."""
     inputs = x.shape[1]
@@ -88,7 +88,7 @@ def unpack_bits(begin, end, slot, bits, unit_value, x):
             )
 
 
-@compile_cached
+@compile_loop
 def flatten(begin, end, slot, bits, flat, pixels):
     """Reorder bits [N H W, C / 64] of feature maps begin .. end - 1 to flat [N, C H W / 64], channel by channel."""
     for n in range(begin, end):
@@ -102,7 +102,7 @@ def flatten(begin, end, slot, bits, flat, pixels):
                     word &= word - np.uint64(1)
 
 
-@compile_cached
+@compile_loop
 def sample(rows, x, value):
     """Number of non-zero values in `rows` rows of x [R, K], and how many of them are not `value`.
 
@@ -125,7 +125,7 @@ def sample(rows, x, value):
     return total, total - equal
 
 
-@compile_cached
+@compile_loop
 def count(begin, end, slot, bits, counts):
     """Add the number of set bits in rows begin .. end - 1 to counts[slot]."""
     total = 0
@@ -135,7 +135,7 @@ def count(begin, end, slot, bits, counts):
     counts[slot] += total
 
 
-@compile_cached
+@compile_loop
 def count_rows(begin, end, slot, bits, width, counts):
     """counts[r] gets the number of set bits in row r of all feature maps, for rows begin .. end - 1."""
     for r in range(begin, end):
@@ -145,7 +145,7 @@ def count_rows(begin, end, slot, bits, width, counts):
                 counts[r] += number_of_bits(bits[np.uintp(p), np.uintp(w)])
 
 
-@compile_cached
+@compile_loop
 def list_rows(begin, end, slot, bits, row_offsets, width, channels, indices, offsets):
     """List the non-zero inputs of each row r of all feature maps in indices[row_offsets[r]:], as x channels + c, in
     order.
@@ -165,7 +165,7 @@ def list_rows(begin, end, slot, bits, row_offsets, width, channels, indices, off
                     word &= word - np.uint64(1)
 
 
-@compile_cached
+@compile_loop
 def list_maps(bits, rows, width, channels):
     """Index lists of all rows, in one thread: indices as of `list_rows`, and offsets [rows width + 1]."""
     row_offsets, offsets = np.empty(rows, np.int64), np.empty(rows * width + 1, np.int64)
@@ -335,7 +335,7 @@ def sum_ranges(indices, ranges, values, row, x, width, table, sums, to):
                 _add_row(table, index + shift + i * range_stride, j, value, sums, to + j)
 
 
-@compile_cached
+@compile_loop
 def conv(begin, end, slot, indices, offsets, values, table, scale, out, height, width, stride, taps):
     """K x K convolution with padding K // 2 of feature maps [H, W]: rows begin .. end - 1 of all its outputs.
 
@@ -404,7 +404,7 @@ def _list_channels(bits, image, first, last, height, width, begin, end, position
                     word &= word - np.uint64(1)
 
 
-@compile_cached
+@compile_loop
 def conv_weight(begin, end, slot, bits, grad, out, height, width, channels, at_a_time, stride, kernel):
     """Gradient of the weight for input channels begin .. end - 1, from the output's gradient.
 
@@ -469,7 +469,7 @@ def _transpose(x, row, rows, column, columns, out, to, stride):
             out[to + j * stride + i] = x[row + i, column + j]
 
 
-@compile_cached
+@compile_loop
 def linear(begin, end, slot, bits, weight, out, words, outputs):
     """FC layer, blocks begin .. end - 1 of 64 outputs. bits are [R, K / 64], weight is [O, K], out [R, O] float32.
 
@@ -495,7 +495,7 @@ def linear(begin, end, slot, bits, weight, out, words, outputs):
                     _sum(block, -64 * first, 0, 0, n, indices, (0, m), flat, to, first == 0)
 
 
-@compile_cached
+@compile_loop
 def linear_of_table(begin, end, slot, bits, table, totals, words, adds):
     """FC layer, blocks begin .. end - 1 of 64 outputs, with the weight's columns as rows of a table [K, O].
 
@@ -516,7 +516,7 @@ def linear_of_table(begin, end, slot, bits, table, totals, words, adds):
                 _sum(table, 0, 0, column, n, indices, (0, m), flat, r * outputs + column, fresh)
 
 
-@compile_cached
+@compile_loop
 def linear_weight(begin, end, slot, bits, grad, out, outputs, at_a_time, words):
     """Gradient of the weight [O, K] of an FC layer, words begin .. end - 1 of 64 inputs, from the output's [R, O].
 
