@@ -5,7 +5,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from plif_lightning.analysis import words
 from plif_lightning.analysis.select import (
@@ -42,9 +42,7 @@ class Standing:
         change: its difference from the paper's setting, in words; empty for that setting itself.
         cell: its runs, accuracy on the test set and interval.
         validation: mean validation accuracy of the best epochs [%], by which rows are ranked.
-        gain: mean difference of the test accuracy to the paper's setting over the seeds of both [points].
-        low: end of the 95 % interval of the difference; NaN for fewer than two seeds.
-        high: the other end.
+        gain: of the test accuracy beside the paper's setting; its interval is NaN for fewer than two seeds.
         is_baseline: it is the setting that gains are beside.
         baseline: name of the setting that gains are beside.
     """
@@ -53,9 +51,7 @@ class Standing:
     change: str
     cell: Group
     validation: float
-    gain: float
-    low: float
-    high: float
+    gain: "Gain"
     is_baseline: bool = False
     baseline: str = _PAPER
 
@@ -66,7 +62,7 @@ class Standing:
     @property
     def verdict(self) -> str:
         """`better` or `worse` where the interval of the difference does not contain 0, otherwise empty."""
-        return "better" if self.low > 0 else "worse" if self.high < 0 else ""
+        return "better" if self.gain.low > 0 else "worse" if self.gain.high < 0 else ""
 
     def mean(self, attribute: str) -> float:
         """Mean over the runs of a property of `Run`, such as `spikes`; NaN if a run does not know it."""
@@ -125,7 +121,7 @@ def _comparison_rows(setup: Sequence[tuple[Group, str]], baseline: Baseline | No
     rows = []
     for cell, label in sorted(setup, key=lambda of: -of[0].accuracy):
         run = cell.runs[0]
-        gain = (math.nan,) * 3 if base is None else _gain(cell, base)
+        gain = _NO_GAIN if base is None else _gain(cell, base)
         silent = Counter(layer for of in cell.runs for layer in _silent_layers(of))
         rows.append(
             [
@@ -137,7 +133,7 @@ def _comparison_rows(setup: Sequence[tuple[Group, str]], baseline: Baseline | No
                     words.numbers(cell.epochs),
                 ),
                 *(f"{cell.accuracy:.2f}", words.interval(cell.low, cell.high)),
-                words.gain(*gain) if cell is not base else _BASELINE if len(setup) > 1 else "",
+                words.gain(*gain, len(cell.runs)) if cell is not base else _BASELINE if len(setup) > 1 else "",
                 str(len(cell.runs)),
                 "; ".join(f"{layer} ({n} of {len(cell.runs)})" for layer, n in silent.items()),
             ]
@@ -230,7 +226,7 @@ def _leaderboard(group: Sequence[Group], baseline: Baseline | None) -> list[Stan
             labels[i] = ", ".join(f"{one.name} {one.now!r}" for one in changes[i])
         validation = 100 * statistics.fmean(run.best[1] if run.best else math.nan for run in cell.runs)
         gain = _gain(cell, group[chosen])
-        rows.append(Standing(data_title(first_runs[i]), labels[i], cell, validation, *gain, i == chosen, name))
+        rows.append(Standing(data_title(first_runs[i]), labels[i], cell, validation, gain, i == chosen, name))
     # NaN, an unknown validation accuracy, comes last: sorting by NaN itself would give an arbitrary order.
     return sorted(rows, key=lambda row: (math.isnan(row.validation), -row.validation, row.change))
 
@@ -249,18 +245,30 @@ def _change(change: Difference, run: Run, base: Run) -> str:
     return f"structure {'...-' if same else ''}{'-'.join(layers[same:])}"
 
 
-def _gain(cell: Group, base: Group) -> tuple[float, float, float]:
-    """Mean and 95 % interval of the differences of accuracy [points] over the seeds that both have."""
+class Gain(NamedTuple):
+    """Mean difference of accuracy [points] over the seeds that both have, its 95 % interval, and their number."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+
+_NO_GAIN = Gain(math.nan, math.nan, math.nan, 0)
+
+
+def _gain(cell: Group, base: Group) -> Gain:
+    """The gain of a setting beside another."""
     of_seed = {run.seed: run.accuracy for run in base.runs}
     pairs = [(run.accuracy, None if run.seed is None else of_seed.get(run.seed)) for run in cell.runs]
     differences = [
         100 * (share - base_share) for share, base_share in pairs if share is not None and base_share is not None
     ]
     if cell is base or not differences:
-        return (0.0 if cell is base else math.nan), math.nan, math.nan
+        return _NO_GAIN._replace(mean=0.0, seeds=len(cell.runs)) if cell is base else _NO_GAIN
     # Equal differences of accuracies in float32 differ in their last digits, and would have an interval.
     ends = interval(differences, None) if max(differences) - min(differences) > 1e-4 else (math.nan, math.nan)
-    return (statistics.fmean(differences), *ends)
+    return Gain(statistics.fmean(differences), *ends, len(differences))
 
 
 _COLUMNS = (
@@ -333,7 +341,7 @@ def _gain_cell(row: Standing | None) -> str:
         return ""
     if row.is_baseline:
         return f"{row.cell.accuracy:.2f}"
-    text = words.gain(row.gain, row.low, row.high)
+    text = words.gain(*row.gain, len(row.cell.runs))
     return f"**{text}**" if row.verdict else text
 
 
@@ -341,17 +349,17 @@ def _row(standing: Standing) -> list[str]:
     def number(value: float, digits: int) -> str:
         return "" if math.isnan(value) else f"{value:,.{digits}f}"
 
-    has_seeds = len(standing.cell.runs) > 1
+    gain, seeds = standing.gain, len(standing.cell.runs)
     return [
         standing.data,
         standing.name,
         number(standing.validation, 2),
         number(standing.cell.accuracy, 2),
-        words.interval(standing.cell.low, standing.cell.high) if has_seeds else "",
-        _BASELINE if standing.is_baseline else "" if math.isnan(standing.gain) else f"{standing.gain:+z.2f}",
-        words.interval(standing.low, standing.high, "+"),
+        words.interval(standing.cell.low, standing.cell.high) if seeds > 1 else "",
+        _BASELINE if standing.is_baseline else words.gain(*gain._replace(low=math.nan), seeds),
+        words.interval(gain.low, gain.high, "+"),
         standing.verdict,
-        str(len(standing.cell.runs)),
+        str(seeds),
         number(100 * standing.mean("firing_rate"), 1),
         number(standing.mean("spikes"), 0),
         number(standing.mean("energy"), 2),

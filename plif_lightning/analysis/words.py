@@ -43,9 +43,12 @@ def interval(low: float, high: float, sign: str = "") -> str:
     return "" if math.isnan(low) else f"[{low:{sign}z.2f}, {high:{sign}z.2f}]"
 
 
-def gain(mean: float, low: float, high: float) -> str:
-    """`+0.51 [+0.20, +0.82]`; empty where it is unknown."""
-    return "" if math.isnan(mean) else f"{mean:+z.2f} {interval(low, high, '+')}".rstrip()
+def gain(mean: float, low: float, high: float, shared: int, seeds: int) -> str:
+    """`+0.51 [+0.20, +0.82]`; empty where it is unknown. `shared` of the row's seeds have a run beside them."""
+    if math.isnan(mean):
+        return ""
+    of_some = f"({shared} of {seeds} seeds)" if shared < seeds else ""
+    return " ".join(filter(None, (f"{mean:+z.2f}", interval(low, high, "+"), of_some)))
 
 
 def difference(of: Difference) -> str:

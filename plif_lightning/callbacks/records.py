@@ -12,6 +12,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -33,6 +34,7 @@ from plif_lightning.runs.record import begin, update
 from plif_lightning.runs.samples import RecordedSamples, write_samples
 from plif_lightning.runs.settings import Role, role
 from plif_lightning.runtime.batches import has_time
+from plif_lightning.runtime.files import relative
 from plif_lightning.runtime.process import surroundings
 from plif_lightning.structure import Numbers, resolve_structure
 from plif_lightning.training.task import SpikingClassifier
@@ -126,7 +128,14 @@ class RunRecord(Callback):
         of_config = Identity.of(self.config, trainer.world_size)
         identity = replace(of_config, settings={**of_config.settings, **beside})
         if step is not None:
-            before = Identity.of_record(load_mapping(folder.record, [], optional=True))
+            record = load_mapping(folder.record, [], optional=True)
+            before = Identity.of_record(record)
+            rank_zero_info(f"resumed at step {step}, in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}")
+            if "ended" in record:
+                _log.warning(
+                    "The run had ended: tables and figures will have the longer one in its place. To keep both, begin "
+                    "another run from it: --ckpt_path %s with another --run_folder.", relative(folder.last),
+                )  # fmt: skip
             now, then = (one.value("data.batch_size") for one in (identity, before if before.settings else identity))
             if now != then:
                 message = "Batches of all processes together have %s samples now, %s before; the learning rate stays."

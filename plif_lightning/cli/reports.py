@@ -23,10 +23,10 @@ from plif_lightning.analysis.tables import (
     write_tables,
 )
 from plif_lightning.cli.parser import PlainParser, add_text_options
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.runs.published import add_published, runs_in
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import Role, role
+from plif_lightning.runs.settings import Role, defaults, role
 from plif_lightning.runtime import program
 
 RUNS = "runs"  # default folder of a fit
@@ -128,8 +128,8 @@ TABLES: dict[str, Callable[[list[Run], Baseline], Table]] = {
 }
 
 
-def _baseline(texts: Sequence[str] | None) -> Baseline:
-    """The settings of `--baseline`."""
+def _baseline(texts: Sequence[str] | None, runs: Sequence[Run]) -> Baseline:
+    """The settings of `--baseline`, which some of the runs may have."""
     if texts is None:
         return None
     settings = {}
@@ -138,6 +138,8 @@ def _baseline(texts: Sequence[str] | None) -> Baseline:
         if not equals:
             raise UserError(f"--baseline must be NAME=VALUE, such as model.neuron=lif, got {text}.")
         settings[name] = yaml.safe_load(value)
+    known = {*defaults(), *(name for run in runs for name in run.settings)}
+    require_known_arguments("--baseline", settings, known)
     return settings
 
 
@@ -152,11 +154,11 @@ def _chosen(only: str | None, valid: list[str]) -> list[str]:
 def tables(argv: list[str]) -> int:
     """Print the tables, and write them into the files asked for."""
     options = _tables_parser().parse_args(argv)
-    baseline = _baseline(options.baseline)
     root = Path(options.runs or RUNS)
     # Without runs the paper's numbers are shown.
     is_needed = options.runs is not None or options.results is not None
     runs = runs_in(root) if is_needed or root.is_dir() else []
+    baseline = _baseline(options.baseline, runs)
     chosen = _chosen(options.only, [*TABLES])
     if options.only is None:
         chosen.remove("layers")  # which is long

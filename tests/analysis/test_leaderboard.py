@@ -39,12 +39,12 @@ def test_a_gain_is_the_mean_of_paired_differences_with_students_interval(tmp_pat
     assert list(found) == ["", "neuron lif"]  # by validation accuracy
     row = found["neuron lif"]
     expected = stats.ttest_rel([*lif.values()], [*SEEDS.values()]).confidence_interval()
-    assert (row.low, row.high) == pytest.approx((100 * expected.low, 100 * expected.high))
-    assert row.gain == pytest.approx(-1.5)
+    assert (row.gain.low, row.gain.high) == pytest.approx((100 * expected.low, 100 * expected.high))
+    assert row.gain.mean == pytest.approx(-1.5)
     assert row.verdict == "worse"
     assert row.cell.accuracy == pytest.approx(100 * np.mean([*lif.values()]))
     assert found[""].verdict == ""
-    assert math.isnan(found[""].low)
+    assert math.isnan(found[""].gain.low)
 
 
 def test_gain_uses_common_seeds_and_has_no_interval_for_a_single_one(tmp_path):
@@ -52,12 +52,12 @@ def test_gain_uses_common_seeds_and_has_no_interval_for_a_single_one(tmp_path):
     write(tmp_path, "rate", {3: 0.94, 4: 0.1}, loss="rate")
     write(tmp_path, "soft", {5: 0.9}, reset="soft")
     found = board(tmp_path)
-    assert found["loss rate"].gain == pytest.approx(1.0)
-    assert math.isnan(found["loss rate"].low)
-    assert math.isnan(found["reset soft"].gain)
+    assert found["loss rate"].gain.mean == pytest.approx(1.0)
+    assert math.isnan(found["loss rate"].gain.low)
+    assert math.isnan(found["reset soft"].gain.mean)
     table = leaderboard_table(find_runs(tmp_path))
     rows = {row[1]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
-    assert (rows["loss rate"]["gain"], rows["loss rate"]["its 95 % interval"]) == ("+1.00", "")
+    assert (rows["loss rate"]["gain"], rows["loss rate"]["its 95 % interval"]) == ("+1.00 (1 of 2 seeds)", "")
     assert (rows["reset soft"]["gain"], rows["the paper's"]["gain"]) == ("", "baseline")
 
 
@@ -188,8 +188,8 @@ def test_equal_differences_have_no_interval_whatever_their_last_digits(tmp_path)
     write(tmp_path, "paper", {1: 350 / 359, 2: 341 / 359})
     write(tmp_path, "lif", {1: 351 / 359, 2: 342 / 359}, neuron="lif")
     row = board(tmp_path)["neuron lif"]
-    assert row.gain == pytest.approx(100 / 359, abs=1e-5)
-    assert math.isnan(row.low)
+    assert row.gain.mean == pytest.approx(100 / 359, abs=1e-5)
+    assert math.isnan(row.gain.low)
     assert row.verdict == ""
 
 
@@ -200,7 +200,7 @@ def test_runs_without_a_seed_are_not_paired(tmp_path):
             write_run(tmp_path / f"{name}{i}", seed=False, validation="holdout", test=0.7 + 0.01 * i, model=model)
     row = board(tmp_path)["neuron lif"]
     assert len(row.cell.runs) == 3
-    assert math.isnan(row.gain)
+    assert math.isnan(row.gain.mean)
 
 
 def test_a_probe_has_a_gain_beside_the_run_without_it(tmp_path):

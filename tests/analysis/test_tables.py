@@ -255,6 +255,10 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
         (["tables", "--results", "results.csv", "--runs", "none"], "runs must be a folder, got none"),
         (["tables", "--runs", "nowhere"], "runs must be a folder, got nowhere"),
         (
+            ["tables", "--baseline", "model.nuron=lif"],
+            "--baseline has no argument model.nuron. Did you mean model.neuron?",
+        ),
+        (
             ["tables", "--only", "9"],
             "--only must be some of runs,layers,1,2,2b,3,4,5,S1",
         ),

@@ -473,6 +473,7 @@ def test_changed_global_batch_size_is_reported(run, caplog):
     resume(run, "--trainer.max_epochs", "3", "--data.batch_size", "8")
     said = "Batches of all processes together have 8 samples now, 16 before; the learning rate"
     assert said in caplog.text
+    assert "The run had ended: tables and figures will have the longer one in its place." in caplog.text
 
 
 def test_a_folder_may_have_an_environment_variable_in_its_name(monkeypatch, capsys):
