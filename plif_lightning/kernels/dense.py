@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn import grad as of_conv2d
 from torch.nn.modules.utils import _pair
@@ -15,8 +16,9 @@ from plif_lightning.kernels.layout import real_type
 from plif_lightning.kernels.onednn import Sides, Window, errs_in_bfloat16, without_stride
 from plif_lightning.runtime.process import processor
 
-# Multiply-adds from which the library matters.
-_LARGE = 2**26
+# Multiply-adds, and rows of the first matrix, from which the library matters; with an autograd function around it.
+# (AMD EPYC, Zen 5: from 2^21 on oneDNN is 1.3 to 2.4 times as fast as MKL, with few rows it copies the second matrix.)
+_LARGE, _LARGE_WITH_GRADIENTS, _MANY_ROWS = 2**22, 2**23, 8
 # oneDNN copies a convolution's weight into another layout at every call, which takes longer than the products where a
 # large weight meets few pixels. A product of patches takes it as it is: 5 times as fast with 512 channels and 64
 # pixels, 1.1 to 1.9 times with 256 pixels, half as fast with 1,024 (AMD EPYC, Zen 3).
@@ -67,20 +69,70 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """a b for matrices [M, K] and [K, N] of the same type."""
     if widens(a):
         return product(a.float(), b.float()).to(a.dtype)
-    large = a.shape[0] * b.numel() >= _LARGE
-    if not large or a.dtype != torch.float32 or a.device.type != "cpu" or torch.compiler.is_compiling():
-        return a @ b
-    if not mkl_is_slow() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return a @ b
-    return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    return _onednn_product(a, b.t()) if _takes_onednn(a, b, _LARGE) else a @ b
+
+
+def add_product(y: Tensor, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """y + a b for matrices, written into `out`; no gradients."""
+    if _takes_onednn(a, b, _LARGE):
+        return torch.add(y, _onednn_product(a, b.t()), out=out)
+    return torch.addmm(y, a, b, out=out)
+
+
+def _onednn_product(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T for matrices [M, K] and [N, K] in float32."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    return result
+
+
+def _takes_onednn(a: Tensor, b: Tensor, large: int) -> bool:
+    """True if a b^T or a b, with a [M, K] and K N values in b, is faster by oneDNN than by MKL."""
+    if a.device.type != "cpu" or a.dtype != torch.float32 or b.dtype != torch.float32 or _is_traced():
+        return False
+    if len(a) * b.numel() < large or len(a) < _MANY_ROWS:
+        return False
+    return mkl_is_slow() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _is_traced() -> bool:
+    """True while PyTorch compiles, exports or traces, which knows its own operators alone, of any number of rows."""
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch._C._is_tracing()
+
+
+class _Product(torch.autograd.Function):
+    """a b^T for matrices [M, K] and [N, K] by oneDNN, differentiable as often as asked."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return _onednn_product(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        of_a = _matrix_product(grad, b.t()) if ctx.needs_input_grad[0] else None
+        return of_a, _matrix_product(grad.t(), a.t()) if ctx.needs_input_grad[1] else None
+
+
+def _matrix_product(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T for matrices [M, K] and [N, K]."""
+    # Transforms of functions and forward derivatives know PyTorch's own operators alone.
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    if transformed or autocast_in_force(a.device) or not _takes_onednn(a, b, _LARGE_WITH_GRADIENTS):
+        return F.linear(a, b)
+    product: Tensor = _Product.apply(a, b)
+    return product
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`torch.nn.functional.linear`, of bfloat16 by way of float32 where that is faster."""
-    if not widens(x):
+    """`torch.nn.functional.linear`: of bfloat16 by way of float32, and by oneDNN in the place of MKL, where faster."""
+    if widens(x):
+        with in_real_precision(x.device):
+            return linear(*_widen(x, weight, bias)).bfloat16()
+    if x.dim() < 2 or _is_traced() or x.numel() * len(weight) < _LARGE_WITH_GRADIENTS:
         return F.linear(x, weight, bias)
-    with in_real_precision(x.device):
-        return F.linear(*_widen(x, weight, bias)).bfloat16()
+    y = _matrix_product(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: Any) -> Tensor:
@@ -112,7 +164,7 @@ def _conv2d_of_patches(
     """`torch.nn.functional.conv2d` without groups."""
     patches = F.unfold(x, weight.shape[2:], dilation, padding, stride).transpose(1, 2)  # [N, H' W', C K K]
     height = (x.shape[2] + 2 * padding[0] - dilation[0] * (weight.shape[2] - 1) - 1) // stride[0] + 1
-    return F.linear(patches, weight.flatten(1), bias).unflatten(1, (height, -1)).permute(0, 3, 1, 2)
+    return linear(patches, weight.flatten(1), bias).unflatten(1, (height, -1)).permute(0, 3, 1, 2)
 
 
 def conv2d_weight(x: Tensor, shape: Sequence[int], grad: Tensor, **settings: Any) -> Tensor:

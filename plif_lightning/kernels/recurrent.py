@@ -11,7 +11,7 @@ from plif_lightning.dynamics.equations import Dynamics, program
 from plif_lightning.dynamics.reference import check_inputs, in_real_precision
 from plif_lightning.kernels import loops, ops
 from plif_lightning.kernels.bits import array_of_bits, words_for
-from plif_lightning.kernels.dense import product
+from plif_lightning.kernels.dense import add_product, product
 from plif_lightning.kernels.density import RECURRENT
 from plif_lightning.kernels.layout import BACKWARD, POOLS, Geometry, real_type, rows_of, threads_for
 from plif_lightning.kernels.ops import outside_compile
@@ -46,7 +46,7 @@ class _RecurrentFunction(torch.autograd.Function):
             last = min(2 * t, t + _STEPS, steps) if event_driven and t else t + 1
             dense = t > 0 and not event_driven
             if dense:
-                torch.addmm(y[t if len(y) > 1 else 0], spikes[t - 1], table, out=inputs[t])
+                add_product(y[t if len(y) > 1 else 0], spikes[t - 1], table, out=inputs[t])
             threads = threads_for((last - t) * batch * features + fired * features)
             parallel(loops.cpu_recurrent.forward, batch, threads, t, last, not dense, *arrays, TABLE_WORDS)
             fired = int(numbers[t:last, :, 0].sum())
@@ -73,7 +73,7 @@ class _RecurrentFunction(torch.autograd.Function):
         sums = ops.sums_for(layer.geometry, 0, learned, states.dtype)
         for t in reversed(range(steps)):
             ends = t + 1 == steps or not through_time
-            grad = given[t] if ends else torch.addmm(given[t], of_steps[t + 1], weight, out=total)
+            grad = given[t] if ends else add_product(given[t], of_steps[t + 1], weight, out=total)
             before, grad_before = (rows[1][t], rows[3][t % 2]) if t else (layer.none, layer.none)
             after = rows[3][(t + 1) % 2] if t + 1 < steps else layer.none
             gradients = grad.reshape(1, -1).numpy(), after, rows[2][t : t + 1], grad_before

@@ -266,3 +266,31 @@ def test_a_1x1_convolution_at_a_stride_skips_its_pixels_before_onednn(padding):
     for others in ({"stride": 1}, {"stride": 2, "padding": 1}):
         assert onednn.without_stride(x, (4, 3, 1, 1), others)[0] is x
     assert onednn.without_stride(x, (4, 3, 3, 3), {"stride": 2})[0] is x
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own, at its first forward derivative
+def test_large_products_by_onednn_have_all_derivatives(monkeypatch):
+    monkeypatch.setattr(dense, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(dense, "_LARGE_WITH_GRADIENTS", 64)
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(3, 8, 12), torch.randn(5, 12), torch.randn(5)
+    derivatives = []
+    for function, dtype in ((dense.linear, torch.float32), (F.linear, torch.float64)):
+        a, b, c = (value.to(dtype).requires_grad_() for value in (x, weight, bias))
+        y = function(a, b, c)
+        first = torch.autograd.grad(y.square().sum(), (a, b, c), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), (a, b, c))
+        of_rows = torch.func.vmap(function, (0, None, None))(a, b, c)
+        forward = torch.func.jvp(lambda a, function=function, b=b, c=c: function(a, b, c), (a,), (a.cos(),))[1]
+        derivatives.append([y, *first, *second, of_rows, forward])
+    assert "Product" in str(dense.linear(x.requires_grad_(), weight, None).grad_fn.next_functions[0][0])
+    for ours, exact in zip(*derivatives, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-3)
+
+
+def test_a_product_is_added_into_a_given_tensor(monkeypatch):
+    monkeypatch.setattr(dense, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(dense, "_LARGE", 64)
+    y, a, b, out = torch.randn(9, 7), torch.randn(9, 20), torch.randn(20, 7), torch.empty(9, 7)
+    assert dense.add_product(y, a, b, out=out) is out
+    torch.testing.assert_close(out, y + a @ b, rtol=1e-5, atol=1e-5)
