@@ -108,6 +108,11 @@ def _network(options: argparse.Namespace, trained: Trained) -> "StreamingNetwork
     settings = trained.data.get("init_args", {})
     is_line = len(trained.net.input_shape) == 1
     polarities = settings.get("polarities", 1 if is_line else 2)
+    if (probe := settings.get("probe")) is not None:
+        raise UserError(
+            f"the network was trained with data.probe={probe}, which takes time away, and a stream has it: stream a "
+            "network that was trained without a probe."
+        )
     if not is_line and trained.net.input_shape[0] != polarities:
         raise UserError(
             f"the network takes {' x '.join(map(str, trained.net.input_shape))} images, and a stream gives frames of "

@@ -361,6 +361,16 @@ def test_a_sensor_of_another_size_and_other_networks_are_refused(checkpoint, run
     assert "a.raw is of a sensor of 480x640 pixels (height x width), and the network was trained on 128x128" in line
 
 
+def test_a_network_that_was_trained_without_time_is_not_streamed(checkpoint, capsys):
+    content = torch.load(checkpoint)
+    config = yaml.safe_load(content["cli_config"])
+    config["data"]["init_args"]["probe"] = "shuffled"
+    torch.save(content | {"cli_config": yaml.safe_dump(config)}, "probed.ckpt")
+    Path("a.aedat").write_bytes(aedat2_bytes(events_of(1000, 0)))
+    line = refused(capsys, "stream", "--ckpt_path", "probed.ckpt", "--file", "a.aedat")
+    assert "trained with data.probe=shuffled, which takes time away" in line
+
+
 def test_too_few_events_are_reported(checkpoint, capsys):
     Path("a.aedat").write_bytes(aedat2_bytes(Recording(*(column[:3] for column in events_of(100, 0)))))
     with pytest.raises(SystemExit) as stop:
