@@ -33,7 +33,9 @@ from .neurons import KLIF as KLIF
 from .neurons import LIF as LIF
 from .neurons import PLIF as PLIF
 from .neurons import QIF as QIF
+from .neurons import AdLIF as AdLIF
 from .neurons import Neuron as Neuron
+from .neurons import SE_AdLIF as SE_AdLIF
 from .neurons import Synaptic as Synaptic
 from .neurons import fixed as fixed
 from .neurons import learned as learned

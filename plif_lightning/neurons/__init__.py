@@ -3,7 +3,7 @@
 from plif_lightning.neurons.making import NeuronName, as_plain, make_neuron
 from plif_lightning.neurons.modules import IF, LIF, PLIF, Neuron, TauPer
 from plif_lightning.neurons.parameters import fixed, learned
-from plif_lightning.neurons.published import ALIF, CLIF, EIF, GLIF, ILIF, KLIF, QIF, Synaptic
+from plif_lightning.neurons.published import ALIF, CLIF, EIF, GLIF, ILIF, KLIF, QIF, AdLIF, SE_AdLIF, Synaptic
 
 __all__ = [
     "ALIF",
@@ -16,8 +16,10 @@ __all__ = [
     "LIF",
     "PLIF",
     "QIF",
+    "AdLIF",
     "Neuron",
     "NeuronName",
+    "SE_AdLIF",
     "Synaptic",
     "TauPer",
     "as_plain",

@@ -63,6 +63,88 @@ class ALIF(Neuron):
         return reset, rho * adaptation + s
 
 
+def _between(value, low, high):
+    """A value within limits, beyond which it has no gradient."""
+    return torch.where(value < low, low, torch.where(value > high, high, value))
+
+
+def _adaptation(v, w, fired, beta, a, b):
+    """w of `AdLIF`, from the potential and the spike before the step."""
+    kept = _between(beta, AdLIF.BETA[0], AdLIF.BETA[1]) * w
+    return kept + _between(a, AdLIF.A[0], AdLIF.A[1]) * v + _between(b, AdLIF.B[0], AdLIF.B[1]) * fired
+
+
+class AdLIF(Neuron):
+    """LIF with an adaptation w of the input below the threshold: v and spikes of the step before raise it.
+
+    The source has constants of each neuron (`tau_per: neuron`), drawn evenly from their ranges, such as
+    `alpha: {uniform: [0.82, 0.96]}`. A spike takes 1 from the potential in the step after it, and the source has its
+    gradient there: `detach_reset: false`.
+
+    Args:
+        alpha: share of the potential that remains after a time-step, learned, within `ALPHA`.
+        beta: share of the adaptation that remains, learned, within `BETA`.
+        a: adaptation by the potential, learned, within `A`.
+        b: adaptation by a spike, learned, within `B`.
+
+    Source: Bittar and Garner 2022, "A surrogate gradient spiking baseline for speech command recognition" (sparch);
+    Ma et al. 2025 (neuroseqbench) begin with a = b = 0, as here.
+    """
+
+    ALPHA, BETA = (0.8187307530779818, 0.9607894391523232), (0.9672161004820059, 0.9917012926388876)
+    A, B = (-1.0, 1.0), (0.0, 2.0)
+    state = ("v", "w", "fired")
+    alpha = learned(0.9)
+    beta = learned(0.98)
+    a = learned(0.0)
+    b = learned(0.0)
+
+    def charge(v, w, fired, x, alpha, beta, a, b):
+        kept = _between(alpha, AdLIF.ALPHA[0], AdLIF.ALPHA[1])
+        return kept * (v - fired) + (1 - kept) * (x - _adaptation(v, w, fired, beta, a, b))
+
+    def after(h, v, w, fired, s, beta, a, b):
+        return h, _adaptation(v, w, fired, beta, a, b), s
+
+
+class SE_AdLIF(Neuron):  # noqa: N801  # se_adlif
+    """AdLIF in the symplectic Euler form: the adaptation follows the new potential, which makes it stable.
+
+    The source draws the constants of each neuron (`tau_per: neuron`) from their ranges; a in the middle of its range
+    silences inputs of about 1, so that it begins smaller here. A spike resets the potential to 0, without gradient; its
+    gradient through the adaptation, which the source has, is there with `detach_reset: false`.
+
+    Args:
+        alpha: share of the potential that remains after a time-step, learned, within `ALPHA`.
+        beta: share of the adaptation that remains, learned, within `BETA`.
+        a: adaptation by the potential behind its reset, learned, within `A`.
+        b: adaptation by a spike, learned, within `B`.
+        q: factor of both.
+
+    Source: Baronig et al. 2025, "Advancing spatio-temporal processing through adaptation in spiking neural networks",
+    whose program is SE-adlif; ranges of its configuration of SHD.
+    """
+
+    ALPHA, BETA = (0.8187307530779818, 0.9607894391523232), (0.9834714538216174, 0.9966722160545233)
+    A, B = (0.0, 1.0), (0.0, 2.0)
+    state = ("v", "w")
+    alpha = learned(0.9)
+    beta = learned(0.99)
+    a = learned(0.05)
+    b = learned(1.0)
+    q = fixed(120.0, "positive")
+
+    def charge(v, w, x, alpha):
+        kept = _between(alpha, SE_AdLIF.ALPHA[0], SE_AdLIF.ALPHA[1])
+        return kept * v + (1 - kept) * (x - w)
+
+    def after(h, w, s, beta, a, b, q):
+        v = h - h * s.detach()
+        kept = _between(beta, SE_AdLIF.BETA[0], SE_AdLIF.BETA[1])
+        driven = _between(a, SE_AdLIF.A[0], SE_AdLIF.A[1]) * v + _between(b, SE_AdLIF.B[0], SE_AdLIF.B[1]) * s
+        return v, kept * w + (1 - kept) * q * driven
+
+
 class QIF(Neuron):
     """Quadratic integrate-and-fire: above v_c the potential grows by itself.
 

@@ -15,7 +15,9 @@ from plif_lightning.structure.sizes import Shape, Size, half_of, pair, window_co
 
 Combine = Literal["ADD", "AND", "IAND"]
 # Neurons that have a name: their classes in `neurons.published`; on the command line in lower case.
-NEURONS = ("PLIF", "LIF", "IF", "CLIF", "ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF", "ILIF")
+NEURONS = (
+    *("PLIF", "LIF", "IF", "CLIF", "ALIF", "AdLIF", "SE_AdLIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF", "ILIF"),
+)
 
 
 class LayerSpec(NamedTuple):

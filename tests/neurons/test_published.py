@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -180,6 +181,57 @@ def test_glif_equals_spikingjellys_with_a_shared_conductance(jelly):
     equal(neurons.GLIF(**gates, v_threshold=0.5, detach_reset=False), theirs, shift=0.2)
 
 
+def constants(**values):
+    """Parameters of another program, that ours are compared with."""
+    return {name: torch.tensor(value, requires_grad=True) for name, value in values.items()}
+
+
+# Within their ranges, and outside of them, where they have no gradient.
+@pytest.mark.parametrize(("alpha", "a"), [(0.9, 0.4), (0.95, -0.3), (0.5, 1.5)])
+def test_adlif_equals_its_source(jelly, alpha, a):
+    given = {"alpha": alpha, "beta": 0.97, "a": a, "b": 0.6}
+    p = constants(**given)
+
+    def theirs(x):
+        """`adLIFLayer._adlif_cell` of sparch, whose states here begin at zero."""
+        lows, highs = (np.exp(-1 / 5), np.exp(-1 / 30), -1.0, 0.0), (np.exp(-1 / 25), np.exp(-1 / 120), 1.0, 2.0)
+        alpha, beta, a, b = (v.clamp(low, high) for v, low, high in zip(p.values(), lows, highs, strict=True))
+        u = w = s = torch.zeros_like(x[0])
+        spikes = []
+        for step in x:
+            w = beta * w + a * u + b * s
+            u = alpha * (u - s) + (1 - alpha) * (step - w)
+            s = jelly.atan(u - 0.1)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+    ours = neurons.AdLIF(**given, v_threshold=0.1, detach_reset=False)
+    equal(ours, theirs, [f"{name}_raw" for name in p], of_theirs=[(value, 1.0) for value in p.values()])
+
+
+@pytest.mark.parametrize(("alpha", "a"), [(0.9, 0.1), (0.95, 0.02), (0.99, -0.5)])
+def test_se_adlif_equals_its_source(jelly, alpha, a):
+    given = {"alpha": alpha, "beta": 0.99, "a": a, "b": 0.6}
+    p = constants(**given)
+
+    def theirs(x):
+        """`SEAdLIF.forward` of SE-adlif, with the ranges of its configuration of SHD."""
+        lows, highs = (np.exp(-1 / 5), np.exp(-1 / 60), 0.0, 0.0), (np.exp(-1 / 25), np.exp(-1 / 300), 1.0, 2.0)
+        alpha, beta, a, b = (v.clamp(low, high) for v, low, high in zip(p.values(), lows, highs, strict=True))
+        u = w = torch.zeros_like(x[0])
+        spikes = []
+        for step in x:
+            u = alpha * u + (1 - alpha) * (step - w)
+            z = jelly.atan(u - 0.1)
+            u = u * (1 - z.detach())
+            w = beta * w + (1 - beta) * (a * u + b * z) * 120
+            spikes.append(z)
+        return torch.stack(spikes)
+
+    ours = neurons.SE_AdLIF(**given, v_threshold=0.1, detach_reset=False)
+    equal(ours, theirs, [f"{name}_raw" for name in p], of_theirs=[(value, 1.0) for value in p.values()])
+
+
 def test_no_gradient_through_time_is_spikingjellys(jelly):
     node = jelly.nodes.SLTTLIFNode(tau=2.0, surrogate_function=jelly.atan)
     equal(neurons.LIF(2.0, through_time=False), jelly(node))
@@ -192,16 +244,16 @@ def test_reset_without_effect_is_reported(caplog):
     for name in get_args(NeuronName):
         caplog.clear()
         hard, soft = (make_neuron(name, 50, reset=reset) for reset in ("hard", "soft"))
-        has_own = name in ("clif", "glif", "ilif")
+        has_own = name in ("clif", "glif", "ilif", "adlif", "se_adlif")
         assert ("reset=soft has no effect" in caplog.text) == torch.equal(hard(x), soft(x)) == has_own
 
 
 def test_each_neuron_is_compared_with_another_program_or_its_source():
     compared_elsewhere = {"ilif"}  # in test_integer.py
     ours = {name.lower() for name in NEURONS if getattr(neurons, name).__module__ == published.__name__}
-    tests = [name.split("_") for name in globals() if name.startswith("test_")]
-    compared = [words for words in tests if {"spikingjellys", "snntorchs", "norses", "source"} & {*words}]
-    assert {name for name in ours if not any(name in words for words in compared)} == compared_elsewhere
+    tests = [name for name in globals() if name.startswith("test_")]
+    compared = [name for name in tests if {"spikingjellys", "snntorchs", "norses", "source"} & {*name.split("_")}]
+    assert {name for name in ours if not any(f"_{name}_" in test for test in compared)} == compared_elsewhere
     assert len(ours) == len(NEURONS) - 3  # PLIF, LIF and IF, in test_modules.py
 
 
