@@ -79,7 +79,7 @@ def _row(run: Run, is_averaged: bool) -> dict[str, Any]:
         "key": run.key,
         "averaged": is_averaged,
         "code": ", ".join(f"{name} {digest}" for name, digest in run.section("code").items()) or None,
-        **{name: run.section("surroundings") and run.surroundings(name) for name in ("commit", "machine", "versions")},
+        **{name: run.surroundings(name) for name in ("commit", "machine", "versions")},
         **{name: value for name, value in run.record.items() if type(value) in (int, float) and name != "test"},
         "changes": "; ".join(words.changes(run)) or None,
     }

@@ -118,7 +118,7 @@ def notes_on_groups(found: Sequence[Group]) -> list[str]:
     alike: dict[tuple[str, tuple[str, ...]], list[tuple[Group, dict[str, str]]]] = defaultdict(list)
     for group in found:
         for name, plural in (("commit", "commits"), ("versions", "versions"), ("machine", "machines")):
-            run_of = {run.surroundings(name): run.name for run in group.runs}
+            run_of = {run.surroundings(name) or "unknown": run.name for run in group.runs}
             if len(run_of) > 1:
                 alike[plural, tuple(sorted(run_of))].append((group, run_of))
     notes = []

@@ -82,10 +82,10 @@ class Run:
         """The value of a setting, its default included."""
         return self.settings.get(name, defaults().get(name, self.setting(name)))
 
-    def surroundings(self, name: str) -> str:
-        """Machine, versions or commit: `A, then B` where they changed on resuming."""
-        found = self.section("surroundings").get(name, "unknown")
-        return ", then ".join(map(str, found if isinstance(found, list) else [found]))
+    def surroundings(self, name: str) -> str | None:
+        """Machine, versions or commit: `A, then B` where they changed on resuming; None if unknown."""
+        recorded = self.section("surroundings").get(name)
+        return ", then ".join(map(str, recorded)) if isinstance(recorded, list) else recorded
 
     @property
     def arguments(self) -> list[str]:

@@ -221,3 +221,8 @@ def test_runs_of_a_row_are_one_column_of_its_file(tmp_path):
         main(["tables", "--runs", str(tmp_path / "runs"), "--only", "2", "--out", str(tmp_path / "out"), *extra])
         header = (tmp_path / "out/table2.csv").read_text().splitlines()[0].split(",")
         assert header.count("runs") == 1
+
+
+def test_unknown_surroundings_are_missing(tmp_path):
+    pl.record_run(tmp_path / "theirs", {}, 0.9, data="MNIST", samples=(100, 10), epochs=3)
+    assert pl.read_runs(tmp_path).loc["theirs", ["commit", "machine", "versions"]].isna().all()
