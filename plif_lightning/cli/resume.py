@@ -386,7 +386,7 @@ def compare(expanded: Expanded, parsed: dict[str, Any]) -> list[str]:
     if expanded.command == "fit":
         refused = [name for name in changed if not role(name) & Role.LENGTH]
     else:
-        changed, refused = _of_evaluation(changed, stored, parsed)
+        changed, refused = _of_evaluation(changed, stored, parsed, new)
     if refused:
         values = ((name, _value(old, stored, name), _value(new.settings, parsed, name)) for name in refused)
         differing = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
@@ -403,11 +403,11 @@ def compare(expanded: Expanded, parsed: dict[str, Any]) -> list[str]:
 
 
 def _of_evaluation(
-    changed: Sequence[str], stored: Mapping[str, Any], parsed: Mapping[str, Any]
+    changed: Sequence[str], stored: Mapping[str, Any], parsed: Mapping[str, Any], new: Identity
 ) -> tuple[list[str], list[str]]:
     """Of changed settings, those that affect an accuracy, and of these the refused ones: a network's, a split's."""
     changed = [name for name in changed if not role(name) & Role.TRAINING]
-    if "trainer.limit_test_batches" not in Identity.of(parsed).settings:  # testing all samples is always a valid test
+    if "trainer.limit_test_batches" not in new.settings:  # testing all samples is always a valid test
         changed = [name for name in changed if name != "trainer.limit_test_batches"]
     of_data = ("data.class_path", "data.root")
     same_data = all(setting_in(stored, name) == setting_in(parsed, name) for name in of_data)

@@ -360,14 +360,24 @@ class DeployedNetwork(nn.Module):
                 layer.on_spikes = None
 
 
-def _frozen(net: SpikingNetwork, spec: LayerSpec, engine: Engine, paths: Mapping[nn.Module, str]) -> Frozen:
-    """A layer of a folded network, in the fastest form that runs it; `paths` of the modules with states."""
-    neurons = {neuron: name for name, neuron in net.neurons()}
+def _frozen(
+    net: SpikingNetwork, spec: LayerSpec, block: Any, engine: Engine,
+    neurons: Mapping[Any, str], paths: Mapping[nn.Module, str],
+) -> Frozen:  # fmt: skip
+    """A layer of a folded network in the fastest form that runs it.
+
+    Args:
+        net: the network.
+        spec: the layer.
+        block: its module.
+        engine: see `deployed`.
+        neurons: all neurons of the network, with the names of their layers.
+        paths: all modules with states, with their names in the network.
+    """
     # Numbers of neurons, such as counts, are zero as often as spikes.
     all_fire, all_run = (all(getattr(n, fact) for n in neurons) for fact in ("fires", "runs_equations"))
     of_neurons = spec.spikes_in and all_run
     int8 = engine == "int8" and of_neurons and all_fire
-    block: Any = net.blocks()[spec.name]
     neuron = getattr(block, "neuron", None)
     layer: Frozen = _AsItIs(
         block, {neurons[m]: m for m in block.modules() if m in neurons}, flat=isinstance(block, FCBlock)
@@ -404,7 +414,8 @@ def freeze(folded: SpikingNetwork, engine: Engine) -> DeployedNetwork:
     """`deployed` of a folded network on a CPU in float32, which is used up."""
     use_backend(folded.requires_grad_(False), "cpu", "never")
     paths = {module: name for name, module in stateful_modules(folded).items()}
-    layers = {spec.name: _frozen(folded, spec, engine, paths) for spec in folded.layer_specs}
+    neurons, blocks = {neuron: name for name, neuron in folded.neurons()}, folded.blocks()
+    layers = {s.name: _frozen(folded, s, blocks[s.name], engine, neurons, paths) for s in folded.layer_specs}
     if engine == "int8" and not any("int8" in layer.form for layer in layers.values()):
         _log.warning("int8: no layer has weights in 8 bits. Recurrent layers, and layers without spikes, keep theirs.")
     _log.info("deployed: %s", "; ".join(f"{name} {layer.form}" for name, layer in layers.items()))

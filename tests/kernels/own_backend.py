@@ -5,21 +5,15 @@ from plif_lightning.kernels import ops
 called = set()
 
 
-def fire(*arguments):
-    called.add("fire")
-    return ops.fire.on_cpu(*arguments)
+def _noting(kernel):
+    def run(*arguments):
+        called.add(kernel.name)
+        return kernel.on_cpu(*arguments)
+
+    return run
 
 
-def fire_backward(*arguments):
-    called.add("fire_backward")
-    return ops.fire_backward.on_cpu(*arguments)
-
-
-def moments(*arguments):
-    called.add("moments")
-    return ops.moments.on_cpu(*arguments)
-
-
-def normalize_backward(*arguments):
-    called.add("normalize_backward")
-    return ops.normalize_backward.on_cpu(*arguments)
+fire = _noting(ops.fire)
+fire_backward = _noting(ops.fire_backward)
+moments = _noting(ops.moments)
+normalize_backward = _noting(ops.normalize_backward)
