@@ -12,6 +12,7 @@ from .dynamics import Equations as Equations
 from .dynamics import Firing as Firing
 from .dynamics import Surrogate as Surrogate
 from .dynamics import surrogate as surrogate
+from .layers.delay import Delay as Delay
 from .network import Recurrent as Recurrent
 from .network import SpikingNetwork as SpikingNetwork
 from .network import from_pretrained as from_pretrained

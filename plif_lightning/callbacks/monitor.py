@@ -14,7 +14,7 @@ from torch import Tensor
 from plif_lightning.callbacks.averaging import averaging
 from plif_lightning.callbacks.logger import run_folder
 from plif_lightning.data.loading import as_batch
-from plif_lightning.network.user_networks import neurons_of, record_spikes
+from plif_lightning.network.user_networks import learned_by_layers, record_spikes
 from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -33,13 +33,13 @@ _COUNTED_BATCHES = 8
 
 
 class LayerMonitor(Callback):
-    """Logs in each epoch: tau and firing rate of each layer, learning rate, speed and seconds of the fit.
+    """Logs in each epoch: tau or delay, and firing rate, of each layer, learning rate, speed and seconds of the fit.
 
     Firing rates (spikes per neuron and time-step) are measured in validation and test on about 8 evenly spaced
-    batches, because counting spikes prevents fusing a neuron with BN and pooling. With one tau per channel, the mean
-    of the layer is logged; a layer without leak has no tau. If averaged weights are validated, their tau is logged.
-    The first time that a layer never fires or fires at every step, a warning names it. Seconds include validation and
-    accumulate when a run is resumed.
+    batches, because counting spikes prevents fusing a neuron with BN and pooling. With one tau or delay per channel,
+    the mean of the layer is logged; a layer without leak has no tau. If averaged weights are validated, their tau is
+    logged. The first time that a layer never fires or fires at every step, a warning names it. Seconds include
+    validation and accumulate when a run is resumed.
     """
 
     def __init__(self) -> None:
@@ -113,8 +113,8 @@ class LayerMonitor(Callback):
     def _learned_values(pl_module: SpikingClassifier) -> dict[str, float]:
         return {
             f"{kind}/{name}": value.mean().item()
-            for name, neuron in neurons_of(pl_module.network)
-            for kind, value in neuron.learned().items()
+            for name, values in learned_by_layers(pl_module.network)
+            for kind, value in values.items()
         }
 
     def _start_counting(self, pl_module: L.LightningModule) -> None:

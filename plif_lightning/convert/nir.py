@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
+from plif_lightning.layers.delay import Delay
 from plif_lightning.layers.readout import LeakyIntegrator
 from plif_lightning.layers.recurrent import Recurrent
 from plif_lightning.network.over_time import over_time
@@ -159,7 +160,8 @@ class NIRNetwork(nn.Module):
 def from_nir(graph: Any, dt: float = DT) -> NIRNetwork:
     """A network of neurons of this package from a NIR graph.
 
-    Feed-forward and recurrent graphs of Affine, Linear, Conv2d, SumPool2d, AvgPool2d, Flatten, LIF, CubaLIF, IF and LI.
+    Feed-forward and recurrent graphs of Affine, Linear, Conv2d, SumPool2d, AvgPool2d, Flatten, Delay, LIF, CubaLIF, IF
+    and LI.
     The network takes x [T, N, *], trains, goes step by step with `step`, and is a network of one's own for a task.
 
     Args:
@@ -290,6 +292,7 @@ class _Reader:
             nir.SumPool2d: self.sum_pool,
             nir.AvgPool2d: self.average_pool,
             nir.Flatten: self.flatten,
+            nir.Delay: self.delay,
             nir.LIF: self.neuron,
             nir.CubaLIF: self.neuron,
             nir.IF: self.neuron,
@@ -343,6 +346,15 @@ class _Reader:
         if node.start_dim not in (0, 1, -dims) or node.end_dim not in (-1, dims - 1, dims):
             raise UserError(f"NIR: {name} flattens some of its dimensions; read are those that flatten a sample.")
         return over_time(nn.Flatten())
+
+    def delay(self, name: str, node: Any) -> nn.Module:
+        seconds = np.asarray(node.delay, np.float64)
+        steps = (torch.as_tensor(_per_channel(name, seconds)) / self.dt).float().expand(len(seconds))
+        nearest = steps.round()
+        is_whole = torch.allclose(steps, nearest, rtol=1e-5, atol=1e-5)  # seconds are stored in float32
+        layer = Delay(len(seconds), max(1, math.ceil(float(steps.max()) - 1e-5)), rounds=is_whole)
+        layer.delay.data.copy_(nearest if is_whole else steps)
+        return layer
 
     def neuron(self, name: str, node: Any) -> nn.Module:
         kind = type(node).__name__

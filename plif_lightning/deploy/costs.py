@@ -28,6 +28,7 @@ from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.signals.hooks import package_of
+from plif_lightning.signals.signal import Layer
 from plif_lightning.structure.shapes import every_layer
 
 # pJ. float32: multiplication and addition; addition. Below: 8-bit integers with 32-bit sums.
@@ -58,7 +59,8 @@ class LayerCost(NamedTuple):
         updates: neurons times steps.
         parameters: number of parameters of the layer and its neurons.
         state: numbers kept between steps: for most neurons the potential, for some more.
-        states: how many of them for a neuron.
+        states: how many of them for a neuron, or for a value of a delay.
+        moved: how many of these are read and written at a step.
         inputs: inputs of the conventional layer: T of a sequence [T, N, F], which it sees step by step; otherwise a
             single frame, on which it has no recurrence.
     """
@@ -74,6 +76,7 @@ class LayerCost(NamedTuple):
     parameters: int
     state: int
     states: int = 1
+    moved: int = 1
     inputs: int = 1
 
     @property
@@ -98,7 +101,7 @@ class LayerCost(NamedTuple):
     @property
     def traffic(self) -> float:
         """Bytes moved: an 8-bit weight per operation, and a read and write of each state (4 bytes) per step."""
-        return self.actual + 8 * self.updates * self.states
+        return self.actual + 8 * self.updates * self.moved
 
     def with_memory(self, reuse: bool) -> float:
         """The energy with 8-bit weights of weight fetches, potentials (read and written) and arithmetic [pJ].
@@ -108,7 +111,7 @@ class LayerCost(NamedTuple):
         """
         per_operation = AC_INT8 if self.spikes else MAC_INT8
         fetched = min(self.actual, self.parameters * self.runs)
-        potentials = 8 * self.updates * self.states * picojoules_a_byte(4 * self.state)
+        potentials = 8 * self.updates * self.moved * picojoules_a_byte(4 * self.state)
         computed = per_operation * self.actual + MAC_INT8 * self.updates
         return self._weights(self.actual, fetched, reuse) + potentials + computed
 
@@ -313,8 +316,10 @@ class _StructureCounter(_Counter):
 
 
 def _has_row(block: nn.Module) -> bool:
-    """True for a block with weights or neurons of its own."""
-    return any(getattr(block, name, None) is not None for name in ("conv", "fc", "neuron"))
+    """True for a block with weights, neurons or a memory of its own."""
+    return bool(getattr(block, "kept", 0)) or any(
+        getattr(block, name, None) is not None for name in ("conv", "fc", "neuron")
+    )
 
 
 class _ModuleCounter(_Counter):
@@ -326,7 +331,8 @@ class _ModuleCounter(_Counter):
         blocks = {name: module for name, module in net.named_modules() if isinstance(module, (*WITH_NEURON, Recurrent))}
         in_blocks = {module for block in blocks.values() for module in block.modules()}
         counted = (*_FEATURES, Neuron)
-        free = {n: p for n, p in net.named_modules() if p not in in_blocks and isinstance(p, counted)}
+        outside = {n: p for n, p in net.named_modules() if p not in in_blocks}
+        free = {n for n, p in outside.items() if isinstance(p, counted) or (isinstance(p, Layer) and p.kept)}
         self.layers = {name: module for name, module in net.named_modules() if name in {*blocks, *free}}
 
     def frames(self, votes: Tensor) -> int:
@@ -365,11 +371,13 @@ def _layer_cost(name: str, block: nn.Module, x: Tensor, spikes: bool, samples: i
     uncounted = {p for module in elsewhere if isinstance(module, nn.Module) for p in module.parameters()}
     parameters = sum(p.numel() for p in block.parameters() if p not in uncounted)
     neuron = block if isinstance(block, Neuron) else getattr(block, "neuron", None)
-    neurons = 0 if neuron is None else out
-    states = len(neuron.equations.state) if isinstance(neuron, Neuron) else 1
+    kept = block.kept if isinstance(block, Layer) else 0
+    neurons = out if neuron is not None or kept else 0
+    moved = len(neuron.equations.state) if isinstance(neuron, Neuron) else 1
+    states = kept or moved
     return LayerCost(
         *(name, spikes, fired.mean().item(), once * steps, actual, once, steps),
-        *(float(neurons), parameters, neurons * states, states),
+        *(float(neurons), parameters, neurons * states, states, moved),
     )
 
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from plif_lightning.convert.nir import DT, exceeded, nir_package
 from plif_lightning.deploy.folding import fold
 from plif_lightning.errors import UserError
+from plif_lightning.layers.delay import Delay as DelayLayer
 from plif_lightning.layers.recurrent import is_recurrent
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.neurons import LIF, PLIF, Neuron
-from plif_lightning.structure import FC, Conv, LayerSpec, Neurons, Pool, Readout, Residual, Votes
+from plif_lightning.structure.layers import FC, Conv, Delay, LayerSpec, Neurons, Pool, Readout, Residual, Votes
 from plif_lightning.structure.sizes import pair
 
 _log = logging.getLogger(__name__)
@@ -46,14 +47,16 @@ def readers_of(net: SpikingNetwork) -> dict[str, str | None]:
     thresholds = any(_differ(torch.as_tensor(neuron.firing.v_threshold)) for neuron in neurons)
     resets = any(neuron.firing.v_reset != 0 for neuron in neurons)
     averages = any(isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)) for module in net.modules())
-    integrates = net.voting.init_tau is not None
+    integrates, delays = net.voting.init_tau is not None, any(isinstance(m, DelayLayer) for m in net.modules())
     of_formats: dict[str, list[tuple[bool, str]]] = {
         "SpikingJelly": [
+            (delays, "cannot read delays"),
             (taus, "refuses a tau per channel"),
             (thresholds, "refuses a V_th per channel"),
             (integrates, "cannot read the leaky integral of a readout"),
         ],
         "snnTorch": [
+            (delays, "cannot read delays"),
             (is_recurrent(net), "cannot read recurrent layers"),
             (resets, "refuses a V_reset other than 0"),
             (thresholds, "refuses a V_th per channel"),
@@ -61,6 +64,7 @@ def readers_of(net: SpikingNetwork) -> dict[str, str | None]:
             (integrates, "cannot read the leaky integral of a readout"),
         ],
         "Norse": [
+            (delays, "cannot read delays"),
             (averages, "cannot read average pooling"),
             (integrates, "computes another leaky integral of a readout, without a warning"),
             (resets, "fires different spikes without a warning if V_reset is not 0"),
@@ -152,6 +156,8 @@ class _Writer:
                         self.edges.append((recurrent, outputs[0]))
                 case Neurons():
                     outputs = self.neurons(name, spec.after, outputs)
+                case Delay():
+                    outputs = self.delay(name, spec.after, outputs)
                 case Pool():
                     outputs = self.pool(name, layer, spec.before, spec.after, outputs, spec.spikes_in)
                 case Residual():
@@ -191,6 +197,16 @@ class _Writer:
 
     def neurons(self, name: str, shape: tuple[int, ...], outputs: list[str]) -> list[str]:
         return self.add(f"{name}_neuron", _neuron(name, self.blocks[name].neuron, shape, self.dt), outputs)
+
+    def delay(self, name: str, shape: tuple[int, ...], outputs: list[str]) -> list[str]:
+        steps = self.blocks[name].used().detach()
+        if not torch.equal(steps, steps.round()):
+            raise UserError(
+                f"{name} delays by parts of a time-step, which NIR's simulators cannot: train with rounds=true, or set "
+                "it in the structure, and measure the accuracy again."
+            )
+        seconds = steps.double().numpy().reshape(-1, *[1] * (len(shape) - 1)) * self.dt
+        return self.add(name, nir_package().Delay(np.broadcast_to(seconds, shape).astype(np.float32)), outputs)
 
     def pool(
         self, name: str, pool: Pool, before: tuple[int, ...], after: tuple[int, ...], outputs: list[str], spikes: bool

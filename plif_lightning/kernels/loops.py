@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from plif_lightning.kernels import cpu as cpu
     from plif_lightning.kernels import cpu_backward as cpu_backward
     from plif_lightning.kernels import cpu_block as cpu_block
+    from plif_lightning.kernels import cpu_delay as cpu_delay
     from plif_lightning.kernels import cpu_recurrent as cpu_recurrent
     from plif_lightning.kernels import cpu_sparse as cpu_sparse
     from plif_lightning.kernels.machine_code import machine_code_of as machine_code_of

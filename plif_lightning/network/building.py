@@ -1,5 +1,6 @@
 """Make the modules of a structure."""
 
+import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -9,13 +10,14 @@ from typing import Any, assert_never
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.layers.blocks import Blocks, ConvBlock, FCBlock, NeuronBlock, ResidualBlock
+from plif_lightning.layers.delay import Delay as DelayLayer
 from plif_lightning.layers.norm import NormHeld, NormStatistics, TimeBatchNorm2d
 from plif_lightning.layers.pooling import Pool2d, PoolTies, SpikeMaxPool2d, TimeDropout
 from plif_lightning.layers.recurrent import RecurrentLinear
 from plif_lightning.neurons import Neuron
-from plif_lightning.structure import FC, Conv, LayerSpec, Neurons, Pool, Readout, Residual, Votes
+from plif_lightning.structure.layers import FC, Conv, Delay, LayerSpec, Neurons, Pool, Readout, Residual, Votes
 
 MakeNeuron = Callable[[Neurons, int], Neuron]
 
@@ -53,6 +55,8 @@ class Builder:
                 neuron = self.neuron(spec.layer, spec.after[0], of_maps=len(spec.after) == 3)
                 assert neuron is not None
                 return NeuronBlock(neuron)
+            case Delay(arguments):
+                return self.delay(spec, dict(arguments))
             case Residual(how, neurons=neurons):
                 parts = self.blocks(spec.branch), self.blocks(spec.shortcut)
                 return ResidualBlock(how, *parts, self.neuron(neurons, spec.after[0], of_maps=True))
@@ -80,6 +84,12 @@ class Builder:
             self.neuron(layer.neurons, layer.features),
             RecurrentLinear(layer.features) if layer.recurrent else None,
         )
+
+    def delay(self, spec: LayerSpec, arguments: dict[str, Any]) -> DelayLayer:
+        require_known_arguments("DELAY", arguments, [*inspect.signature(DelayLayer).parameters][1:])
+        if "max_delay" not in arguments:
+            raise UserError(f"{spec.name}: DELAY needs max_delay, in time-steps: DELAY(max_delay=20).")
+        return DelayLayer(spec.before[0], **arguments)
 
     def neuron(self, layer: Neurons | None, channels: int, of_maps: bool = False) -> Neuron | None:
         """The neurons of a layer; None if it has none.

@@ -14,7 +14,7 @@ from plif_lightning.dynamics.firing import Keywords as Keywords
 from plif_lightning.dynamics.surrogate import surrogate_name as surrogate_name
 from plif_lightning.errors import UserError, require_count, require_known_arguments, require_one_of
 from plif_lightning.kernels import Backend, BackendName, Sparse
-from plif_lightning.layers.blocks import WITH_NEURON, Blocks, ConvBlock, FCBlock, layers_of
+from plif_lightning.layers.blocks import WITH_NEURON, layers_of
 from plif_lightning.layers.inputs import InputEncoder, InputEncoderName
 from plif_lightning.layers.norm import NormHeld, NormStatistics
 from plif_lightning.layers.pooling import Pooling, PoolTies
@@ -288,7 +288,7 @@ class NetworkKeywords(NeuronKeywords, total=False):
 
 
 def use_backend(module: nn.Module, name: BackendName = "auto", sparse: Sparse = "auto") -> nn.Module:
-    """Set the backend of every neuron and block in `module` in place; returns `module`.
+    """Set the backend of every neuron, delay and block in `module` in place; returns `module`.
 
     Args:
         module: a network, or any module that contains neurons.
@@ -300,9 +300,10 @@ def use_backend(module: nn.Module, name: BackendName = "auto", sparse: Sparse = 
         UserError: an unknown name, or a backend that cannot run on this machine.
     """
     backend = Backend(name, sparse)
+    child: Any
     for child in module.modules():
-        if isinstance(child, (Neuron, ConvBlock, FCBlock, Blocks, SpikingNetwork)):
-            child.backend = backend
-        elif isinstance(child, OverTime):  # which skips silent inputs only on request
+        if isinstance(child, OverTime):  # which skips silent inputs only on request
             child.backend = Backend(name, child.backend.sparse if sparse == "auto" else sparse)
+        elif isinstance(getattr(child, "backend", None), Backend):
+            child.backend = backend
     return module

@@ -24,6 +24,7 @@ from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.making import import_class as import_class
 from plif_lightning.runtime.batches import has_time
+from plif_lightning.signals.signal import LayerModule
 from plif_lightning.structure import FC
 from plif_lightning.structure import FROM_DATA as FROM_DATA
 
@@ -87,6 +88,16 @@ def neurons_of(net: nn.Module) -> Iterator[tuple[str, Neuron]]:
     for name, module in net.named_modules():
         if isinstance(module, Neuron):
             yield name.removesuffix(".neuron"), module
+
+
+def learned_by_layers(net: nn.Module) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(name, values to log) of every layer that learns more than weights, such as a time constant or a delay."""
+    names: dict[nn.Module, str] = {neuron: name for name, neuron in neurons_of(net)}
+    if isinstance(net, SpikingNetwork):
+        names |= {block: name for name, block in net.layers().items()}
+    for path, module in net.named_modules():
+        if isinstance(module, LayerModule) and (values := module.learned()):
+            yield names.get(module, path), values
 
 
 def record_spikes(net: Any, on_spikes: OnSpikes) -> AbstractContextManager[None]:

@@ -239,10 +239,7 @@ class Neuron(LayerModule):
         return self.fires
 
     def learned(self) -> dict[str, Tensor]:
-        """Values to log in training, detached, by curve name: parameters of the equations, and V_th if it is learned.
-
-        A shared value is a scalar.
-        """
+        """Parameters of the equations, and V_th if it is learned; see `Layer`."""
         values = {name: self.value_of(name).detach() for name in self.declared}
         if self.v_threshold_raw is not None:
             values["v_threshold"] = torch.as_tensor(self.firing.v_threshold).detach()

@@ -82,7 +82,7 @@ def layer_values(row: dict[str, float], quantity: str) -> dict[str, float]:
 
 
 # Axis labels and heads of layer values; others are labelled by their names.
-LAYER_TITLES = {"tau": "tau [time-steps]", "rate": "firing rate [per neuron and step]"}
+LAYER_TITLES = {"tau": "tau [time-steps]", "delay": "delay [time-steps]", "rate": "firing rate [per neuron and step]"}
 
 
 # Prefixes of metrics of the network.

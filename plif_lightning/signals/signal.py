@@ -39,9 +39,12 @@ class Layer:
         carries: names of the states that it carries from step to step; empty for none.
         geometry: names of the constants that its output depends on, beside its weights: no checkpoint is loaded into a
             layer of others.
+        kept: numbers that it carries for each value of its output, of which a step reads and writes one, as a delay
+            does; 0 for layers without such a memory.
         is_plain_call: `run` is all that a call of it does.
     """
 
+    kept: int = 0
     carries: tuple[str, ...] = ()
     geometry: tuple[str, ...] = ()
     is_plain_call = True
@@ -57,6 +60,10 @@ class Layer:
             spikes: the input is.
         """
         return False
+
+    def learned(self) -> dict[str, Tensor]:
+        """Values to log in training, detached, by the names of their curves: `tau`, say. A shared one is a scalar."""
+        return {}
 
 
 class LayerModule(Layer, nn.Module):

@@ -450,6 +450,34 @@ class Residual(NotationBase, Part):
         yield from () if self.neurons is None else (self.neurons,)
 
 
+@dataclass(frozen=True)
+class Delay(NotationBase, Part):
+    """A learned delay of each channel: `DELAY(max_delay=20)`, with the arguments of `layers.delay.Delay`."""
+
+    prefix = "delay"
+    pattern = re.compile("DELAY")
+    example = "DELAY(max_delay=20)"
+    arguments: tuple[tuple[str, ArgumentValue], ...]
+
+    def __str__(self) -> str:
+        return str(Neurons("DELAY", self.arguments))
+
+    @classmethod
+    def read(cls, reader: Reader, at: int, match: re.Match[str]) -> Self:
+        return cls(reader.arguments())
+
+    def join(self, group: Group, at: int) -> None:
+        if isinstance(group.last, FC) and group.last.neurons is None:
+            group.reader.refuse(at, "DELAY must stand before an FC layer or a convolution, not behind a readout")
+        group.layers.append(self)
+
+    def place(self, placing: Placing, name: str, before: Shape, spikes: bool) -> LayerSpec:
+        return LayerSpec(name, self, before, before)
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return spikes and bool(dict(self.arguments).get("rounds"))
+
+
 def _shortcut_for(before: Shape, after: Shape) -> str:
     """Advice on a shortcut convolution between two shapes; empty if there is none."""
     for stride in range(1, 9):
@@ -503,9 +531,9 @@ class Readout(NotationBase, Part):
         return False
 
 
-NotationLayer = Conv | FC | Residual | Pool | Neurons | Votes | Readout
+NotationLayer = Conv | FC | Residual | Pool | Neurons | Delay | Votes | Readout
 # In this order: a name that is no other part is one of neurons.
-PARTS: tuple[type[Part], ...] = (Conv, FC, Pool, Norm, Drop, Residual, Readout, Neurons)
+PARTS: tuple[type[Part], ...] = (Conv, FC, Pool, Norm, Drop, Delay, Residual, Readout, Neurons)
 
 
 def expected_parts() -> str:

@@ -8,6 +8,7 @@
              | NAME ["(" name "=" value {"," name "=" value} ")"]         neurons: PLIF, LIF(init_tau=3.0), my.Neuron
              | ("MP" | "AP") ["k" size "s" size ["p" size]]   pool; without a size over the full map
              | "DP" ["(" p ")"]                               dropout before an FC layer
+             | "DELAY(max_delay=" n ["," ...] ")"             learned delays, with the arguments of `layers.delay.Delay`
              | ["R"] "FC" n ["b"]                             FC layer; b: with a bias; R: recurrent
              | ("ADD" | "AND" | "IAND") "(" items ["|" items] ")"         residual block: branch | shortcut
              | "LI" ["(" ... ")"] | "LAST"                    leaky integral or last step of a readout, at the end

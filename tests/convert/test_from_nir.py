@@ -231,7 +231,7 @@ def test_it_trains_as_a_network_of_ones_own():
 @pytest.mark.parametrize(
     ("graph", "expected"),
     [
-        (lambda: graph_of(nir.Delay(np.ones(4))), "NIR: n is a Delay; read are Affine"),
+        (lambda: graph_of(nir.Threshold(np.ones(4))), "NIR: n is a Threshold; read are Affine"),
         (lambda: graph_of(lif(v_reset=[0.0, 0.0, 0.1, 0.0])), "NIR: n has several v_reset"),
         (lambda: graph_of(lif(tau=9e-5)), r"n has a time constant of 9e-05 s, below dt = 0\.0001 s: pass the dt"),
         (lambda: graph_of(cuba(tau_syn=9e-5)), "n has a time constant of 9e-05 s, below dt"),

@@ -32,6 +32,9 @@ def trained(shape=(2, 12, 12), classes=3, steps=4, **changes) -> SpikingNetwork:
     with torch.no_grad():
         spikes = net.encoder(x[None] if x.dim() == 4 else x, net.time_steps).flatten(2)
         for block in net.classifier:
+            if not hasattr(block, "fc"):  # a delay
+                spikes = block(spikes)
+                continue
             weight = block.fc.weight.add_(0.05).clone()
             for power in range(12):  # raise the weights until the layer fires often enough
                 block.fc.weight.copy_(weight * 1.5**power)
@@ -52,6 +55,8 @@ STRUCTURES = {
     "products": "c8k3s1-BN-PLIF-AND(c8k3s1-BN-PLIF)-IAND(c8k1s1-BN-PLIF)-MPk2s2-FC6-PLIF-APk2s2",
     "rectangles": "c8k3x5s1-BN-PLIF-MPk4x2s2p1x0-c6k1x3s2x1-BN-PLIF-FC3-PLIF",
     "recurrent": "c8k3s1-BN-PLIF-MPk2s2-RFC20-PLIF(v_threshold=2.0)-FC3-PLIF",
+    "whole delays": "c8k3s1-BN-PLIF-DELAY(max_delay=2,rounds=true)-c6k3s1-BN-PLIF-MPk2s2-RFC20-PLIF-"
+    "DELAY(max_delay=3,rounds=true)-FC6-PLIF-APk2s2",
     "one neuron a class": "c8k3s1-BN-PLIF-MP-FC3-PLIF",
 }
 

@@ -38,7 +38,7 @@ KINDS = [
     {"learn_threshold": True, **PER_CHANNEL},
     *({"structure": text} for kind, text in STRUCTURES.items() if kind not in REFUSED),
 ]
-ONLY_OURS = {STRUCTURES["integral"]}
+ONLY_OURS = {STRUCTURES["integral"], STRUCTURES["whole delays"]}
 
 
 def spikes_here(net, x):

@@ -97,6 +97,7 @@ def _block(draw: random.Random, channels: int) -> str:
 
 def _drawn(draw: random.Random) -> Drawn:
     blocks = [_block(draw, draw.choice([2, 4, 6, 16])) for _ in range(draw.choice([1, 2, 2, 3]))]
+    blocks += draw.choice([[], [], [], ["DELAY(max_delay=2)"]])
     hidden = draw.choice(["", f"FC7-{_neuron(draw)}-", f"DP(0.0)-FC12b-{_neuron(draw)}-"])
     whole = draw.choice(["", "", "", "-AP", "-MP"])
     end = draw.choice([f"FC6-{_neuron(draw)}-APk2s2", f"FC3-{_neuron(draw)}", "FC3b", "FC3", "FC3-LI(init_tau=4.0)"])

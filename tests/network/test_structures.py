@@ -104,7 +104,7 @@ def test_the_cost_of_every_layer_is_counted(kind):
     net = trained(structure=STRUCTURES[kind])
     found = cost(net, frames(net))
     layers = {layer.layer: layer for layer in found.layers}
-    recurrent = {"fc1.recurrent"} if kind == "recurrent" else set()
+    recurrent = {"fc1.recurrent"} if "RFC" in STRUCTURES[kind] else set()
     assert {name for name in net.layers() if not name.startswith("pool")} | recurrent == layers.keys()
     assert found.total("parameters") == sum(
         p.numel() for name, p in net.named_parameters() if ".bn." not in name

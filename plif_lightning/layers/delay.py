@@ -1,0 +1,195 @@
+"""Learned delays: each channel's signal some time-steps later."""
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plif_lightning.dynamics.derivatives import once_differentiable
+from plif_lightning.errors import UserError, require_count, require_one_of
+from plif_lightning.kernels import Backend, loops
+from plif_lightning.kernels.layout import threads_for
+from plif_lightning.kernels.ops import outside_compile
+from plif_lightning.kernels.parallel import parallel
+from plif_lightning.signals.signal import LayerModule, Signal
+from plif_lightning.signals.states import active_states, advance
+
+DelayKernel = Literal["linear", "gaussian"]
+
+
+class Delay(LayerModule):
+    """Each channel's signal [T, N, C, *] `delay` time-steps later; before the start it is zero.
+
+    Between two steps `linear` divides a value between both; `gaussian` spreads it over all lags from 0 to `max_delay`,
+    with shares that add up to 1. In a step it carries its last `max_delay` inputs, [N, max_delay, C, *].
+
+    Args:
+        channels: C.
+        max_delay: D, in time-steps. Delays are used within 0 and D; at an end the gradient that leads out is dropped.
+        kernel: linear or gaussian.
+        init_delay: initial delay of all channels, in time-steps; None draws them evenly from 0 to D.
+        sigma: width of the Gaussian, in time-steps. It is an attribute, which a callback may shrink in training.
+        rounds: in evaluation each delay is a whole number, so that spikes stay spikes.
+
+    Attributes:
+        delay: [C], in time-steps, as the optimiser moves it.
+
+    Raises:
+        UserError: an argument lies outside its range.
+
+    Source: Hammouamri et al. 2024, "Learning Delays in Spiking Neural Networks using Dilated Convolutions with
+    Learnable Spacings", for a delay per channel.
+
+    >>> delay = Delay(1, max_delay=3, init_delay=1.5)
+    >>> delay(torch.tensor([1.0, 0, 0, 0]).view(4, 1, 1)).flatten().tolist()
+    [0.0, 0.5, 0.5, 0.0]
+    """
+
+    carries = ("x",)
+    backend = Backend("reference")  # until `use_backend`
+    sigma: Tensor
+    geometry = ("max_delay", "kernel", "rounds")
+
+    def __init__(
+        self,
+        channels: int,
+        max_delay: int,
+        kernel: DelayKernel = "linear",
+        init_delay: float | None = None,
+        sigma: float = 1.0,
+        rounds: bool = False,
+    ) -> None:
+        super().__init__()
+        require_count("channels", channels)
+        require_count("max_delay", max_delay)
+        require_one_of("kernel", kernel, DelayKernel)
+        if init_delay is not None and not 0 <= init_delay <= max_delay:
+            raise UserError(f"init_delay must be from 0 to max_delay = {max_delay}, got {init_delay}.")
+        if not sigma > 0:
+            raise UserError(f"sigma must be above 0, got {sigma}.")
+        self.max_delay, self.kernel, self.rounds = max_delay, kernel, rounds
+        self.kept = max_delay
+        start = torch.rand(channels) * max_delay if init_delay is None else torch.full((channels,), float(init_delay))
+        self.delay = nn.Parameter(start)
+        self.register_buffer("sigma", torch.tensor(float(sigma)))
+
+    @property
+    def is_whole(self) -> bool:
+        """True if delays are rounded now."""
+        return self.rounds and not self.training
+
+    def run(self, x: Signal) -> Tensor:
+        if x.values.dim() < 3 or x.values.shape[2] != len(self.delay):
+            raise UserError(f"a delay of {len(self.delay)} channels takes [T, N, C, *], got {list(x.values.shape)}.")
+        return advance(self, partial(self._delayed, x.values.expand(x.steps, *x.values.shape[1:])))
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return spikes and self.is_whole
+
+    def learned(self) -> dict[str, Tensor]:
+        """The delays in use [C], in time-steps."""
+        return {"delay": self.used().detach()}
+
+    def used(self) -> Tensor:
+        """The delays within 0 and `max_delay`, [C]."""
+        delay: Tensor = _Within.apply(self.delay, self.max_delay)
+        return delay.round() if self.is_whole else delay
+
+    def _between(self) -> tuple[Tensor, Tensor]:
+        """The whole part of the delays, at most `max_delay` - 1, and what is left: the share of the step after it."""
+        delay = self.used()
+        whole = delay.detach().floor().clamp(max=self.max_delay - 1)
+        return whole, delay - whole
+
+    def shares(self) -> Tensor:
+        """What of an input is given at each lag from 0 to `max_delay`: [max_delay + 1, C]."""
+        lags = torch.arange(self.max_delay + 1, device=self.delay.device)[:, None]
+        if self.kernel == "gaussian" and not self.is_whole:
+            return torch.softmax(-(((lags - self.used()) / self.sigma) ** 2) / 2, 0)
+        # Not (1 - |lag - delay|)+, which has no gradient at a whole delay.
+        whole, late = self._between()
+        return torch.where(lags == whole, 1 - late, torch.where(lags == whole + 1, late, torch.zeros_like(late)))
+
+    def _delayed(self, x: Tensor, before: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The output at every step, and the inputs that a next step needs; x: [T, N, C, *]."""
+        if active_states() is None and self._has_loops(x):
+            whole, late = self._between()
+            rows = _between_steps(x.movedim(2, -1).flatten(1, -2), whole.long(), late)
+            return rows.unflatten(1, x.shape[1:2] + x.shape[3:]).movedim(-1, 2), ()
+        shares = self.shares().flip(0).to(x.dtype)  # from the earliest input to the newest
+        shape = self.max_delay, *x.shape[1:]
+        past = x.new_zeros(shape) if before is None else before[0].movedim(1, 0)
+        seen = torch.cat([past, x])
+        if active_states() is None:
+            return _convolved(seen, shares), ()
+        weights = shares.view(*shares.shape[:1], 1, -1, *[1] * (x.dim() - 3))
+        return (seen * weights).sum(0, keepdim=True), (seen[len(x) :].movedim(0, 1),)
+
+    def _has_loops(self, x: Tensor) -> bool:
+        """True if the compiled loops run on x [T, N, C, *]: linear, on a CPU, in the parameter's type."""
+        is_linear = self.kernel == "linear" or self.is_whole
+        return is_linear and x.dtype == self.delay.dtype and self.backend.chosen(x.device) == "cpu"
+
+    def extra_repr(self) -> str:
+        return f"{len(self.delay)}, max_delay={self.max_delay}, kernel={self.kernel!r}, rounds={self.rounds}"
+
+
+class _Between(torch.autograd.Function):
+    """Delays between two steps by the loops of `kernels.cpu_delay`, for x [T, P, C]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, whole: Tensor, on_time: Tensor, late: Tensor) -> Tensor:
+        x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device="cpu")
+        ctx.save_for_backward(x, whole, on_time, late)
+        arrays = [tensor.numpy() for tensor in (x, whole, on_time, late, out)]
+        parallel(loops.cpu_delay.forward, x.shape[1], threads_for(x.numel()), *arrays)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, whole, on_time, late = ctx.saved_tensors
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else x.new_empty(0, 0, 0)
+        shares = torch.zeros(torch.get_num_threads(), 2, len(whole), dtype=torch.float64, device="cpu")
+        arrays = [tensor.numpy() for tensor in (grad.contiguous(), x, whole, on_time, late, grad_x, shares)]
+        parallel(loops.cpu_delay.backward, x.shape[1], threads_for(x.numel()), *arrays)
+        of_shares = shares.sum(0).to(late.dtype)
+        return grad_x if ctx.needs_input_grad[0] else None, None, of_shares[0], of_shares[1]
+
+
+@outside_compile
+def _between_steps(x: Tensor, whole: Tensor, late: Tensor) -> Tensor:
+    y: Tensor = _Between.apply(x, whole, 1 - late, late)
+    return y
+
+
+class _Within(torch.autograd.Function):
+    """Values clamped to [0, limit]; at an end the gradient whose descent leads further out is dropped."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor, limit: int) -> Tensor:
+        return values.clamp(0, limit)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.limit = inputs[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (values,) = ctx.saved_tensors
+        leads_out = (values <= 0) & (grad > 0) | (values >= ctx.limit) & (grad < 0)
+        return grad.masked_fill(leads_out, 0), None
+
+
+def _convolved(seen: Tensor, shares: Tensor) -> Tensor:
+    """[T, N, C, *] of inputs [D + T, N, C, *], the first D of them before the start, and shares [D + 1, C]."""
+    channels = shares.shape[1]
+    rows = seen.movedim((0, 2), (-1, -2))  # [N, *, C, D + T]
+    y = F.conv1d(rows.reshape(-1, channels, len(seen)), shares.t()[:, None], groups=channels)
+    return y.view(*rows.shape[:-1], -1).movedim((-1, -2), (0, 2)).contiguous()
