@@ -84,14 +84,12 @@ def _take_step_length(options: argparse.Namespace, trained: Trained) -> None:
             raise UserError(f"--{name} must be above 0 milliseconds, got {value:g}.")
     if options.every_ms is not None:
         options.ms_per_step = options.every_ms
-    settings, steps = trained.data.get("init_args", {}), trained.net.time_steps
-    ms = settings.get("step_ms") or (settings.get("window_ms") or 0) / steps
-    events = max(1, settings["window_events"] // steps) if settings.get("window_events") else None
+    events, ms = trained.input.step_length()
     options.as_trained = not _has_step_length(options)
     if options.as_trained:
-        options.events_per_step, options.ms_per_step = events, None if events else ms or None
-    elif settings and (options.events_per_step, options.ms_per_step or 0) != (events, 0 if events else ms):
-        of_recording = f"a T-th of a recording's {settings.get('slicing', 'by_count').removeprefix('by_')}"
+        options.events_per_step, options.ms_per_step = events, ms
+    elif trained.input.kind is not None and (options.events_per_step, options.ms_per_step) != (events, ms):
+        of_recording = f"a T-th of a recording's {trained.input.slicing.removeprefix('by_')}"
         trained_on = f"{events} events" if events else f"{ms:g} ms" if ms else of_recording.replace("count", "events")
         by_ms = options.events_per_step is None
         these = f"{options.ms_per_step:g} ms" if by_ms else f"{options.events_per_step} events"
@@ -105,20 +103,20 @@ def _network(options: argparse.Namespace, trained: Trained) -> "StreamingNetwork
     """Build the streaming network that the options of `stream` describe."""
     from plif_lightning.deploy.streaming import StreamingNetwork
 
-    settings = trained.data.get("init_args", {})
+    given = trained.input
     is_line = len(trained.net.input_shape) == 1
-    polarities = settings.get("polarities", 1 if is_line else 2)
-    if (probe := settings.get("probe")) is not None:
+    channels = given.channels or (1 if is_line else 2)
+    if given.probe is not None:
         raise UserError(
-            f"the network was trained with data.probe={probe}, which takes time away, and a stream has it: stream a "
-            "network that was trained without a probe."
+            f"the network was trained with data.probe={given.probe}, which takes time away, and a stream has it: "
+            "stream a network that was trained without a probe."
         )
-    if not is_line and trained.net.input_shape[0] != polarities:
+    if given.kind == "images" or (not is_line and trained.net.input_shape[0] != channels):
         raise UserError(
             f"the network takes {' x '.join(map(str, trained.net.input_shape))} images, and a stream gives frames of "
             "events, 2 x H x W."
         )
-    if is_line and "slicing" not in settings and trained.data.get("class_path", "").startswith("plif_lightning."):
+    if given.kind == "sequences":
         raise UserError(
             "the network takes sequences, not events: call plif_lightning.deploy.StreamingNetwork.step with the "
             "features of each time-step (docs/howto/deploy.md)."
@@ -128,10 +126,10 @@ def _network(options: argparse.Namespace, trained: Trained) -> "StreamingNetwork
         events_per_step=options.events_per_step,
         us_per_step=None if options.ms_per_step is None else round(1000 * options.ms_per_step),
         engine=options.engine,
-        sensor=trained.sensor,
+        sensor=None if given.rescales else given.sensor,
         last=options.last,
-        background_us=settings.get("background_us"),
-        polarities=polarities,
+        background_us=given.background_us,
+        polarities=channels,
     )
 
 
@@ -141,15 +139,14 @@ def _live(options: argparse.Namespace, network: "StreamingNetwork", trained: Tra
 
     from plif_lightning.events.live import LiveText
 
-    settings = trained.data.get("init_args", {})
-    if not _takes_any_file(trained):
+    if trained.input.reader is not None:
         raise UserError(
-            f"--every_ms reads text, and the network was trained on what {trained.data['class_path']}.read gives: call "
+            f"--every_ms reads text, and the network was trained on what {trained.input.reader}.read gives: call "
             "plif_lightning.deploy.StreamingNetwork with its events (docs/howto/deploy.md)."
         )
     network.step(torch.zeros(network.net.input_shape))
     network.reset()
-    return LiveText(options.file, settings.get("columns"), settings.get("time_unit"))
+    return LiveText(options.file, trained.input.columns, trained.input.time_unit)
 
 
 def _steps_on_a_clock(
@@ -194,29 +191,28 @@ def _steps(options: argparse.Namespace, network: "StreamingNetwork", trained: Tr
     """Return an iterator over the network's time-steps."""
     from plif_lightning.events.readers import sensor_of
 
-    settings = trained.data.get("init_args", {})
-    sensor = sensor_of(options.file)
-    if sensor not in (None, network.sensor) and not isinstance(settings.get("size"), list):
+    given, sensor = trained.input, sensor_of(options.file)
+    if sensor not in (None, network.sensor) and not given.rescales:
         raise UserError(
             f"{options.file} is of a sensor of {sensor} pixels (height x width), and the network was trained on "
             f"{network.sensor}."
         )
-    recording, from_zero = _recording(options.file, trained, options.sensor, options.number)
+    recording = _recording(options.file, trained, options.sensor, options.number)
     if not len(recording.t):
         raise UserError(f"{options.file} holds no events.")
     if _has_step_length(options):
-        if from_zero and network.us_per_step is not None:
+        if given.from_zero and network.us_per_step is not None:
             network.advance(0)
         steps = network.pushed(recording, name=str(options.file))
-        if not options.as_trained or options.ms_per_step is None or options.ms_per_step != settings.get("step_ms"):
+        if not options.as_trained or given.step_us is None or given.window_us is not None:
             return steps
         # As in training: T steps, silent ones included.
         assert network.us_per_step is not None
-        begin = 0 if from_zero else int(recording.t[0])
+        begin = 0 if given.from_zero else int(recording.t[0])
         end = begin + network.net.time_steps * network.us_per_step
         silence = (votes for _ in (0,) for votes in network.advanced(max(end, int(recording.t[-1]))))
         return itertools.islice(itertools.chain(steps, silence), network.net.time_steps)
-    return network.run_recording(recording, settings.get("slicing", "by_count"), str(options.file))
+    return network.run_recording(recording, given.slicing, str(options.file))
 
 
 def _rescale(trained: Trained, name: str, sensor: Any, recording: Any) -> Any:
@@ -230,27 +226,19 @@ def _rescale(trained: Trained, name: str, sensor: Any, recording: Any) -> Any:
     """
     from plif_lightning.events.recording import RecordingError, Sensor, rescale
 
-    settings = trained.data.get("init_args", {})
-    if not isinstance(settings.get("size"), (list, tuple)):
+    if not trained.input.rescales:
         return recording
-    if (sensor := sensor or settings.get("sensor")) is None:
+    assert trained.input.size is not None
+    if (sensor := sensor or trained.input.sensor) is None:
         raise UserError(f"{name} does not name its sensor: pass --sensor HEIGHT WIDTH.")
     try:
-        return rescale(recording, Sensor.of(sensor), Sensor.of(settings["size"]), name)
+        return rescale(recording, Sensor.of(sensor), Sensor.of(trained.input.size), name)
     except RecordingError as error:
         raise UserError(f"{error} Pass --sensor HEIGHT WIDTH of its camera.") from error
 
 
-def _takes_any_file(trained: Trained) -> bool:
-    """True if any file of this package's formats will do, not only what the data set reads."""
-    path = str(trained.data.get("class_path", ""))
-    return not path or (path.startswith("plif_lightning.") and path.rpartition(".")[2] not in ("SHD", "SSC"))
-
-
-def _recording(file: Path, trained: Trained, sensor: Any, number: int | None) -> tuple[Any, bool]:
+def _recording(file: Path, trained: Trained, sensor: Any, number: int | None) -> Any:
     """Events of a file, read as in training: by the user-defined data set, if the network was trained on it.
-
-    And True if their first time-step begins at time 0, not at the first event.
 
     Args:
         file: the file.
@@ -258,19 +246,18 @@ def _recording(file: Path, trained: Trained, sensor: Any, number: int | None) ->
         sensor: of a file that does not name it, if the recordings are rescaled.
         number: of the recording in a file of many.
     """
-    settings = trained.data.get("init_args", {})
-    if _takes_any_file(trained):
+    if trained.input.reader is None:
         from plif_lightning.events.readers import read_any, sensor_of
 
-        recording = read_any(file, settings.get("columns"), settings.get("time_unit"))
-        return _rescale(trained, str(file), sensor_of(file) or sensor, recording), False
+        recording = read_any(file, trained.input.columns, trained.input.time_unit)
+        return _rescale(trained, str(file), sensor_of(file) or sensor, recording)
     from plif_lightning.cli.prepare import data_in  # which loads Lightning
 
     data: Any = data_in(for_evaluation(trained.data))
     recordings = [recording for _, recording in data.read(file, 0)]
     if not 0 <= (number or 0) < len(recordings) or (number is None and len(recordings) > 1):
         raise UserError(f"{file} holds {len(recordings)} recordings: pass --number 0 to {len(recordings) - 1}.")
-    return recordings[number or 0], getattr(data, "from_zero", False)
+    return recordings[number or 0]
 
 
 def _print_decision(network: "StreamingNetwork", class_names: Sequence[str]) -> bool:
@@ -305,9 +292,9 @@ def _stream(options: argparse.Namespace) -> int:
         raise UserError("standard input has no end that is known: pass --every_ms MILLISECONDS with --file -.")
     trained = read_trained(options.ckpt_path)
     written = {"columns": options.columns, "time_unit": options.time_unit}
-    arguments = {**trained.data.get("init_args", {}), **{name: value for name, value in written.items() if value}}
-    trained = trained._replace(data={**trained.data, "init_args": arguments})
-    if options.sensor is not None and not isinstance(trained.data.get("init_args", {}).get("size"), (list, tuple)):
+    given = trained.input._replace(**{name: value for name, value in written.items() if value})
+    trained = trained._replace(input=given)
+    if options.sensor is not None and not given.rescales:
         raise UserError("--sensor is for a network that was trained on recordings of several cameras: leave it out.")
     _take_step_length(options, trained)
     network = _network(options, trained)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
+from plif_lightning.runtime.input_spec import InputSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,13 +33,13 @@ class Trained(NamedTuple):
         net: the network.
         data: `data` block of the configuration; empty if the checkpoint has none.
         class_names: name of each class; its number if the name is unknown.
-        sensor: height and width of the camera, if the data set pools its pixels into smaller frames; None otherwise.
+        input: what its data set said of its input.
     """
 
     net: "SpikingNetwork"
     data: dict[str, Any]
     class_names: list[str]
-    sensor: Any
+    input: InputSpec
 
 
 def read_trained(path: Path) -> Trained:
@@ -55,9 +56,7 @@ def read_trained(path: Path) -> Trained:
     checkpoint = load_checkpoint(path)
     net, data = network_in(checkpoint, path), configuration_in(checkpoint).get("data", {})
     names = class_names_in(checkpoint, net.num_classes) or [str(i) for i in range(net.num_classes)]
-    settings = data.get("init_args", {})
-    pooled = isinstance(settings.get("size"), int)
-    return Trained(net, data, names, (settings.get("sensor") or checkpoint.get("sensor")) if pooled else None)
+    return Trained(net, data, names, InputSpec.of(checkpoint.get("preprocessing")))
 
 
 def for_evaluation(data: dict[str, Any], **changed: Any) -> dict[str, Any]:

@@ -312,9 +312,11 @@ class SpikingDataModule(L.LightningDataModule):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """Preprocessing from a stored sample to the network's input, as plain values, for `export.json`."""
-        channels, *size = self.input_shape
-        return {"channels": channels, "size": size}
+        """Preprocessing from a stored sample to the network's input, as plain values: what `InputSpec` reads, and more.
+
+        It is stored in checkpoints and in `export.json`.
+        """
+        return {"kind": None, "probe": self.probe, "time_steps": self.time_steps}
 
     def verify(self) -> int:
         """Read all prepared data and compare its checksums.

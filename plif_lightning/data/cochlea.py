@@ -47,6 +47,7 @@ class SHD(EventDataModule):
 
     title = "SHD"
     polarities = 1
+    own_format = True
     from_zero = True  # as in the code of Bittar and Garner 2022; tonic's frames begin at the first event
     files_of: ClassVar[dict[bool, tuple[str, ...]]] = {True: ("shd_train.h5",), False: ("shd_test.h5",)}
 

@@ -248,9 +248,12 @@ class EventFolder(EventDataModule):
         return {
             **super().preprocessing,
             **({"sensor": self._of_tables and [*self._of_tables]} if self._rescales else {}),
+            "rescales": self._rescales,
             "window_events": self.window_events,
             "window_us": window_us,
-            "step_us": window_us / self.time_steps if window_us is not None and by_time else None,
+            **({"step_us": window_us / self.time_steps} if window_us is not None and by_time else {}),
+            "columns": self.columns,
+            "time_unit": self.time_unit,
         }
 
     def identity(self, train: bool = True) -> str:

@@ -257,6 +257,7 @@ class EventDataModule(SpikingDataModule):
     sensor: ClassVar[Sensor]
     polarities: ClassVar[int] = 2
     from_zero: ClassVar[bool] = False
+    own_format: ClassVar[bool] = False
 
     time_steps: int = 20
     eval_batch_size: int = 16
@@ -348,16 +349,26 @@ class EventDataModule(SpikingDataModule):
         The input counts the events of each slice, pixel and polarity; it is not normalised.
         """
         return {
+            **super().preprocessing,
+            "kind": "events",
             "sensor": [*self.sensor],
             "size": [*self.frame],
             "pixel": "floor(x * size / sensor), of height and width",
             "slicing": self.slicing,
             "step_us": self.step_us or None,
-            "first_step": "at 0 s" if self.from_zero else "at the first event",
-            "time_steps": self.time_steps,
+            "from_zero": self.from_zero,
+            "channels": self.polarities,
             "polarities": ["off", "on"] if self.polarities == 2 else ["all"],
             "background_us": self.background_us,
+            "reader": self._reader,
         }
+
+    @property
+    def _reader(self) -> str | None:
+        """Import path of this class where `read` is needed for its files, not only a reader of recordings."""
+        kind = type(self)
+        is_ours = kind.__module__.startswith("plif_lightning.")
+        return None if is_ours and not self.own_format else f"{kind.__module__}.{kind.__qualname__}"
 
     # --- the cache
 

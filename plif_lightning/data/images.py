@@ -176,7 +176,8 @@ class ImageDataModule(SpikingDataModule):
         sequence = (
             {} if self.image_sequence is None else {"sequence": self.image_sequence.description(self.image_shape)}
         )
-        return {"channels": channels, "size": size, **of_pixels, **sequence}
+        kind = "images" if self.image_sequence is None else "sequences"
+        return {**super().preprocessing, "kind": kind, "channels": channels, "size": size, **of_pixels, **sequence}
 
     def inventory(self) -> list[SplitInventory]:
         return [

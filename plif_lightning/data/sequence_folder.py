@@ -180,8 +180,8 @@ class SequenceFolder(SpikingDataModule):
         mean, deviation = (values.tolist() for values in self.moments)
         columns = self.arrays(True)["columns"].tolist() or None
         return {
-            "features": self.input_shape[0], "columns": columns, "mean": mean, "std": deviation,
-            "time_steps": self.time_steps, "padding": "zeros behind the end, after normalisation",
+            **super().preprocessing, "kind": "sequences", "features": self.input_shape[0], "columns": columns,
+            "mean": mean, "std": deviation, "padding": "zeros behind the end, after normalisation",
         }  # fmt: skip
 
     def reading(self) -> str:

@@ -33,6 +33,7 @@ from plif_lightning.network.storage.checkpoint import (
 from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.network.user_networks import description, neurons_of
 from plif_lightning.neurons import Neuron
+from plif_lightning.runtime.input_spec import InputSpec
 from plif_lightning.runtime.program import needed_by
 from plif_lightning.signals.states import as_tuple, from_tuple, stateful_modules
 
@@ -195,14 +196,12 @@ def _folded_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: 
     return checkpoint_without_training
 
 
-def _takes_images(
-    net: SpikingNetwork, reading: Mapping[str, Any], formats: Sequence[str], requested: Input | None
-) -> bool:
+def _takes_images(net: SpikingNetwork, given: InputSpec, formats: Sequence[str], requested: Input | None) -> bool:
     """True if inputs are static images [N, C, H, W], False for frames [T, N, C, H, W] or sequences [T, N, F].
 
     Args:
         net: the network.
-        reading: `preprocessing` of the data module.
+        given: what the data module said of its input.
         formats: see `export`.
         requested: the caller's choice.
 
@@ -211,9 +210,9 @@ def _takes_images(
     """
     if requested is not None or len(net.input_shape) == 1:
         return requested == "images"
-    if not reading.keys() & {"scale", "slicing"} and {*formats} - {"network", "nir"}:
+    if given.kind is None and {*formats} - {"network", "nir"}:
         raise UserError("the data module does not say what its network takes: pass --input=images or --input=frames.")
-    return "slicing" not in reading
+    return given.kind != "events"
 
 
 def export(
@@ -253,7 +252,7 @@ def export(
     if has_structure(net) and net.inputs.name != "direct" and requested_formats:
         raise UserError(f"input_encoder={net.inputs.name!r} cannot be exported to {' or '.join(requested_formats)}.")
     data = config.get("data", {})
-    static = _takes_images(net, checkpoint.get("preprocessing") or {}, formats, takes)
+    static = _takes_images(net, InputSpec.of(checkpoint.get("preprocessing")), formats, takes)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with _replace_files(out) as folder:
         torch.save(_folded_checkpoint(checkpoint, config, net), folder / "network.ckpt")

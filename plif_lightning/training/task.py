@@ -277,11 +277,9 @@ class SpikingClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["fingerprint"] = fingerprint(self.network)
         data = getattr(self.trainer, "datamodule", None)
-        names, sensor = getattr(data, "class_names", None), getattr(data, "sensor", None)
+        names = getattr(data, "class_names", None)
         if isinstance(names, (list, tuple)):
             checkpoint["class_names"] = [str(name) for name in names]
-        if isinstance(sensor, tuple) and len(sensor) == 2 and all(isinstance(side, int) for side in sensor):
-            checkpoint["sensor"] = [int(side) for side in sensor]
         checkpoint["preprocessing"] = getattr(data, "preprocessing", None)
         checkpoint["train_metrics"] = {
             f"{name}.{state}": self.trainer.strategy.reduce(torch.as_tensor(value).clone(), reduce_op="sum")

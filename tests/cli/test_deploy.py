@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +22,13 @@ import yaml
 from plif_lightning.cli import main, streaming
 from plif_lightning.cli.streaming import _Clock, _steps_on_a_clock, _take_step_length
 from plif_lightning.cli.trained import Trained
-from plif_lightning.data import Digits, DVSGesture, SpikingDataModule
+from plif_lightning.data import Digits, DVSGesture, EventFolder, SpikingDataModule
 from plif_lightning.deploy import StreamingNetwork, deployed
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
 from plif_lightning.network import load_network
 from plif_lightning.network.storage.fingerprint import fingerprint
+from plif_lightning.runtime.input_spec import InputSpec
 from plif_lightning.runtime.process import is_interrupt
 from tests.cli.calls import SILENT, TINY, fit, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
@@ -55,18 +57,24 @@ def checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net = of_few_events(trained((2, 128, 128), 11, 4, n_down=4, **SIZE))
     arguments = {"input_shape": [2, 128, 128], "num_classes": 11, "time_steps": 4, "n_down": 4, **SIZE}
-    data = {"class_path": "plif_lightning.data.DVSGesture", "init_args": {"slicing": "by_count"}}
+    data = {"class_path": "plif_lightning.data.DVSGesture", "init_args": {}}
     torch.save(
         {
             **weights_of(net),
             "hyper_parameters": arguments,
             "cli_config": yaml.safe_dump({"data": data, "model": {}}),
             "class_names": [*DVSGesture.class_names],
-            "sensor": [*DVSGesture.sensor],
+            "preprocessing": DVSGesture(time_steps=4).preprocessing,
         },
         "net.ckpt",
     )
     return Path("net.ckpt")
+
+
+def of_folder(sensor=(128, 128), **settings):
+    """What an `EventFolder` says of its input."""
+    with tempfile.TemporaryDirectory() as folder:
+        return EventFolder(root=folder, sensor=sensor, **settings).preprocessing
 
 
 def expected(checkpoint, recording, **way):
@@ -108,8 +116,7 @@ def test_a_quiet_stream_prints_the_decision_alone(checkpoint, capsys):
 )
 def test_steps_of_another_length_than_in_training_are_named(checkpoint, settings, trained_on, capsys):
     held = torch.load(checkpoint, weights_only=True)
-    data = {"class_path": "plif_lightning.data.EventFolder", "init_args": {"time_steps": 4, **settings}}
-    torch.save({**held, "cli_config": yaml.safe_dump({"data": data, "model": {}})}, "net.ckpt")
+    torch.save({**held, "preprocessing": of_folder(time_steps=4, **settings)}, "net.ckpt")
     Path("a.aedat").write_bytes(aedat2_bytes(events_of(1000, 0)))
     call = ["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--quiet"]
     main([*call, "--ms_per_step", "150"])
@@ -124,9 +131,7 @@ def test_steps_of_another_length_than_in_training_are_named(checkpoint, settings
 
 def test_an_event_outside_of_the_camera_is_named_in_its_coordinates(checkpoint, capsys):
     held = torch.load(checkpoint, weights_only=True)
-    settings = {"size": [128, 128], "sensor": [200, 300]}
-    data = {"class_path": "plif_lightning.data.EventFolder", "init_args": settings}
-    torch.save({**held, "cli_config": yaml.safe_dump({"data": data})}, "net.ckpt")
+    torch.save({**held, "preprocessing": of_folder(size=[128, 128], sensor=[200, 300])}, "net.ckpt")
     recording = events_of(1000, 0, 200, 600)  # of another camera
     Path("a.csv").write_bytes(text_bytes(recording, "txyp", ","))
     outside = int(recording.x[recording.x >= 300][0])
@@ -238,7 +243,6 @@ def test_a_recording_of_another_sensor_is_rescaled_as_in_training(checkpoint, ca
     twice = recording._replace(x=recording.x * 4, y=recording.y * 2)
     Path("b.raw").write_bytes(evt3_bytes(twice, 256, 512))
     Path("c.csv").write_bytes(text_bytes(twice, "txyp", ","))
-    of_folder = {"class_path": "plif_lightning.data.EventFolder"}
     said = []
     for file, settings in (
         ("a.aedat", {}),
@@ -246,15 +250,14 @@ def test_a_recording_of_another_sensor_is_rescaled_as_in_training(checkpoint, ca
         ("b.raw", {"size": [128, 128]}),
         ("c.csv", {"size": [128, 128], "sensor": [256, 512]}),
     ):
-        torch.save({**held, "cli_config": yaml.safe_dump({"data": {**of_folder, "init_args": settings}})}, "net.ckpt")
+        torch.save({**held, "preprocessing": of_folder(**settings)}, "net.ckpt")
         main(["stream", "--ckpt_path", "net.ckpt", "--file", file])
         said.append(capsys.readouterr().out)
     assert len({*said}) == 1
     with live("-", stdin=subprocess.PIPE) as process:
         lines, _ = process.communicate(Path("c.csv").read_text())
     assert "decision" in lines
-    settings = {"size": [128, 128]}
-    torch.save({**held, "cli_config": yaml.safe_dump({"data": {**of_folder, "init_args": settings}})}, "net.ckpt")
+    torch.save({**held, "preprocessing": of_folder(size=[128, 128], sensor=None)}, "net.ckpt")
     call = ["stream", "--ckpt_path", "net.ckpt", "--file", "c.csv"]
     assert "c.csv does not name its sensor: pass --sensor" in refused(capsys, *call)
     main([*call, "--sensor", "256", "512"])
@@ -297,8 +300,7 @@ def test_stream_errors_are_single_sentences(checkpoint, arguments, message, caps
 def test_a_given_length_of_steps_runs_through_the_file(checkpoint, capsys):
     """Without one, a network of time-steps of a duration sees T of them, as in training."""
     held = torch.load(checkpoint, weights_only=True)
-    data = {"class_path": "plif_lightning.data.EventFolder", "init_args": {"step_ms": 5.0, "slicing": "by_time"}}
-    torch.save({**held, "cli_config": yaml.safe_dump({"data": data})}, "net.ckpt")
+    torch.save({**held, "preprocessing": of_folder(time_steps=4, step_ms=5.0, slicing="by_time")}, "net.ckpt")
     Path("a.csv").write_bytes(text_bytes(events_of(1000, 0), "txyp", ","))
     steps = []
     for given in ([], ["--ms_per_step", "5"]):
@@ -334,9 +336,7 @@ def test_text_recordings_use_the_data_sets_columns_and_unit(checkpoint, capsys):
     Path("a.txt").write_bytes(text_bytes(recording, "yxpt", " ", header=False, unit="s"))
     assert "a.txt" in refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "a.txt")
     held = torch.load(checkpoint, weights_only=True)
-    settings = {"columns": list("yxpt"), "time_unit": "s"}
-    data = {"class_path": "plif_lightning.data.EventFolder", "init_args": settings}
-    torch.save({**held, "cli_config": yaml.safe_dump({"data": data})}, "net.ckpt")
+    torch.save({**held, "preprocessing": of_folder(columns=list("yxpt"), time_unit="s")}, "net.ckpt")
     main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.txt", "--ms_per_step", "150"])
     assert capsys.readouterr().out.splitlines()[-1] == expected(checkpoint, recording, us_per_step=150_000)
 
@@ -363,9 +363,7 @@ def test_a_sensor_of_another_size_and_other_networks_are_refused(checkpoint, run
 
 def test_a_network_that_was_trained_without_time_is_not_streamed(checkpoint, capsys):
     content = torch.load(checkpoint)
-    config = yaml.safe_load(content["cli_config"])
-    config["data"]["init_args"]["probe"] = "shuffled"
-    torch.save(content | {"cli_config": yaml.safe_dump(config)}, "probed.ckpt")
+    torch.save(content | {"preprocessing": DVSGesture(probe="shuffled").preprocessing}, "probed.ckpt")
     Path("a.aedat").write_bytes(aedat2_bytes(events_of(1000, 0)))
     line = refused(capsys, "stream", "--ckpt_path", "probed.ckpt", "--file", "a.aedat")
     assert "trained with data.probe=shuffled, which takes time away" in line
@@ -384,7 +382,7 @@ def test_streamed_recording_has_the_frames_of_its_data_set(checkpoint, events, s
     recording = Recording(*(column[:events] for column in events_of(1000, 0)))
     Path("a.aedat").write_bytes(aedat2_bytes(recording))
     held = torch.load(checkpoint, weights_only=True)
-    held["cli_config"] = held["cli_config"].replace("by_count", slicing)
+    held["preprocessing"]["slicing"] = slicing
     torch.save(held, checkpoint)
     main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat"])
     out = capsys.readouterr().out.splitlines()
@@ -399,7 +397,7 @@ def test_smaller_frames_cover_the_full_sensor(checkpoint, capsys):
     held = torch.load(checkpoint, weights_only=True)
     held |= weights_of(net)
     held["hyper_parameters"]["input_shape"] = [2, 32, 32]
-    held["cli_config"] = held["cli_config"].replace("slicing: by_count", "size: 32")
+    held["preprocessing"] = DVSGesture(size=32).preprocessing
     torch.save(held, "small.ckpt")
     recording = events_of(1000, 0)
     Path("a.aedat").write_bytes(aedat2_bytes(recording))
@@ -550,7 +548,6 @@ def test_a_network_that_does_not_fire_decides_nothing(checkpoint, capsys):
     [
         ({"window_ms": 100}, (None, None), (None, 25), ""),
         ({"window_events": 1001}, (None, None), (250, None), ""),
-        ({"window_events": 3}, (None, None), (1, None), ""),
         ({"window_ms": 100}, (None, 25.0), (None, 25), ""),
         ({"window_ms": 100}, (None, 7.0), (None, 7), "of 25 ms, and these have 7 ms"),
         ({"window_ms": 100}, (50, None), (50, None), "of 25 ms, and these have 50 events"),
@@ -564,7 +561,8 @@ def test_a_network_that_does_not_fire_decides_nothing(checkpoint, capsys):
 )
 def test_stream_uses_the_step_length_of_training_and_names_another(settings, given, expected, note, capsys):
     options = SimpleNamespace(events_per_step=given[0], ms_per_step=given[1], every_ms=None)
-    _take_step_length(options, Trained(SimpleNamespace(time_steps=4), {"init_args": settings}, [], None))
+    given = InputSpec.of(of_folder(time_steps=4, **settings) if settings else None)
+    _take_step_length(options, Trained(SimpleNamespace(time_steps=4), {}, [], given))
     assert (options.events_per_step, options.ms_per_step) == expected
     said = capsys.readouterr().err
     assert note in said

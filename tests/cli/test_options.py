@@ -12,6 +12,7 @@ from plif_lightning.cli.dispatch import COMMANDS
 from plif_lightning.cli.lightning import PlifCLI
 from plif_lightning.cli.messages import Parser
 from plif_lightning.cli.parser import PlainParser
+from plif_lightning.data import EventFolder
 from plif_lightning.network.storage.fingerprint import fingerprint
 from tests.cli.calls import FEW, QUICKSTART, TINY, fit, load
 from tests.conftest import REPOSITORY
@@ -64,12 +65,12 @@ def streamed():
     net = trained_network((2, 128, 128), 11, 4, n_down=4, **SIZE)
     for block in net.encoder:
         block.norm.bn.bias.data += 0.6
-    data = {"class_path": "plif_lightning.data.EventFolder", "init_args": {"size": [128, 128], "sensor": [128, 128]}}
+    data = EventFolder(root=".", size=[128, 128], sensor=(128, 128))
     checkpoint = {
         "state_dict": {f"network.{name}": value for name, value in net.state_dict().items()},
         "fingerprint": fingerprint(net),
         "hyper_parameters": {"input_shape": [2, 128, 128], "num_classes": 11, "time_steps": 4, "n_down": 4, **SIZE},
-        "cli_config": yaml.safe_dump({"data": data, "model": {}}),
+        "preprocessing": data.preprocessing,
     }
     torch.save(checkpoint, "net.ckpt")
     torch.save({**checkpoint, "state_dict": {k: 0 * v for k, v in checkpoint["state_dict"].items()}}, "zero.ckpt")
