@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from plif_lightning.convert.excitation import Excitation, is_telling, rate_of
@@ -36,10 +37,32 @@ def _fixed_mask_of_steps(module: Any, x: Tensor) -> Tensor:
     return _fixed_mask(module, x[0])
 
 
+class _InFloat64(TorchFunctionMode):
+    """Answers in float64 what a forward asks for in float32: `x.float()`, `torch.zeros(n)`, `dtype=torch.float32`."""
+
+    def __enter__(self) -> "_InFloat64":
+        self._default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.set_default_dtype(self._default)
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        wide = [torch.float64 if argument is torch.float32 else argument for argument in arguments]
+        wide_named = {name: torch.float64 if v is torch.float32 else v for name, v in (named or {}).items()}
+        answer: Any = Tensor.double if function is Tensor.float else function
+        return answer(*wide, **wide_named)
+
+
 class Proof:
     """A copy of a network in float64 with firing nodes, and comparisons with its conversion; a context manager.
 
-    Random numbers of the caller are restored.
+    While it lasts, what is asked for in float32 is in float64. Random numbers of the caller are restored.
 
     Args:
         net: the network; it is left alone.
@@ -73,7 +96,7 @@ class Proof:
                 stores = partial(_store_fixed_mask, dropout)
                 dropout.create_mask = stores if self.library.single_steps else _fixed_mask.__get__(module)
         try:
-            with restore_modes(self.net):
+            with restore_modes(self.net), _InFloat64():
                 Excitation(self.net.train(), self.x, self.nodes.values(), self._reset).run()
         except Exception as error:
             if of_example := self._error_of_example():
@@ -83,9 +106,9 @@ class Proof:
                 ) from error
             raise UserError(
                 f"{type(self.net).__name__} runs the example, but not in float64, in which it is compared: "
-                f"{str(error).rstrip('.')}. In its code write .to(x) for .float() and dtype=x.dtype in torch.zeros, or "
-                "convert it without an example."
+                f"{str(error).rstrip('.')}. Convert it without an example, or write its code for any type."
             ) from error
+        self._context.enter_context(_InFloat64())
         first, second = (self._outputs() for _ in range(2))
         self.repeats = not _difference(first, second)
         return self

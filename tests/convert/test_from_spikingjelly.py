@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import warnings
 from pathlib import Path
 
 import pytest
@@ -427,15 +428,30 @@ def test_stateless_user_defined_node_may_be_shared():
     assert pl.to_spikingjelly_state_dict(converted).keys() == net.state_dict().keys()
 
 
-def test_network_without_float64_support_gets_advice():
+def test_a_forward_that_asks_for_float32_is_proved_in_float64_without_an_edit():
     class Single(OfTET):
         def forward(self, x):
-            return super().forward(x.float())
+            offset = torch.zeros(1) + torch.tensor(0.25, dtype=torch.float32, device=x.device)
+            return super().forward(x.float() + offset.type(torch.float32)).to(torch.float32)
 
-    with pytest.raises(
-        UserError, match=r"Single runs the example, but not in float64.*write \.to\(x\) for \.float\(\)"
-    ):
+    torch.manual_seed(0)
+    net, x = Single().float(), 2 * torch.rand(3, 4, 2, 6, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        converted = pl.from_spikingjelly(net, x, nodes={LIFSpike: of_lifspike})
+    assert str(converted.conversion).endswith("equal on the example")
+    assert torch.get_default_dtype() == converted(x).dtype == torch.float32
+    assert torch.zeros(1).float().dtype == torch.float32
+
+
+def test_network_without_float64_support_is_named():
+    class Single(OfTET):
+        def forward(self, x):
+            return super().forward(torch.from_numpy(x.detach().numpy().astype("float32")))
+
+    with pytest.raises(UserError, match=r"Single runs the example, but not in float64"):
         pl.from_spikingjelly(Single().float(), torch.rand(3, 4, 2, 6, 6), nodes={LIFSpike: of_lifspike})
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_an_example_of_the_wrong_shape_is_named_with_the_networks_error():
