@@ -1,5 +1,6 @@
 """Blocks and neurons in the places of a network's layers, under its original forward."""
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -7,8 +8,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from plif_lightning.errors import UserError
+from plif_lightning.kernels import Backend, moments, norm_fire_pool
+from plif_lightning.kernels.dense import computing_type
+from plif_lightning.kernels.layout import channels_last
+from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.plan import refuses_fusion
 from plif_lightning.neurons import Neuron
 from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, output_of
+from plif_lightning.signals.states import active_states
 
 
 class CallGuard:
@@ -53,21 +60,29 @@ class _Passing(NamedTuple):
     block: "Replacement"
     values: Tensor
     place: int
+    shaped: Tensor | None
 
 
 class BlockOutput:
     """The output of a block, on its way through the places of the block's layers: only the next of them can read it.
 
-    In the original these places hold other values, such as the convolution's output: reading them here is an error.
+    In the original these places hold other values, such as the convolution's output: reading them here is an error. A
+    block that runs at its last place passes on its input, and what a forward may do to it in between is reshape it.
 
     Args:
         block: the block.
-        values: its output.
+        values: its output; its input, where it runs at its last place.
         place: number of the layer that reads it next.
+        shaped: a tensor without memory in the shape that the original's output has here; None if the block has run.
     """
 
-    def __init__(self, block: "Replacement", values: Tensor, place: int) -> None:
-        self.passing = _Passing(block, values, place)
+    def __init__(self, block: "Replacement", values: Tensor, place: int, shaped: Tensor | None = None) -> None:
+        self.passing = _Passing(block, values, place, shaped)
+
+    def reshaped(self, shaped: Tensor) -> "BlockOutput":
+        """The same behind a change of its shape."""
+        block, values, place, _ = self.passing
+        return BlockOutput(block, values, place, shaped)
 
     def _refuse(self, *arguments: Any, **named: Any) -> Any:
         raise BlockReadError(self.passing.block.name)
@@ -75,17 +90,79 @@ class BlockOutput:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        shaped = self.passing.shaped
+        if shaped is not None and name in _SHAPES:
+            return getattr(shaped, name)
+        if shaped is not None and name in _RESHAPES:
+            return lambda *arguments, **named: self.reshaped(getattr(shaped, name)(*arguments, **named))
         return self._refuse()
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
         leaves = tree_leaves((arguments, named))
-        return next(leaf for leaf in leaves if isinstance(leaf, cls))._refuse()
+        output = next(leaf for leaf in leaves if isinstance(leaf, cls))
+        if function in _RESHAPING and arguments and arguments[0] is output and output.passing.shaped is not None:
+            return output.reshaped(function(output.passing.shaped, *arguments[1:], **(named or {})))
+        return output._refuse()
 
     __bool__ = __len__ = __iter__ = __abs__ = __invert__ = __getitem__ = __setitem__ = __float__ = __array__ = _refuse
     __add__ = __sub__ = __mul__ = __truediv__ = __neg__ = __pow__ = __matmul__ = _refuse
     __radd__ = __rsub__ = __rmul__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse
     __hash__ = object.__hash__
+
+
+# What a forward may ask an output that is passed on for, and do to it: another shape, with the values in their order.
+_SHAPES = ("shape", "size", "dim", "ndim", "numel")
+_RESHAPES = ("view", "reshape", "flatten", "unflatten", "contiguous")
+_RESHAPING = (torch.flatten, torch.reshape, torch.unflatten)
+
+
+class FirstLayer:
+    """The shape that the first layer of a block gives its output.
+
+    Args:
+        layer: PyTorch's.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = copy.deepcopy(layer).requires_grad_(False).to("meta").eval()
+
+    @torch.no_grad()
+    def shaped(self, x: Tensor) -> Tensor:
+        """A tensor without memory in the shape of the output for x."""
+        shaped = torch.empty(x.shape, device="meta", dtype=next(self.layer.parameters(), x).dtype)
+        frames = shaped.flatten(0, 1) if x.dim() == 5 else shaped
+        y: Tensor = self.layer(frames)
+        return y.unflatten(0, x.shape[:2]) if x.dim() == 5 else y
+
+
+class NormBlock(LayerModule):
+    """BN and neurons over [T, N, C, *], in one pass where the kernels run.
+
+    Args:
+        norm: BN.
+        neuron: the spiking neurons.
+    """
+
+    backend = Backend("reference")  # until `use_backend`
+
+    def __init__(self, norm: TimeBatchNorm2d, neuron: Neuron) -> None:
+        super().__init__()
+        self.norm, self.neuron = norm, neuron
+
+    def run(self, x: Signal) -> Tensor:
+        shape = (*x.values.shape[:3], *x.values.shape[3:5], *[1] * (5 - x.values.dim()))
+        y = channels_last(x.values.reshape(shape))
+        is_step = active_states() is not None
+        if refuses_fusion(self.norm, self.neuron) or is_step or not self.backend.fuses(y.device, computing_type(y)):
+            normed = output_of(self.norm, Signal(y, x.steps)).reshape(x.values.shape)
+            return output_of(self.neuron, Signal(normed, x.steps))
+        norm = self.norm.norm_for(lambda: moments(y), y.shape[1] * y.shape[3] * y.shape[4], x.steps)
+        spikes, _ = norm_fire_pool(y, norm, self.neuron.dynamics, time_steps=x.steps)
+        return spikes.reshape(x.values.shape)
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return keeps_spikes(self.neuron, spikes=False)
 
 
 class Replacement(LayerModule):
@@ -96,7 +173,14 @@ class Replacement(LayerModule):
         name: of the first of the layers.
         calls: in which it may be called once; None if it may be called often.
         of_spikes: in the forward that was recorded its input was spikes.
+
+    Attributes:
+        followed: places of other layers follow.
+        runs_last: the shape of its first layer's output, if it runs at the last of the places, where its output has the
+            shape [T, N, *]; None if it runs here.
     """
+
+    runs_last: FirstLayer | None = None
 
     step_mode = "m"  # which a forward may ask for
 
@@ -107,8 +191,15 @@ class Replacement(LayerModule):
 
     def forward(self, x: Tensor, time_steps: int | None = None, is_spikes: bool = False) -> Any:
         """The output [T, N, *]; a `BlockOutput` where other layers' places follow."""
+        if self.runs_last is not None:
+            return BlockOutput(self, x, 1, self.runs_last.shaped(x))
         y = super().forward(x, time_steps, is_spikes or self.of_spikes)
         return BlockOutput(self, y, 1) if self.followed else y
+
+    def at_last_place(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """The output in the shape [T, N, *] that it has there, for an input [T, N, *] or [T N, *]."""
+        x = x if x.shape[:2] == shape[:2] else x.unflatten(0, shape[:2])
+        return self.run(Signal(x, shape[0], self.of_spikes)).reshape(shape)
 
     def run(self, x: Signal) -> Tensor:
         if self.calls is not None:
@@ -140,4 +231,7 @@ class PassedOn(nn.Module):
         (block,) = self._block
         if not isinstance(x, BlockOutput) or x.passing.block is not block or x.passing.place != self.place:
             raise UserError(f"the forward took another way behind {block.name} than on the example.")
-        return x.passing.values if self.last else BlockOutput(block, x.passing.values, self.place + 1)
+        _, values, _, shaped = x.passing
+        if not self.last:
+            return BlockOutput(block, values, self.place + 1, shaped)
+        return values if shaped is None else block.at_last_place(values, shaped.shape)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from plif_lightning.convert.blocks import PassedOn, Replacement
+from plif_lightning.convert.blocks import FirstLayer, NormBlock, PassedOn, Replacement
 from plif_lightning.convert.converted import Converted
 from plif_lightning.convert.grouping import Plan, plan_of_sequences
 from plif_lightning.convert.neurons import layer_over_time, neurons_in_place
@@ -38,9 +38,9 @@ def converted_by(
     with _default_dtype(reference.dtype):
         shared = names_of_shared(net) if plan is None else plan.shared
         converted, stored = neurons_in_place(net, vocabulary, takes_sequences, shared)
-        plan = plan_of_sequences(converted.net, vocabulary.kind) if plan is None else plan
+        plan = plan_of_sequences(converted.net, vocabulary) if plan is None else plan
         for chain in plan.chains:
-            _form_block(converted, vocabulary, chain, chain[0] in plan.of_spikes)
+            _form_block(converted, vocabulary, chain, chain[0] in plan.of_spikes, chain[0] in plan.of_frames)
     _guard_lone_neurons(converted)
     use_backend(converted.to(reference.device))
     named = reversed(converted.state_dict(keep_vars=True).items())  # the first of its names
@@ -71,12 +71,16 @@ def _guard_lone_neurons(converted: Converted) -> None:
             put(Replacement(module, name or "the node", converted.calls), holders)
 
 
-def _form_block(converted: Converted, vocabulary: Vocabulary, names: Sequence[str], of_spikes: bool) -> None:
+def _form_block(
+    converted: Converted, vocabulary: Vocabulary, names: Sequence[str], of_spikes: bool, of_frames: bool
+) -> None:
     """Put a block in the place of the first of some layers; the places of the others pass its output on."""
     parts = [converted.net.get_submodule(name) for name in names]
     holders = [holders_of(converted, module) for module in parts]  # before the block has them
     block = _replacement(converted, vocabulary, dict(zip(names, parts, strict=True)), of_spikes)
     block.followed = len(parts) > 1
+    if of_frames:
+        block.runs_last = FirstLayer(vocabulary.as_plain(parts[0].net if isinstance(parts[0], OverTime) else parts[0]))
     put(block, holders[0])
     for place, places in enumerate(holders[1:], start=1):
         put(PassedOn(block, place, last=places is holders[-1]), places)
@@ -88,11 +92,15 @@ def _replacement(
     """The block of a chain of layers, by their names; `of_spikes`: its input was, see `Replacement`."""
     by_kind: dict[str, Any] = {vocabulary.kind(module): module for module in parts.values()}
     neuron = by_kind.get("neuron")
-    weighted = by_kind["conv" if "conv" in by_kind else "linear"]
+    first: Any = next(iter(parts.values()))
+    weighted = by_kind.get("conv", by_kind.get("linear", first))
     layer = vocabulary.as_plain(weighted.net if isinstance(weighted, OverTime) else weighted)
-    if "conv" in by_kind:
+    if weighted is by_kind.get("norm"):
+        assert isinstance(neuron, Neuron)
+        block: nn.Module = NormBlock(layer_over_time(vocabulary, first), neuron)
+    elif "conv" in by_kind:
         norm, pool = (layer_over_time(vocabulary, by_kind.get(kind)) for kind in ("norm", "pool"))
-        block: nn.Module = ConvBlock(layer, norm, neuron, pool)
+        block = ConvBlock(layer, norm, neuron, pool)
     else:
         theirs = by_kind.get("dropout")
         dropout = TimeDropout(0.0 if theirs is None else theirs.p).train(theirs is None or theirs.training)

@@ -1,18 +1,18 @@
 """Second step of a conversion: which layers form blocks, from the calls of an example or from plain Sequentials."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from plif_lightning.convert.recording import Call, record_calls
+from plif_lightning.convert.recognise import Vocabulary
+from plif_lightning.convert.recording import Call, is_reshaped, record_calls
 from plif_lightning.convert.surgery import flattened_layers, names_of_shared
 from plif_lightning.signals.hooks import has_hooks
 from plif_lightning.signals.signal import keeps_spikes
 
-Kind = Callable[[nn.Module], str]
 # Part of a block -> parts that may follow it; a dropout begins a block only before an FC layer.
 _FOLLOWING: dict[str, tuple[str, ...]] = {
     "conv": ("norm", "neuron"),
@@ -21,6 +21,7 @@ _FOLLOWING: dict[str, tuple[str, ...]] = {
     "dropout": ("linear",),
     "linear": ("neuron",),
 }
+_BEGINNING = ("conv", "linear", "dropout", "norm")
 
 
 @dataclass
@@ -30,31 +31,43 @@ class Plan:
     Attributes:
         chains: layers of each block, in order.
         of_spikes: first layers of blocks with spikes as input.
+        of_frames: first layers of blocks that are called with [T N, *], or whose output is reshaped before the node.
         shared: layers that are called more than once, or registered under several names.
     """
 
     chains: list[list[str]] = field(default_factory=list)
     of_spikes: set[str] = field(default_factory=set)
+    of_frames: set[str] = field(default_factory=set)
     shared: set[str] = field(default_factory=set)
 
 
-def _joins(block_kinds: Sequence[str], kind: str) -> bool:
-    """True if a block can hold a part behind others; pools belong to convolutions."""
-    return kind in _FOLLOWING.get(block_kinds[-1], ()) and (kind != "pool" or block_kinds[0] == "conv")
+def _joins(block_kinds: Sequence[str], kind: str, of_frames: bool = False) -> bool:
+    """True if a block can hold a part behind others; pools belong to convolutions over [T, N, *]."""
+    takes_pool = block_kinds[0] == "conv" and not of_frames
+    return kind in _FOLLOWING.get(block_kinds[-1], ()) and (kind != "pool" or takes_pool)
 
 
-def _is_block(block_kinds: Sequence[str]) -> bool:
-    """True for parts with a weight, a convolution or FC layer alone included: kernels skip its silent inputs."""
-    return not {"conv", "linear"}.isdisjoint(block_kinds)
+def _is_block(block_kinds: Sequence[str], of_frames: bool = False) -> bool:
+    """True for parts with a weight, a convolution or FC layer alone included: kernels skip its silent inputs.
+
+    Over frames a node must follow, which shows T; BN and a node are one pass.
+    """
+    if "neuron" in block_kinds:
+        return len(block_kinds) > 1
+    return not of_frames and not {"conv", "linear"}.isdisjoint(block_kinds)
 
 
-def plan_of_sequences(net: nn.Module, kind: Kind) -> Plan:
+def plan_of_sequences(net: nn.Module, vocabulary: Vocabulary) -> Plan:
     """Blocks of layers of plain Sequentials, between which no forward of the user's runs.
 
     Args:
         net: a network whose nodes are replaced.
-        kind: the part of a block that a module can be.
+        vocabulary: the classes that it is written in.
     """
+
+    def kind(module: nn.Module) -> str:
+        return "" if vocabulary.takes_frames(module) else vocabulary.kind(module)
+
     plan = Plan(shared=names_of_shared(net))
     names = {module: name for name, module in net.named_modules()}
     consumed: set[nn.Module] = set()
@@ -79,7 +92,7 @@ def plan_of_sequences(net: nn.Module, kind: Kind) -> Plan:
     return plan
 
 
-def plan_of_calls(net: nn.Module, parts: nn.Module, x: Tensor, kind: Kind) -> Plan:
+def plan_of_calls(net: nn.Module, parts: nn.Module, x: Tensor, vocabulary: Vocabulary) -> Plan:
     """Candidates: chains of layers of which each is the only layer to see the previous one's output, in both modes.
 
     What else of the forward reads such an output, `recording.block_that_is_read` tells.
@@ -88,47 +101,68 @@ def plan_of_calls(net: nn.Module, parts: nn.Module, x: Tensor, kind: Kind) -> Pl
         net: a network whose nodes are replaced.
         parts: the module in it that names begin in.
         x: an example.
-        kind: the part of a block that a module can be.
+        vocabulary: the classes that it is written in.
     """
-    training, evaluation = (_recorded(net.train(mode), parts, x, kind) for mode in (True, False))
+    training, evaluation = (_recorded(net.train(mode), parts, x, vocabulary) for mode in (True, False))
     chains = [chain for chain in training.chains if chain in evaluation.chains]
-    return Plan(chains, training.of_spikes & evaluation.of_spikes, training.shared | evaluation.shared)
+    return Plan(
+        chains,
+        training.of_spikes & evaluation.of_spikes,
+        training.of_frames | evaluation.of_frames,
+        training.shared | evaluation.shared,
+    )
 
 
-def _recorded(net: nn.Module, parts: nn.Module, x: Tensor, kind: Kind) -> Plan:
+def _recorded(net: nn.Module, parts: nn.Module, x: Tensor, vocabulary: Vocabulary) -> Plan:
     names = {module: name for name, module in parts.named_modules()}
-    kind_of = {module: kind(module) for module in names}
+    kind_of = {module: vocabulary.kind(module) for module in names}
     inner = {child for module, of in kind_of.items() if of for child in module.modules() if child is not module}
     leaves = [module for module in names if module not in inner and (kind_of[module] or not [*module.children()])]
     calls = record_calls(leaves, net, x, distinct_outputs=True)
     times = Counter(module for module, _, _ in calls)
-    chains = list(_chains([call for call in calls if times[call[0]] == 1], calls, kind_of))
+    once = [call for call in calls if times[call[0]] == 1]
+    chains, of_frames = _chains(once, calls, kind_of, vocabulary)
     spiking = _with_spiking_inputs(calls)
     return Plan(
         [[names[module] for module in chain] for chain in chains],
         {names[chain[0]] for chain in chains if chain[0] in spiking},
+        {names[module] for module in of_frames},
         {names[module] for module, n in times.items() if n > 1},
     )
 
 
 def _chains(
-    calls: Sequence[Call], all_calls: Sequence[Call], kind_of: Mapping[nn.Module, str]
-) -> Iterator[list[nn.Module]]:
-    """Layers that form blocks, among those that were called once: the input of each is the previous one's output, the
-    object itself, which `record_calls` makes another one where it was written in place or passed on.
+    calls: Sequence[Call], all_calls: Sequence[Call], kind_of: Mapping[nn.Module, str], vocabulary: Vocabulary
+) -> tuple[list[list[nn.Module]], set[nn.Module]]:
+    """Layers that form blocks, among those that were called once, and the first ones of blocks over frames.
+
+    The input of each is the previous one's output, in another shape perhaps; `record_calls` makes another tensor of it
+    where it was written in place or passed on.
     """
-    once, taken = {module: y for module, _, y in calls}, set[nn.Module]()
+    once, taken = {module: (x, y) for module, x, y in calls}, set[nn.Module]()
+    chains, blocks_of_frames = list[list[nn.Module]](), set[nn.Module]()
     for module in once:
-        if module in taken or kind_of[module] not in ("conv", "linear", "dropout"):
+        if module in taken or kind_of[module] not in _BEGINNING:
             continue
-        chain = [module]
-        while len(after := [m for m, inputs, _ in all_calls if inputs is once[chain[-1]]]) == 1 and after[0] in once:
-            if not _joins([kind_of[member] for member in chain], kind_of[after[0]]):
+        chain, of_frames = [module], vocabulary.takes_frames(module)
+        while len(after := _readers(all_calls, chain[-1])) == 1 and after[0] in once:
+            (following,) = after
+            of_frames = of_frames or once[following][0].shape != once[chain[-1]][1].shape
+            if not _joins([kind_of[member] for member in chain], kind_of[following], of_frames):
                 break
-            chain += after
-        if _is_block([kind_of[member] for member in chain]):
+            chain.append(following)
+        if _is_block([kind_of[member] for member in chain], of_frames):
             taken.update(chain)
-            yield chain
+            chains.append(chain)
+            blocks_of_frames |= {module} if of_frames else set()
+    return chains, blocks_of_frames
+
+
+def _readers(calls: Sequence[Call], layer: nn.Module) -> list[nn.Module]:
+    """Modules with the output of a layer, which is called once, as input, in another shape perhaps."""
+    (at,) = (i for i, call in enumerate(calls) if call[0] is layer)
+    y = calls[at][2]
+    return [module for module, x, _ in calls[at + 1 :] if isinstance(y, Tensor) and is_reshaped(x, y)]
 
 
 def _with_spiking_inputs(calls: Sequence[Call]) -> set[nn.Module]:

@@ -118,9 +118,9 @@ def layer_over_time(vocabulary: Vocabulary, module: Any) -> Any:
     if module is None or isinstance(module, (TimeBatchNorm2d, Pool2d)):
         return module
     plain = vocabulary.as_plain(module)
-    if isinstance(plain, nn.BatchNorm2d):
+    if isinstance(plain, (nn.BatchNorm2d, nn.BatchNorm1d)):
         norm = TimeBatchNorm2d(plain.num_features, "all_steps")
-        norm.bn = plain
+        vars(norm.bn).update(vars(plain))  # the same tensors
         return norm.train(plain.training)
     if not isinstance(plain, POOLS):
         return over_time(plain)

@@ -17,7 +17,9 @@ from plif_lightning.signals.hooks import has_hooks
 
 MakeNeuron = Callable[[Any], nn.Module]
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-STATELESS = (nn.Conv2d, nn.Linear, nn.Flatten, nn.BatchNorm2d, *POOLS)
+STATELESS = (nn.Conv2d, nn.Linear, nn.Flatten, nn.BatchNorm2d, nn.BatchNorm1d, *POOLS)
+# Layers that blocks can hold, over frames [T N, *] too where a forward reshapes them to [T, N, *] before the node.
+_OF_FRAMES = (nn.Conv2d, nn.BatchNorm2d, nn.BatchNorm1d)
 
 
 class Vocabulary(NamedTuple):
@@ -52,16 +54,20 @@ class Vocabulary(NamedTuple):
         vars(plain).update(vars(module))
         return plain
 
+    def takes_frames(self, module: nn.Module) -> bool:
+        """True for a layer over [T N, *]: PyTorch's own, or of single steps."""
+        single = getattr(module, "step_mode", "s") == "s"
+        return single and self.plain_class(module, _OF_FRAMES) is not None
+
     def kind(self, module: nn.Module) -> str:
-        """The part of a block that a layer over [T, N, *] can be; empty if it can be none."""
+        """The part of a block that a layer over [T, N, *], or [T N, *], can be; empty if it can be none."""
         inner: nn.Module = module.net if isinstance(module, OverTime) else module
         if isinstance(module, OverTime):
             plain = self.plain_class(inner, (nn.Conv2d, nn.Linear))
         else:
-            # PyTorch's own layers take single images, but for nn.Linear.
+            # PyTorch's own pools take single images.
             is_multi_step = getattr(module, "step_mode", "") == "m"
-            classes = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *POOLS) if is_multi_step else (nn.Linear,)
-            plain = self.plain_class(module, classes)
+            plain = self.plain_class(module, (*_OF_FRAMES, nn.Linear, *(POOLS if is_multi_step else ())))
         if has_hooks(module) or has_hooks(inner):
             return ""
         if isinstance(module, Neuron):
@@ -69,7 +75,7 @@ class Vocabulary(NamedTuple):
         own_kinds = {TimeBatchNorm2d: "norm", Pool2d: "pool", self.library.layer.Dropout: "dropout"}
         if type(module) in own_kinds:
             return own_kinds[type(module)]
-        names = {nn.Conv2d: "conv", nn.Linear: "linear", nn.BatchNorm2d: "norm"}
+        names = {nn.Conv2d: "conv", nn.Linear: "linear", nn.BatchNorm2d: "norm", nn.BatchNorm1d: "norm"}
         return "" if plain is None else names.get(plain, "pool")
 
     def why_kept(self, node: Any, is_called_twice: bool, in_container: bool) -> str:

@@ -19,17 +19,19 @@ def record_calls(modules: Sequence[nn.Module], net: nn.Module, x: Tensor, distin
     With `distinct_outputs` an input that a module passes on is another object behind it.
     """
     calls: list[Call] = []
-    versions: dict[int, int] = {}  # of outputs, which `calls` keeps
+    versions: dict[int, tuple[Tensor, int]] = {}  # of outputs, by their memory
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         x: Any = inputs[0] if inputs else None
         if distinct_outputs and inputs and output is x:
             output = output.view_as(output)
-        if isinstance(x, Tensor) and versions.get(id(x), x._version) != x._version:
-            x = x.view_as(x)  # written in place since, as by `out += identity`: no longer that output
+        if isinstance(x, Tensor) and x.numel():
+            seen, version = versions.get(x.data_ptr(), (x, x._version))
+            if seen._version != version:
+                x = x.clone()  # written in place since, as by `out += identity`: no longer that output
         calls.append((module, x, output))
-        if isinstance(output, Tensor):
-            versions[id(output)] = output._version
+        if isinstance(output, Tensor) and output.numel():
+            versions[output.data_ptr()] = output, output._version
         return output
 
     with ExitStack() as hooks, torch.no_grad():
@@ -37,6 +39,13 @@ def record_calls(modules: Sequence[nn.Module], net: nn.Module, x: Tensor, distin
             hooks.enter_context(module.register_forward_hook(note))
         net(x.clone())  # which it may change in place
     return calls
+
+
+def is_reshaped(x: Any, y: Tensor) -> bool:
+    """True if x is y, or y in another shape."""
+    if not isinstance(x, Tensor) or x is y:
+        return x is y
+    return x.data_ptr() == y.data_ptr() and x.numel() == y.numel() > 0 and x.is_contiguous() and y.is_contiguous()
 
 
 def takes_images(net: nn.Module, x: Tensor, is_node: Callable[[nn.Module], bool]) -> bool:

@@ -90,7 +90,7 @@ def _plan(proof: Proof, vocabulary: Vocabulary, takes_sequences: bool) -> tuple[
     try:
         # A draft to record calls in: which layers are called twice, and so how nodes are replaced, is not known yet.
         draft, _ = neurons_in_place(proof.net, vocabulary, takes_sequences=False, shared=set())
-        plan = plan_of_calls(draft, draft.net, proof.x, vocabulary.kind)
+        plan = plan_of_calls(draft, draft.net, proof.x, vocabulary)
     except UserError:
         raise
     except Exception as error:  # of a forward that asks a node for attributes that our neurons lack

@@ -35,6 +35,7 @@ from plif_lightning.kernels import (
 from plif_lightning.kernels.dense import computing_type, conv2d, linear
 from plif_lightning.kernels.density import OpName
 from plif_lightning.kernels.layout import KERNELS, STRIDES, channels_innermost
+from plif_lightning.layers.norm import TimeBatchNorm2d
 from plif_lightning.layers.parts import ConvParts, FCParts
 from plif_lightning.layers.plain import is_plain
 from plif_lightning.layers.pooling import TimeDropout
@@ -114,9 +115,8 @@ def call_layer(layer: Any, x: Tensor) -> Tensor:
     return output
 
 
-def refuses_fusion(block: ConvParts, neuron: nn.Module | None) -> str:
+def refuses_fusion(norm: TimeBatchNorm2d | None, neuron: nn.Module | None) -> str:
     """Why the kernels cannot take BN and neurons of a block together; empty if they can."""
-    norm = block.norm
     if neuron is None:
         return "no neurons follow"
     if not is_plain(neuron, norm, getattr(norm, "bn", None)):
@@ -146,7 +146,7 @@ def refuses_sum(block: ConvParts, neuron: nn.Module | None, x: Signal) -> str:
         return "on a CPU only"
     if block.neuron is not None:
         return "the branch ends with neurons"
-    return refuses_fusion(block, neuron)
+    return refuses_fusion(block.norm, neuron)
 
 
 def choose(block: ConvParts, x: Signal, of_sum: bool = False) -> Choice:
@@ -163,7 +163,7 @@ def choose(block: ConvParts, x: Signal, of_sum: bool = False) -> Choice:
         return Choice("part by part", reason="the reference backend, or a type that the kernels do not have")
     if not is_plain(block):
         return Choice("part by part", innermost=True, reason="it has hooks, or is of another class")
-    unfused = "" if of_sum else refuses_fusion(block, neuron)
+    unfused = "" if of_sum else refuses_fusion(block.norm, neuron)
     is_step = active_states() is not None
     pools = block.pool_name is not None and not (of_sum or is_step)
     form: Form = "part by part" if unfused else "fused"

@@ -288,7 +288,6 @@ READS = {
     "in place": lambda y: y.__iadd__(1) if hasattr(type(y), "__iadd__") else y + 1,
     "a function": lambda y: torch.relu(y),
     "a method": lambda y: y.mean(),
-    "its shape": lambda y: y.shape,
     "an index": lambda y: y[0],
     "a comparison": lambda y: y == 0,
     "a layer": lambda y: nn.Conv2d(4, 1, 1)(y),
@@ -665,9 +664,99 @@ def test_blocks_know_which_of_their_inputs_are_spikes(with_example):
 
 
 @pytest.mark.parametrize("with_example", [False, True])
-def test_a_norm_before_neurons_alone_is_no_block(with_example):
+def test_a_norm_and_the_neurons_behind_it_are_a_block(with_example):
     net = nn.Sequential(layer.BatchNorm2d(3, step_mode="m"), neuron.LIFNode(v_threshold=0.3, step_mode="m")).double()
     x = 4 * torch.rand(4, 2, 3, 4, 4).double()
     converted = pl.from_spikingjelly(net, *[x] * with_example)
-    assert str(converted.conversion).startswith("0 nodes in blocks, 1 alone")
+    assert str(converted.conversion).startswith("1 nodes in blocks, 0 alone")
     require_equal(net, converted, x)
+
+
+def a_node():
+    return neuron.LIFNode(v_threshold=0.4, step_mode="m", detach_reset=True)
+
+
+class Frames(nn.Module):
+    """Layers over [T N, *] and a node over [T, N, *], as transformers write them; `reshape` puts T in between."""
+
+    def __init__(self, layer_of_frames, norm, reshape):
+        super().__init__()
+        self.layer, self.norm, self.node, self.reshape = layer_of_frames, norm, a_node(), reshape
+
+    def forward(self, x):
+        y = self.norm(self.layer(x.flatten(0, 1)))
+        return self.node(self.reshape(y, x.shape[:2]))
+
+
+RESHAPES = {
+    "view": lambda y, size: y.view(*size, *y.shape[1:]),
+    "reshape": lambda y, size: y.reshape(*size, -1, *y.size()[2:]).contiguous(),
+    "unflatten": lambda y, size: y.unflatten(0, size),
+    "a function": lambda y, size: torch.reshape(y, (*size, *y.shape[1:])),
+    "flat": lambda y, size: y.flatten(2).view(*size, y.shape[1], -1) if y.dim() == 4 else y.view(*size, *y.shape[1:]),
+}
+
+
+class OfFrames(nn.Module):
+    """Conv2d, Conv1d and Linear with BN, over frames; and two nodes that blocks cannot hold."""
+
+    def __init__(self, reshape):
+        super().__init__()
+        self.first = Frames(nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), reshape)
+        self.tokens = Frames(nn.Conv1d(4, 6, 1, bias=False), nn.BatchNorm1d(6), reshape)
+        self.rows = Frames(nn.Linear(6, 5), nn.BatchNorm1d(5), reshape)
+        self.turned = Frames(
+            nn.Conv1d(4, 6, 1), nn.BatchNorm1d(6), lambda y, size: y.mT.contiguous().view(*size, -1, 6)
+        )
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        y = self.first(x).flatten(3)
+        y = self.tokens(y) + self.turned(y).mT
+        return self.head(self.rows(y.mean(3)))
+
+
+@pytest.mark.parametrize("how", RESHAPES)
+def test_layers_over_frames_and_nodes_over_time_are_blocks(how, caplog):
+    torch.manual_seed(0)
+    net, x = excited(OfFrames(RESHAPES[how]).double()), frames(2, 6, 6)
+    converted = pl.from_spikingjelly(net, x)
+    assert (converted.conversion.blocks, converted.conversion.alone) == (
+        ["first.node", "tokens.node", "rows.node"],
+        ["turned.node"],
+    )
+    assert converted.conversion.compared
+    assert not caplog.records
+    require_equal(net, converted, x)
+    longer = frames(2, 6, 6, steps=7)  # T is that of the call, not of the example
+    functional.reset_net(net)
+    torch.testing.assert_close(converted.eval()(longer), net.eval()(longer))
+
+
+class WrittenBetween(Frames):
+    """BN's output is changed in place, then reshaped: the node's input is no longer that output."""
+
+    def forward(self, x):
+        y = self.norm(self.layer(x.flatten(0, 1)))
+        z = self.reshape(y, x.shape[:2])
+        y += 0.1
+        return self.node(z)
+
+
+def test_an_output_that_is_written_between_the_layers_stays_apart():
+    torch.manual_seed(0)
+    net = WrittenBetween(nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), RESHAPES["view"])
+    net, x = excited(net.double()), frames(2, 6, 6)
+    converted = pl.from_spikingjelly(net, x)
+    assert converted.conversion.blocks == []
+    require_equal(net, converted, x)
+
+
+def test_a_converted_network_of_frames_goes_step_by_step():
+    torch.manual_seed(0)
+    net, x = excited(OfFrames(RESHAPES["view"]).double()), frames(2, 6, 6)
+    converted = pl.from_spikingjelly(net, x).eval()
+    state = None
+    for frame, expected in zip(x, converted(x), strict=True):
+        y, state = pl.step(converted, frame, state)
+        torch.testing.assert_close(y, expected)
