@@ -98,6 +98,10 @@ def test_a_figure_is_no_wider_than_a_page_and_has_no_text_about_itself(runs, nam
     assert figure._suptitle is None
     assert figure._supxlabel is None
     assert caption.endswith(".")
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        size = ax.get_window_extent().size / figure.dpi  # [inch]: nothing is squeezed until it cannot be seen
+        assert not ax.get_visible() or size.min() > 0.15, size
 
 
 def test_figure_7_shows_the_authors_time_constants(tmp_path):
@@ -229,6 +233,14 @@ def test_a_spike_lifts_the_potential_by_its_weight_over_tau():
     assert lifted.keys() == expected.keys()
     for label, height in expected.items():
         assert lifted[label] == pytest.approx(height, rel=1e-6)
+
+
+def test_figure_2_has_a_spike_at_each_time_that_its_caption_names():
+    figure, caption = drawn("2", [])
+    named = [float(text) for text in re.search(r"spikes at ([\d, and]+) ms", caption)[1].replace("and", ",").split(",")]
+    for line in figure.axes[0].lines:
+        jumps = np.diff(line.get_ydata(), prepend=0.0) > 0
+        assert line.get_xdata()[jumps] == pytest.approx([at + 1 / STEPS_PER_MS for at in named])
 
 
 # --- a recording

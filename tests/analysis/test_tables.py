@@ -241,9 +241,12 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     write_run(tmp_path / "runs" / "a")
     (tmp_path / "runs" / "broken").mkdir()
     (tmp_path / "runs" / "broken" / "run.json").write_text("{")
-    main(["tables", "--runs", str(tmp_path / "runs"), "--only", "4,S2", "--out", str(tmp_path / "out")])
-    out = capsys.readouterr().out
+    main(["tables", "--runs", str(tmp_path / "runs"), "--only", "4,S2,gains", "--out", str(tmp_path / "out")])
+    out, err = capsys.readouterr()
     assert "Table 4. PLIF and LIF" in out
+    assert [line.partition(".")[0] for line in err.splitlines() if "no run belongs" in line] == [
+        "note: Gains on all data sets: no run belongs to it"
+    ]
     assert "Table 5." not in out
     assert "broken" in out
     assert (tmp_path / "out" / "tables.md").is_file()

@@ -51,6 +51,13 @@ def write(path, method="grid", **changes):
     return path
 
 
+@pytest.mark.parametrize(("processes", "threads"), [(1, None), (2, "3"), (4, "1"), (9, "1")])
+def test_processes_share_the_cores(processes, threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
+    assert Runner(processes)._environment.get("OMP_NUM_THREADS") == threads
+
+
 def sweep(*arguments):
     try:
         return main(["sweep", *map(str, arguments)]) or 0
