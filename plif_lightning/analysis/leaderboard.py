@@ -299,8 +299,19 @@ def leaderboard_table(runs: Sequence[Run], baseline: Baseline | None = None) -> 
         "epochs: wall time, machine not idle."
     )
     cells = [standing.cell for board in boards for standing in board]
-    notes = [note, *words.notes_on_groups(cells)]
+    notes = [note, *_beside_no_board(runs, cells, baseline), *words.notes_on_groups(cells)]
     return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, notes, [*map(names_of, cells)])
+
+
+def _beside_no_board(runs: Sequence[Run], cells: Sequence[Group], baseline: Baseline | None) -> list[str]:
+    """Name the runs of protocol B that no leaderboard has, and why."""
+    placed = {id(run) for cell in cells for run in cell.runs}
+    rest = [run.name for setup in _setups(runs) for cell in setup for run in cell.runs if id(run) not in placed]
+    notes = words.left_out([run for run in runs if run.protocol == "B"])
+    if rest:
+        shared = "shares data, T, epochs and all settings but the network's with them"
+        notes.append(f"Left out, because no other run with {_with_setting(baseline)} {shared}: {', '.join(rest)}.")
+    return notes
 
 
 def gains_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:

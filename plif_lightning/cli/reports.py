@@ -24,6 +24,8 @@ from plif_lightning.analysis.tables import (
 )
 from plif_lightning.cli.parser import PlainParser, add_text_options
 from plif_lightning.errors import UserError, require_known_arguments
+from plif_lightning.runs.code import difference, kept_sources
+from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.published import add_published, runs_in
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import Role, defaults, role
@@ -107,6 +109,11 @@ def runs(argv: list[str]) -> int:
         print(options.out)
     elif options.compare:
         print(frame[differing].T.to_string(na_rep=""))
+        first, *others = names
+        sources = {name: kept_sources(RunFolder(Path(root) / name)) for name in names}
+        for name in others:
+            if edited := difference(sources[first], sources[name], (f"in {first}", f"in {name}")):
+                print(f"\n{edited}")
     else:
         listed = [name for name in _LISTED if name in frame.columns]
         blocks = ("data", "task", "model", "trainer", "code", "changes")

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runtime.process import changed_files
 
 Sources = dict[str, str]
@@ -58,12 +59,19 @@ def hashes_of(sources: Sources) -> dict[str, str]:
     return hashes | ({PACKAGE: _digest(str(changed))} if changed else {})
 
 
-def difference(old: Sources, new: Sources) -> str:
+def kept_sources(folder: RunFolder) -> dict[str, str]:
+    """The user's code in the folder of a run, as its last start executed it, by file."""
+    files = sorted(folder.source("").parent.glob("*.py"))
+    return {file.name: file.read_text("utf-8") for file in files if ".until_step_" not in file.name}
+
+
+def difference(old: Sources, new: Sources, labels: tuple[str, str] = ("as it was", "now")) -> str:
     """The lines in which modules differ, as `diff -u` shows them; the first ones of many."""
     lines: list[str] = []
     for name in sorted({*old, *new}):
         before, after = (of.get(name, "").splitlines() for of in (old, new))
-        lines += difflib.unified_diff(before, after, f"{name}, as it was", f"{name}, now", "", "", 1, "")
+        there, here = (f"{name}, {label}" for label in labels)
+        lines += difflib.unified_diff(before, after, there, here, "", "", 1, "")
     rest = len(lines) - _LINES
     return "\n".join([*lines[:_LINES], *([f"... and {rest} more lines"] if rest > 0 else [])])
 

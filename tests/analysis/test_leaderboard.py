@@ -113,10 +113,14 @@ def test_spikes_and_energy_come_from_the_best_epoch(tmp_path):
 def test_the_command_prints_it(tmp_path, capsys):
     write(tmp_path / "runs", "paper", SEEDS)
     write(tmp_path / "runs", "lif", {1: 0.88, 2: 0.90, 3: 0.915}, neuron="lif")
+    write_run(tmp_path / "runs/other", (0.9,), data="NMNIST", seed=1, validation="holdout", test=0.9, model=PAPER)
     main(["tables", "--only", "leaderboard", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     assert "neuron lif" in printed
     assert "worse" in printed
+    assert "because no other run with the paper's setting" in " ".join(printed.split())
+    assert "other." in printed.partition("Left out")[2]
+    assert "lif-1" not in printed.partition("Left out")[2]
     assert "the paper's" in (tmp_path / "out" / "tableleaderboard.csv").read_text()
 
 

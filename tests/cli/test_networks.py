@@ -259,6 +259,11 @@ def test_edited_code_is_neither_averaged_nor_resumed(tmp_path, monkeypatch, caps
     keys = [read_run(Path("runs", name)).key for name in "123"]
     assert keys[0] == keys[1] != keys[2]
     assert RunFolder(Path("runs/3")).source("edited_nets").read_text() == file.read_text()
+    capsys.readouterr()
+    main(["runs", "--compare", "1", "2", "3"])
+    said = capsys.readouterr().out
+    assert "--- edited_nets.py, in 1\n+++ edited_nets.py, in 3" in said
+    assert "+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes), pl.LIF())" in said
     longer = ["--run_folder", "runs/1", "--trainer.max_epochs", "2"]
     line = refused(capsys, "fit", *longer)
     assert "the code of the run was edited since" in line
