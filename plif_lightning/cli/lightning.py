@@ -212,8 +212,10 @@ class PlifCLI(LightningCLI):
         if self.subcommand != "fit" and folder is not None:
             self.counts = self._counts(folder)
             name = str(self.subcommand) if config.engine is None else f"{self.subcommand}_{config.engine}"
-            is_other = name == "test" and folder.record.is_file() and not self.counts
-            return folder.evaluation("test_other" if is_other else name).path
+            predicts = self.subcommand == "predict" and folder.record.is_file()
+            is_other = predicts and (self.differing_settings or self._has_another_test_set(folder))
+            is_other = is_other or (name == "test" and folder.record.is_file() and not self.counts)
+            return folder.evaluation(f"{name}_other" if is_other else name).path
         if folder is not None or config.run_folder is not None:
             return Path(config.run_folder).absolute()
         root = Path(config.trainer.default_root_dir or "").absolute() / RUNS / self._run_name(config)
@@ -338,10 +340,16 @@ class PlifCLI(LightningCLI):
             return False
         if self.subcommand != "test":
             return False
-        self.datamodule.prepare_data()
-        if read_run(folder.path).section("data").get("test_content") != content_of(self.datamodule, train=False):
+        if self._has_another_test_set(folder):
             self.differing_settings.append("test set")
         return not self.differing_settings
+
+    def _has_another_test_set(self, folder: RunFolder) -> bool:
+        """True if the test set is not that which the run in a folder was begun with."""
+        self.datamodule.prepare_data()
+        return bool(
+            read_run(folder.path).section("data").get("test_content") != content_of(self.datamodule, train=False)
+        )
 
     def after_predict(self) -> None:
         print_evaluation(self.trainer, self.datamodule)

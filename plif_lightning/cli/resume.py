@@ -17,6 +17,7 @@ from plif_lightning.runs.code import PACKAGE, difference, hashes_of, sources_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.loading import load_mapping
+from plif_lightning.runs.lock import lock_run
 from plif_lightning.runs.run import read_run
 from plif_lightning.runs.settings import Role, role, setting_in
 from plif_lightning.runtime import program
@@ -191,7 +192,7 @@ def _read_last(folder: RunFolder) -> Stored:
                 "--run_folder."
             ) from damage
         stored = read_checkpoint(folder.best)
-        with atomic_write(folder.last, "wb") as file:
+        with lock_run(folder), atomic_write(folder.last, "wb") as file:
             file.write(folder.best.read_bytes())
         _log.warning(
             "%s The run is resumed from best.ckpt: epochs from %d on are trained again.", damage, stored.epochs + 1

@@ -197,3 +197,9 @@ def test_a_test_on_other_shares_of_the_same_recordings_is_refused(capsys):
     assert "data.split is" in refused(capsys, *test, "--data.split", "time")
     shutil.copytree("mine", "other")  # all of it is new to the network
     main([*test, "--data.root", "other", "--data.test_fraction", "0.75"])
+    predict = ["predict", *test[1:]]
+    main(predict)
+    before = Path("run/predict/predictions.csv").read_bytes()
+    main([*predict, "--data.root", "other", "--data.test_fraction", "0.75"])
+    assert Path("run/predict/predictions.csv").read_bytes() == before
+    assert len(rows(Path("run/predict_other/predictions.csv"))) == 6
