@@ -1,7 +1,7 @@
 """Blocks and neurons in the places of a network's layers, under its original forward."""
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -117,23 +117,23 @@ _RESHAPES = ("view", "reshape", "flatten", "unflatten", "contiguous")
 _RESHAPING = (torch.flatten, torch.reshape, torch.unflatten)
 
 
-class FirstLayer:
-    """The shape that the first layer of a block gives its output.
+class ShapeOf:
+    """The shape that a layer gives its output.
 
     Args:
-        layer: PyTorch's.
+        layer: PyTorch's convolution or FC layer.
     """
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = copy.deepcopy(layer).requires_grad_(False).to("meta").eval()
 
     @torch.no_grad()
-    def shaped(self, x: Tensor) -> Tensor:
-        """A tensor without memory in the shape of the output for x."""
-        shaped = torch.empty(x.shape, device="meta", dtype=next(self.layer.parameters(), x).dtype)
-        frames = shaped.flatten(0, 1) if x.dim() == 5 else shaped
-        y: Tensor = self.layer(frames)
-        return y.unflatten(0, x.shape[:2]) if x.dim() == 5 else y
+    def __call__(self, x: Tensor) -> Tensor:
+        """A tensor without memory in the shape of the output for x, which may have none, too."""
+        shaped = torch.empty(x.shape, device="meta", dtype=next(self.layer.parameters()).dtype)
+        over_time = x.dim() == 5
+        y: Tensor = self.layer(shaped.flatten(0, 1) if over_time else shaped)
+        return y.unflatten(0, x.shape[:2]) if over_time else y
 
 
 class NormBlock(LayerModule):
@@ -176,11 +176,13 @@ class Replacement(LayerModule):
 
     Attributes:
         followed: places of other layers follow.
-        runs_last: the shape of its first layer's output, if it runs at the last of the places, where its output has the
-            shape [T, N, *]; None if it runs here.
+        of_frames: it runs at the last of the places, where its output has the shape [T, N, *]: True for an input
+            [T N, *], False for [T, N, *]; None if it runs here.
+        shape: of its first layer's output, if it runs at the last place and that layer has one of its own.
     """
 
-    runs_last: FirstLayer | None = None
+    of_frames: bool | None = None
+    shape: ShapeOf | None = None
 
     step_mode = "m"  # which a forward may ask for
 
@@ -191,15 +193,31 @@ class Replacement(LayerModule):
 
     def forward(self, x: Tensor, time_steps: int | None = None, is_spikes: bool = False) -> Any:
         """The output [T, N, *]; a `BlockOutput` where other layers' places follow."""
-        if self.runs_last is not None:
-            return BlockOutput(self, x, 1, self.runs_last.shaped(x))
+        if self.of_frames is not None:
+            self.with_gradients = torch.is_grad_enabled()
+            return BlockOutput(self, x, 1, torch.empty(x.shape, device="meta") if self.shape is None else self.shape(x))
         y = super().forward(x, time_steps, is_spikes or self.of_spikes)
         return BlockOutput(self, y, 1) if self.followed else y
 
     def at_last_place(self, x: Tensor, shape: torch.Size) -> Tensor:
         """The output in the shape [T, N, *] that it has there, for an input [T, N, *] or [T N, *]."""
-        x = x if x.shape[:2] == shape[:2] else x.unflatten(0, shape[:2])
+        if torch.is_grad_enabled() != self.with_gradients:
+            self.refuse_other_way()
+        x = x.unflatten(0, shape[:2]) if self.of_frames else x
         return self.run(Signal(x, shape[0], self.of_spikes)).reshape(shape)
+
+    def refuse_other_way(self) -> NoReturn:
+        """Refuse a call that the example did not show."""
+        raise UserError(f"the forward took another way behind {self.name} than on the example.")
+
+    def train(self, mode: bool = True) -> "Replacement":
+        """Set the mode of its first layer and of what has no place of its own."""
+        norm = getattr(self.layer, "norm", None)
+        before = norm is not None and norm.training
+        super().train(mode)
+        if norm is not None and not isinstance(self.layer, NormBlock):
+            norm.train(before)  # set at its place
+        return self
 
     def run(self, x: Signal) -> Tensor:
         if self.calls is not None:
@@ -219,19 +237,30 @@ class PassedOn(nn.Module):
         block: the block.
         place: number of the layer in the block.
         last: it is the block's last.
+        shape: of the layer's output, if the block runs at its last place and the layer has one of its own.
+        kind: the part of the block that the layer is, see `Vocabulary.kind`.
     """
 
     step_mode = "m"
 
-    def __init__(self, block: Replacement, place: int, last: bool) -> None:
+    def __init__(self, block: Replacement, place: int, last: bool, shape: ShapeOf | None, kind: str) -> None:
         super().__init__()
         self._block, self.place, self.last = (block,), place, last  # in a tuple: not registered here
+        self.shape, self.kind = shape, kind
+
+    def train(self, mode: bool = True) -> "PassedOn":
+        """Set the mode of BN in the block, too, which a forward or a training may freeze by its name."""
+        super().train(mode)
+        if self.kind == "norm":
+            cast(Any, self._block[0].layer).norm.train(mode)
+        return self
 
     def forward(self, x: Any) -> Any:
         (block,) = self._block
         if not isinstance(x, BlockOutput) or x.passing.block is not block or x.passing.place != self.place:
-            raise UserError(f"the forward took another way behind {block.name} than on the example.")
+            block.refuse_other_way()
         _, values, _, shaped = x.passing
         if not self.last:
+            shaped = shaped if shaped is None or self.shape is None else self.shape(shaped)
             return BlockOutput(block, values, self.place + 1, shaped)
         return values if shaped is None else block.at_last_place(values, shaped.shape)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from plif_lightning.convert.blocks import FirstLayer, NormBlock, PassedOn, Replacement
+from plif_lightning.convert.blocks import NormBlock, PassedOn, Replacement, ShapeOf
 from plif_lightning.convert.converted import Converted
 from plif_lightning.convert.grouping import Plan, plan_of_sequences
 from plif_lightning.convert.neurons import layer_over_time, neurons_in_place
@@ -40,7 +40,7 @@ def converted_by(
         converted, stored = neurons_in_place(net, vocabulary, takes_sequences, shared)
         plan = plan_of_sequences(converted.net, vocabulary) if plan is None else plan
         for chain in plan.chains:
-            _form_block(converted, vocabulary, chain, chain[0] in plan.of_spikes, chain[0] in plan.of_frames)
+            _form_block(converted, vocabulary, chain, chain[0] in plan.of_spikes, plan.of_frames.get(chain[0]))
     _guard_lone_neurons(converted)
     use_backend(converted.to(reference.device))
     named = reversed(converted.state_dict(keep_vars=True).items())  # the first of its names
@@ -72,18 +72,26 @@ def _guard_lone_neurons(converted: Converted) -> None:
 
 
 def _form_block(
-    converted: Converted, vocabulary: Vocabulary, names: Sequence[str], of_spikes: bool, of_frames: bool
+    converted: Converted, vocabulary: Vocabulary, names: Sequence[str], of_spikes: bool, of_frames: bool | None
 ) -> None:
     """Put a block in the place of the first of some layers; the places of the others pass its output on."""
     parts = [converted.net.get_submodule(name) for name in names]
     holders = [holders_of(converted, module) for module in parts]  # before the block has them
     block = _replacement(converted, vocabulary, dict(zip(names, parts, strict=True)), of_spikes)
     block.followed = len(parts) > 1
-    if of_frames:
-        block.runs_last = FirstLayer(vocabulary.as_plain(parts[0].net if isinstance(parts[0], OverTime) else parts[0]))
+    block.of_frames = of_frames
+    shapes = [None if of_frames is None else _shape_of(vocabulary, part) for part in parts]
+    block.shape = shapes[0]
     put(block, holders[0])
     for place, places in enumerate(holders[1:], start=1):
-        put(PassedOn(block, place, last=places is holders[-1]), places)
+        put(PassedOn(block, place, places is holders[-1], shapes[place], vocabulary.kind(parts[place])), places)
+
+
+def _shape_of(vocabulary: Vocabulary, part: Any) -> ShapeOf | None:
+    """The effect of a layer on shapes; None for none."""
+    if vocabulary.kind(part) not in ("conv", "linear"):
+        return None
+    return ShapeOf(vocabulary.as_plain(part.net if isinstance(part, OverTime) else part))
 
 
 def _replacement(

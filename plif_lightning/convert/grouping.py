@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,20 @@ class Plan:
     Attributes:
         chains: layers of each block, in order.
         of_spikes: first layers of blocks with spikes as input.
-        of_frames: first layers of blocks that are called with [T N, *], or whose output is reshaped before the node.
+        of_frames: first layers of blocks that run at their node, whose input is another shape of the layers' output;
+            True for those that are called with [T N, *], False for [T, N, *].
         shared: layers that are called more than once, or registered under several names.
     """
 
     chains: list[list[str]] = field(default_factory=list)
     of_spikes: set[str] = field(default_factory=set)
-    of_frames: set[str] = field(default_factory=set)
+    of_frames: dict[str, bool] = field(default_factory=dict)
     shared: set[str] = field(default_factory=set)
+
+    @property
+    def without_frames(self) -> "Plan":
+        """The same without blocks that run at their node."""
+        return replace(self, chains=[chain for chain in self.chains if chain[0] not in self.of_frames], of_frames={})
 
 
 def _joins(block_kinds: Sequence[str], kind: str, of_frames: bool = False) -> bool:
@@ -105,10 +111,11 @@ def plan_of_calls(net: nn.Module, parts: nn.Module, x: Tensor, vocabulary: Vocab
     """
     training, evaluation = (_recorded(net.train(mode), parts, x, vocabulary) for mode in (True, False))
     chains = [chain for chain in training.chains if chain in evaluation.chains]
+    chains = [c for c in chains if training.of_frames.get(c[0]) == evaluation.of_frames.get(c[0])]
     return Plan(
         chains,
         training.of_spikes & evaluation.of_spikes,
-        training.of_frames | evaluation.of_frames,
+        training.of_frames,
         training.shared | evaluation.shared,
     )
 
@@ -126,36 +133,50 @@ def _recorded(net: nn.Module, parts: nn.Module, x: Tensor, vocabulary: Vocabular
     return Plan(
         [[names[module] for module in chain] for chain in chains],
         {names[chain[0]] for chain in chains if chain[0] in spiking},
-        {names[module] for module in of_frames},
+        {names[module]: frames for module, frames in of_frames.items()},
         {names[module] for module, n in times.items() if n > 1},
     )
 
 
 def _chains(
     calls: Sequence[Call], all_calls: Sequence[Call], kind_of: Mapping[nn.Module, str], vocabulary: Vocabulary
-) -> tuple[list[list[nn.Module]], set[nn.Module]]:
+) -> tuple[list[list[nn.Module]], dict[nn.Module, bool]]:
     """Layers that form blocks, among those that were called once, and the first ones of blocks over frames.
 
-    The input of each is the previous one's output, in another shape perhaps; `record_calls` makes another tensor of it
-    where it was written in place or passed on.
+    The input of each is the previous one's output, a node's in another shape perhaps; `record_calls` makes another
+    tensor of it where it was written in place or passed on.
     """
     once, taken = {module: (x, y) for module, x, y in calls}, set[nn.Module]()
-    chains, blocks_of_frames = list[list[nn.Module]](), set[nn.Module]()
+    chains, blocks_of_frames = list[list[nn.Module]](), dict[nn.Module, bool]()
     for module in once:
         if module in taken or kind_of[module] not in _BEGINNING:
             continue
         chain, of_frames = [module], vocabulary.takes_frames(module)
         while len(after := _readers(all_calls, chain[-1])) == 1 and after[0] in once:
             (following,) = after
-            of_frames = of_frames or once[following][0].shape != once[chain[-1]][1].shape
+            is_node, shape = kind_of[following] == "neuron", once[following][0].shape
+            other_shape = shape != once[chain[-1]][1].shape
+            if other_shape and not is_node:
+                break
+            if is_node and (of_frames or other_shape):
+                takes_frames = vocabulary.takes_frames(module) or once[module][0].dim() == 2
+                if not _is_over(once[module][0].shape, shape, takes_frames):
+                    break
+                blocks_of_frames[module] = takes_frames
+            of_frames = of_frames or other_shape
             if not _joins([kind_of[member] for member in chain], kind_of[following], of_frames):
                 break
             chain.append(following)
         if _is_block([kind_of[member] for member in chain], of_frames):
             taken.update(chain)
             chains.append(chain)
-            blocks_of_frames |= {module} if of_frames else set()
-    return chains, blocks_of_frames
+    firsts = {chain[0] for chain in chains}
+    return chains, {module: frames for module, frames in blocks_of_frames.items() if module in firsts}
+
+
+def _is_over(shape: torch.Size, of_node: torch.Size, takes_frames: bool) -> bool:
+    """True if a layer's input has the steps and samples of a node's input [T, N, *], as one dimension of frames."""
+    return shape[0] == of_node[0] * of_node[1] if takes_frames else shape[:2] == of_node[:2]
 
 
 def _readers(calls: Sequence[Call], layer: nn.Module) -> list[nn.Module]:

@@ -120,7 +120,7 @@ def layer_over_time(vocabulary: Vocabulary, module: Any) -> Any:
     plain = vocabulary.as_plain(module)
     if isinstance(plain, (nn.BatchNorm2d, nn.BatchNorm1d)):
         norm = TimeBatchNorm2d(plain.num_features, "all_steps")
-        vars(norm.bn).update(vars(plain))  # the same tensors
+        norm.bn = plain
         return norm.train(plain.training)
     if not isinstance(plain, POOLS):
         return over_time(plain)

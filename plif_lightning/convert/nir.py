@@ -349,11 +349,14 @@ class _Reader:
 
     def delay(self, name: str, node: Any) -> nn.Module:
         seconds = np.asarray(node.delay, np.float64)
+        if not ((seconds >= 0) & np.isfinite(seconds)).all():
+            raise UserError(f"NIR: {name} has a delay of {seconds.min():.3g} to {seconds.max():.3g} s.")
         steps = (torch.as_tensor(_per_channel(name, seconds)) / self.dt).float().expand(len(seconds))
         nearest = steps.round()
         is_whole = torch.allclose(steps, nearest, rtol=1e-5, atol=1e-5)  # seconds are stored in float32
-        layer = Delay(len(seconds), max(1, math.ceil(float(steps.max()) - 1e-5)), rounds=is_whole)
-        layer.delay.data.copy_(nearest if is_whole else steps)
+        steps = nearest if is_whole else steps
+        layer = Delay(len(seconds), max(1, math.ceil(steps.max().item())), rounds=is_whole)
+        layer.delay.data.copy_(steps)
         return layer
 
     def neuron(self, name: str, node: Any) -> nn.Module:

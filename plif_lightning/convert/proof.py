@@ -87,7 +87,14 @@ class Proof:
         self._context = ExitStack()
 
     def __enter__(self) -> "Proof":
-        self._context.enter_context(torch.random.fork_rng(devices=[self.x.device] if self.x.is_cuda else []))
+        with ExitStack() as context:  # left where an error ends the preparation
+            context.enter_context(torch.random.fork_rng(devices=[self.x.device] if self.x.is_cuda else []))
+            self._prepare(context)
+            self._context = context.pop_all()
+        return self
+
+    def _prepare(self, context: ExitStack) -> None:
+        """Make nodes fire, and enter what lasts for the comparison."""
         torch.manual_seed(0)
         for module in self.net.modules():
             if isinstance(module, self.library.layer.Dropout):
@@ -108,10 +115,9 @@ class Proof:
                 f"{type(self.net).__name__} runs the example, but not in float64, in which it is compared: "
                 f"{str(error).rstrip('.')}. Convert it without an example, or write its code for any type."
             ) from error
-        self._context.enter_context(_InFloat64())
+        context.enter_context(_InFloat64())
         first, second = (self._outputs() for _ in range(2))
         self.repeats = not _difference(first, second)
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._context.close()
@@ -131,7 +137,8 @@ class Proof:
         torch.manual_seed(0)
         self._reset(self.net)
         with _restore_buffers(self.net):
-            return {f"output {i}": y for i, y in enumerate(tree_leaves(self.net(self.x.clone())))}
+            outputs = [y for y in tree_leaves(self.net(self.x.clone())) if isinstance(y, Tensor)]
+            return {f"output {i}": y for i, y in enumerate(outputs)}
 
     # --- comparing
 

@@ -66,6 +66,9 @@ def from_spikingjelly(
     with Proof(net, x, vocabulary.is_node, vocabulary.library) as proof:
         plan, convert = _plan(proof, vocabulary, takes_sequences)
         difference = proof.difference(convert(plan))
+        if _decided_by_first(difference) and plan.of_frames:
+            plan = plan.without_frames
+            difference = proof.difference(convert(plan))
         unproved = _decided_by_first(difference or ", ".join(proof.untelling))
         if unproved:  # nodes alone
             plan = Plan(shared=plan.shared)

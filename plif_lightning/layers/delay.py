@@ -17,6 +17,7 @@ from plif_lightning.signals.signal import LayerModule, Signal
 from plif_lightning.signals.states import active_states, advance
 
 DelayKernel = Literal["linear", "gaussian"]
+_NARROWEST = 0.05  # width of a Gaussian [time-steps], all of which lies on a single lag
 
 
 class Delay(LayerModule):
@@ -30,11 +31,13 @@ class Delay(LayerModule):
         max_delay: D, in time-steps. Delays are used within 0 and D; at an end the gradient that leads out is dropped.
         kernel: linear or gaussian.
         init_delay: initial delay of all channels, in time-steps; None draws them evenly from 0 to D.
-        sigma: width of the Gaussian, in time-steps. It is an attribute, which a callback may shrink in training.
+        sigma: width of the Gaussian, in time-steps.
         rounds: in evaluation each delay is a whole number, so that spikes stay spikes.
 
     Attributes:
         delay: [C], in time-steps, as the optimiser moves it.
+        sigma: a buffer, which a callback may `fill_` with less and less in training; below 0.05 it counts as that, a
+            single lag.
 
     Raises:
         UserError: an argument lies outside its range.
@@ -48,7 +51,6 @@ class Delay(LayerModule):
     """
 
     carries = ("x",)
-    backend = Backend("reference")  # until `use_backend`
     sigma: Tensor
     geometry = ("max_delay", "kernel", "rounds")
 
@@ -65,12 +67,16 @@ class Delay(LayerModule):
         require_count("channels", channels)
         require_count("max_delay", max_delay)
         require_one_of("kernel", kernel, DelayKernel)
+        require_one_of("rounds", rounds, Literal[True, False])
+        for name, value in (("sigma", sigma), ("init_delay", init_delay)):
+            if isinstance(value, (bool, str)):
+                raise UserError(f"{name} must be a number, got {value!r}.")
         if init_delay is not None and not 0 <= init_delay <= max_delay:
             raise UserError(f"init_delay must be from 0 to max_delay = {max_delay}, got {init_delay}.")
         if not sigma > 0:
             raise UserError(f"sigma must be above 0, got {sigma}.")
         self.max_delay, self.kernel, self.rounds = max_delay, kernel, rounds
-        self.kept = max_delay
+        self.kept, self.backend = max_delay, Backend("auto")
         start = torch.rand(channels) * max_delay if init_delay is None else torch.full((channels,), float(init_delay))
         self.delay = nn.Parameter(start)
         self.register_buffer("sigma", torch.tensor(float(sigma)))
@@ -83,7 +89,8 @@ class Delay(LayerModule):
     def run(self, x: Signal) -> Tensor:
         if x.values.dim() < 3 or x.values.shape[2] != len(self.delay):
             raise UserError(f"a delay of {len(self.delay)} channels takes [T, N, C, *], got {list(x.values.shape)}.")
-        return advance(self, partial(self._delayed, x.values.expand(x.steps, *x.values.shape[1:])))
+        values = x.values if x.values.is_floating_point() else x.values.to(self.delay.dtype)
+        return advance(self, partial(self._delayed, values.expand(x.steps, *values.shape[1:])))
 
     def keeps_spikes(self, spikes: bool) -> bool:
         return spikes and self.is_whole
@@ -98,16 +105,19 @@ class Delay(LayerModule):
         return delay.round() if self.is_whole else delay
 
     def _between(self) -> tuple[Tensor, Tensor]:
-        """The whole part of the delays, at most `max_delay` - 1, and what is left: the share of the step after it."""
+        """The whole part of the delays, at most `max_delay` - 1, and what is left: the share of the step after it.
+
+        Of a delay that is not a number the second is not, either.
+        """
         delay = self.used()
-        whole = delay.detach().floor().clamp(max=self.max_delay - 1)
+        whole = delay.detach().floor().nan_to_num(0).clamp(0, self.max_delay - 1)
         return whole, delay - whole
 
     def shares(self) -> Tensor:
         """What of an input is given at each lag from 0 to `max_delay`: [max_delay + 1, C]."""
         lags = torch.arange(self.max_delay + 1, device=self.delay.device)[:, None]
         if self.kernel == "gaussian" and not self.is_whole:
-            return torch.softmax(-(((lags - self.used()) / self.sigma) ** 2) / 2, 0)
+            return torch.softmax(-(((lags - self.used()) / self.sigma.clamp(min=_NARROWEST)) ** 2) / 2, 0)
         # Not (1 - |lag - delay|)+, which has no gradient at a whole delay.
         whole, late = self._between()
         return torch.where(lags == whole, 1 - late, torch.where(lags == whole + 1, late, torch.zeros_like(late)))
@@ -130,10 +140,12 @@ class Delay(LayerModule):
     def _has_loops(self, x: Tensor) -> bool:
         """True if the compiled loops run on x [T, N, C, *]: linear, on a CPU, in the parameter's type."""
         is_linear = self.kernel == "linear" or self.is_whole
-        return is_linear and x.dtype == self.delay.dtype and self.backend.chosen(x.device) == "cpu"
+        has_type = x.dtype == self.delay.dtype and x.dtype in (torch.float32, torch.float64)
+        return is_linear and has_type and self.backend.chosen(x.device) == "cpu"
 
     def extra_repr(self) -> str:
-        return f"{len(self.delay)}, max_delay={self.max_delay}, kernel={self.kernel!r}, rounds={self.rounds}"
+        width = f" of sigma {self.sigma.item():.3g}" if self.kernel == "gaussian" else ""
+        return f"{len(self.delay)}, max_delay={self.max_delay}, kernel={self.kernel!r}{width}, rounds={self.rounds}"
 
 
 class _Between(torch.autograd.Function):
@@ -191,5 +203,5 @@ def _convolved(seen: Tensor, shares: Tensor) -> Tensor:
     """[T, N, C, *] of inputs [D + T, N, C, *], the first D of them before the start, and shares [D + 1, C]."""
     channels = shares.shape[1]
     rows = seen.movedim((0, 2), (-1, -2))  # [N, *, C, D + T]
-    y = F.conv1d(rows.reshape(-1, channels, len(seen)), shares.t()[:, None], groups=channels)
-    return y.view(*rows.shape[:-1], -1).movedim((-1, -2), (0, 2)).contiguous()
+    y = F.conv1d(rows.flatten(0, -3), shares.t()[:, None], groups=channels)
+    return y.view(*rows.shape[:-1], y.shape[-1]).movedim((-1, -2), (0, 2)).contiguous()

@@ -36,7 +36,7 @@ class TimeBatchNorm2d(LayerModule):
         for name, value, literal in (("held", held, NormHeld), ("statistics", statistics, NormStatistics)):
             require_one_of(f"norm_{name}", value, literal)
         self.held, self.statistics = held, statistics
-        self.bn = nn.BatchNorm2d(channels)
+        self.bn: nn.BatchNorm2d | nn.BatchNorm1d = nn.BatchNorm2d(channels)
 
     def run(self, x: Signal) -> Tensor:
         """Normalised values, of the same shape.
@@ -61,13 +61,15 @@ class TimeBatchNorm2d(LayerModule):
         of_batch = self.bn.training or self.bn.running_mean is None
         if self.statistics == "per_step" and of_batch and len(x) > 1:
             return torch.stack([self.bn(step) for step in x])
-        return self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        frames = x.flatten(0, 1)
+        frames = frames.flatten(2) if isinstance(self.bn, nn.BatchNorm1d) else frames
+        return self.bn(frames).reshape(x.shape)
 
     @property
     def is_standard(self) -> bool:
         """True if `bn` is PyTorch's, affine, with exponential running averages."""
         bn = self.bn
-        if type(bn) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        if type(bn) not in (nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm):
             return False
         return bn.affine and bn.track_running_stats and bn.momentum is not None
 

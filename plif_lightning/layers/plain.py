@@ -7,8 +7,8 @@ from plif_lightning.signals.hooks import is_called_plainly, package_of
 
 # PyTorch classes with a forward that kernels and exports know.
 _KNOWN = (
-    nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.SyncBatchNorm, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d,
-    nn.AdaptiveAvgPool2d,
+    nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm, nn.MaxPool2d, nn.AvgPool2d,
+    nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d,
 )  # fmt: skip
 
 

@@ -41,10 +41,12 @@ class NotationBase(ABC):
     Attributes:
         prefix: `conv` of the names conv1, conv2, ...; None for what belongs to a network's output and has no place.
         takes_maps: its input is [C, H, W].
+        may_end: it may be the last layer of a network.
     """
 
     prefix: ClassVar[str | None]
     takes_maps: ClassVar[bool] = False
+    may_end: ClassVar[bool] = True
 
     @abstractmethod
     def keeps_spikes(self, spikes: bool) -> bool:
@@ -109,6 +111,8 @@ class Group:
         if self.is_outermost and not self.has_fc:
             end = len(self.reader.text)
             self.reader.refuse(end, "a network ends with FC layers: add -FC10, or -FC100-PLIF-APk10s10")
+        if self.is_outermost and self.last is not None and not self.last.may_end:
+            self.reader.refuse(len(self.reader.text), f"a layer must follow {self.last}")
         return tuple(self.layers)
 
     def require_no_drop(self) -> None:

@@ -134,7 +134,7 @@ class Neurons(NotationBase, Part):
     def read(cls, reader: Reader, at: int, match: re.Match[str]) -> Self:
         name = match[0]
         if name not in NEURONS and "." not in name:
-            names = (*NEURONS, "BN", "DP", *get_args(ReadoutName), *get_args(Combine))
+            names = (*NEURONS, "BN", "DP", "DELAY", *get_args(ReadoutName), *get_args(Combine))
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
             near = near or [known for known in NEURONS if known.lower() == name.lower()]
             hint = f"did you mean {near[0]}" if near else f"expected {expected_parts()}"
@@ -455,6 +455,7 @@ class Delay(NotationBase, Part):
     """A learned delay of each channel: `DELAY(max_delay=20)`, with the arguments of `layers.delay.Delay`."""
 
     prefix = "delay"
+    may_end = False
     pattern = re.compile("DELAY")
     example = "DELAY(max_delay=20)"
     arguments: tuple[tuple[str, ArgumentValue], ...]

@@ -177,6 +177,14 @@ def test_a_round_trip_is_exact(kind, tmp_path):
         torch.testing.assert_close(torch.stack(votes), net(x))
 
 
+@pytest.mark.parametrize(("steps", "maximum"), [([3000.0] * 4, 3000), ([0.5, 1.25, 2.0, 0.0], 2), ([0.0] * 4, 1)])
+def test_delays_are_those_of_the_graph(steps, maximum):
+    layer = pl.from_nir(graph_of(nir.Delay(np.array(steps, np.float32) * np.float32(1e-4)))).nodes["n"]
+    assert layer.max_delay == maximum
+    torch.testing.assert_close(layer.delay.detach(), torch.tensor(steps))
+    assert layer.rounds == all(step.is_integer() for step in steps)
+
+
 def lif(**changes):
     constants = {"tau": 2e-4, "r": 1.0, "v_leak": 0.0, "v_threshold": 1.0, "v_reset": 0.0} | changes
     return nir.LIF(**{name: np.broadcast_to(np.asarray(value, float), 4).copy() for name, value in constants.items()})
@@ -232,6 +240,7 @@ def test_it_trains_as_a_network_of_ones_own():
     ("graph", "expected"),
     [
         (lambda: graph_of(nir.Threshold(np.ones(4))), "NIR: n is a Threshold; read are Affine"),
+        (lambda: graph_of(nir.Delay(np.full(4, -1e-4))), "NIR: n has a delay of -0.0001 to -0.0001 s"),
         (lambda: graph_of(lif(v_reset=[0.0, 0.0, 0.1, 0.0])), "NIR: n has several v_reset"),
         (lambda: graph_of(lif(tau=9e-5)), r"n has a time constant of 9e-05 s, below dt = 0\.0001 s: pass the dt"),
         (lambda: graph_of(cuba(tau_syn=9e-5)), "n has a time constant of 9e-05 s, below dt"),

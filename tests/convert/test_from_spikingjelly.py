@@ -760,3 +760,117 @@ def test_a_converted_network_of_frames_goes_step_by_step():
     for frame, expected in zip(x, converted(x), strict=True):
         y, state = pl.step(converted, frame, state)
         torch.testing.assert_close(y, expected)
+
+
+class Grey(nn.Module):
+    """BN of a single channel over frames, alone or behind a convolution."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers, self.node = nn.Sequential(*layers), a_node()
+
+    def forward(self, x):
+        y = self.layers(x.flatten(0, 1))
+        return self.node(y.view(*x.shape[:2], *y.shape[1:]))
+
+
+@pytest.mark.parametrize("layers", [(), (nn.Conv2d(1, 1, 3, padding=1),)], ids=["BN", "convolution"])
+def test_a_single_sample_of_a_single_channel_is_no_sequence(layers):
+    """Frames [T, 1, H, W] of one channel look like [T, N = 1, *]."""
+    torch.manual_seed(0)
+    net, x = excited(Grey(*layers, nn.BatchNorm2d(1)).double()), 2 * torch.rand(4, 2, 1, 6, 6).double()
+    for example in (x, x[:, :1]):
+        converted = pl.from_spikingjelly(net, example)
+        assert converted.conversion.blocks == ["node"]
+        require_equal(net, converted, x[:, :1])
+
+
+class Heads(nn.Module):
+    """FC layers whose outputs become heads, behind dropout; and rows of tokens, which no block can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.fc, self.node = layer.Dropout(0.2, step_mode="m"), layer.Linear(6, 8, step_mode="m"), a_node()
+        self.rows, self.other = nn.Linear(4, 5), a_node()
+
+    def forward(self, x):
+        y = self.node(self.fc(self.drop(x)).reshape(*x.shape[:2], 2, 4))
+        return self.other(self.rows(y.flatten(0, 2)).view(*y.shape[:3], 5))
+
+
+def test_a_reshape_that_no_block_can_run_leaves_the_others():
+    torch.manual_seed(0)
+    net, x = excited(Heads().double()), 2 * torch.rand(4, 3, 6).double()
+    converted = pl.from_spikingjelly(net, x)
+    assert (converted.conversion.blocks, converted.conversion.alone) == (["node"], ["other"])
+    require_equal(net, converted, x)
+
+
+class Numbers(Grey):
+    def forward(self, x):
+        y = super().forward(x)
+        if x.shape[0] == 3:
+            raise KeyError("three")
+        return y, float(y.mean()), "text"
+
+
+def test_numbers_beside_tensors_are_passed_on_and_errors_leave_no_trace(monkeypatch):
+    net, x = excited(Numbers(nn.BatchNorm2d(1)).double()), 2 * torch.rand(4, 2, 1, 6, 6).double()
+    converted = pl.from_spikingjelly(net, x)
+    assert converted(x)[2] == "text"
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    with pytest.raises(UserError, match="does not run through Numbers"):
+        pl.from_spikingjelly(net, x[:3])
+    monkeypatch.setattr("plif_lightning.convert.proof._difference", lambda *outputs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pl.from_spikingjelly(net, x)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_default_dtype() == torch.zeros(1).float().dtype == torch.float32
+
+
+class Frozen(OfFrames):
+    """BN is frozen as users do: by its name, and by its class."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.first.norm.eval()
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()
+        return self
+
+
+def test_frozen_norms_stay_frozen():
+    torch.manual_seed(0)
+    net, x = excited(Frozen(RESHAPES["view"]).double()), frames(2, 6, 6)
+    converted = pl.from_spikingjelly(net, x)
+    assert converted.conversion.blocks == ["first.node", "tokens.node", "rows.node"]
+    net.train()
+    converted.train()
+    functional.reset_net(net)
+    torch.testing.assert_close(converted(x), net(x))
+    for name, buffer in net.named_buffers():
+        torch.testing.assert_close(converted.get_buffer(converted.names[name][0]), buffer)
+
+
+class Stem(Grey):
+    """Layers without gradients, if asked for."""
+
+    trains = True
+
+    def forward(self, x):
+        with torch.set_grad_enabled(self.trains and torch.is_grad_enabled()):
+            y = self.layers(x.flatten(0, 1))
+        return self.node(y.view(x.shape))
+
+
+def test_layers_that_lose_their_gradients_later_are_not_trained():
+    net, x = excited(Stem(nn.BatchNorm2d(1)).double()), 2 * torch.rand(4, 2, 1, 6, 6).double()
+    converted = pl.from_spikingjelly(net, x)
+    assert converted.conversion.blocks == ["node"]
+    converted.net.trains = False
+    with torch.no_grad():
+        converted(x)
+    with pytest.raises(UserError, match="took another way behind"):
+        converted(x)

@@ -149,6 +149,9 @@ def test_initial_delays_are_drawn_evenly_or_set():
         ({"max_delay": 3, "init_delay": 3.5}, "init_delay must be from 0 to max_delay = 3"),
         ({"max_delay": 3, "init_delay": float("nan")}, "init_delay must be from 0"),
         ({"max_delay": 3, "sigma": 0.0}, "sigma must be above 0"),
+        ({"max_delay": 3, "sigma": "a"}, "sigma must be a number, got 'a'"),
+        ({"max_delay": 3, "init_delay": True}, "init_delay must be a number, got True"),
+        ({"max_delay": 3, "rounds": "no"}, "rounds must be one of True, False, got 'no'"),
     ],
 )
 def test_arguments_outside_their_range_are_refused(arguments, says):
@@ -159,6 +162,40 @@ def test_arguments_outside_their_range_are_refused(arguments, says):
 def test_inputs_of_other_channels_are_refused():
     with pytest.raises(UserError, match=r"5 channels takes \[T, N, C, \*\], got \[11, 3, 4\]"):
         a_delay()(torch.zeros(T, N, 4))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_delay_that_is_not_a_number_gives_no_numbers(backend):
+    """It once wrote behind the end of the output."""
+    layer = use_backend(a_delay([float("nan"), 0.5, 0.5, 0.5, float("inf")], torch.float32), backend)
+    x = torch.ones(T, N, C, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y[D:, :, 0].isnan().all()
+    assert not y[:, :, 1:].isnan().any()
+    assert torch.equal(y[D:, 0, 4], torch.ones(T - D))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64])
+def test_other_types_are_computed_by_the_reference(dtype):
+    x = torch.arange(T * N * C).reshape(T, N, C) % 3
+    layer = a_delay([0.5] * C, torch.float32)
+    layer = layer.to(dtype) if dtype.is_floating_point else layer
+    expected = looped(x.double(), torch.full((C,), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(layer(x.to(dtype)).double(), expected)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "gaussian"])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_no_samples_give_no_outputs(backend, kernel):
+    for kind in SHAPES.values():
+        assert use_backend(a_delay(kernel=kernel), backend)(torch.zeros(T, 0, *kind).double()).shape == (T, 0, *kind)
+
+
+def test_a_gaussian_narrows_to_a_single_lag():
+    layer = a_delay([1.0, 2, 3, 0, 4], kernel="gaussian")
+    layer.sigma.fill_(0.0)
+    torch.testing.assert_close(layer(an_input()), looped(an_input(), layer.delay).detach())
 
 
 # --- in the notation
@@ -194,6 +231,7 @@ def test_a_structure_with_delays_is_written_as_it_is_read():
         ("FC8-PLIF-DELAY-FC4", "delay1: DELAY needs max_delay"),
         ("FC8-PLIF-DELAY(steps=3)-FC4", "steps"),
         ("FC8-PLIF-DELAY(max_delay=3,init_delay=9)-FC4", "init_delay must be from 0 to max_delay = 3"),
+        ("FC8-PLIF-FC4-PLIF-DELAY(max_delay=3)", r"a layer must follow DELAY\(max_delay=3\)"),
         ("FC8-PLIF-FC4-DELAY(max_delay=3)", "DELAY must stand before an FC layer or a convolution"),
         ("FC8-PLIF-DP-DELAY(max_delay=3)-FC4", "DP must stand before an FC layer"),
     ],
@@ -201,6 +239,11 @@ def test_a_structure_with_delays_is_written_as_it_is_read():
 def test_what_a_structure_cannot_mean_is_refused(structure, says):
     with pytest.raises(UserError, match=says):
         pl.SpikingNetwork((6,), 4, 8, structure=structure)
+
+
+def test_a_delay_is_refused_where_no_gradient_passes_between_steps():
+    with pytest.raises(UserError, match="through_time=False lets no gradient pass"):
+        pl.SpikingNetwork((6,), 4, 8, structure=STRUCTURE, through_time=False)
 
 
 def test_a_deployed_network_and_its_steps_are_the_networks():
