@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from plif_lightning.convert.blocks import NormBlock, PassedOn, Replacement, ShapeOf
+from plif_lightning.convert.blocks import PassedOn, Replacement, ShapeOf
 from plif_lightning.convert.converted import Converted
 from plif_lightning.convert.grouping import Plan, plan_of_sequences
 from plif_lightning.convert.neurons import layer_over_time, neurons_in_place
 from plif_lightning.convert.recognise import Vocabulary
 from plif_lightning.convert.surgery import holders_of, names_of_shared, put
-from plif_lightning.layers.blocks import ConvBlock, FCBlock
+from plif_lightning.layers.blocks import ConvBlock, FCBlock, NormBlock
 from plif_lightning.layers.pooling import TimeDropout
 from plif_lightning.network.network import use_backend
 from plif_lightning.network.over_time import OverTime

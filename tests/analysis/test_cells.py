@@ -210,7 +210,7 @@ def test_cells_of_costs_are_formulas_of_their_layers():
         weight, state = picojoules_a_byte(of.parameters), picojoules_a_byte(4 * of.state)
         outputs = of.state // of.states
         operation = 0.1 if of.spikes else 0.3
-        moved = 8 * of.updates * of.states
+        moved = 8 * of.updates * of.moved
         potentials, computed = moved * state, operation * of.actual + 0.3 * of.updates
         near = picojoules_a_byte(1)
         fetched, once = min(of.actual, of.parameters * of.runs), min(of.once, of.parameters)

@@ -503,7 +503,8 @@ def test_stream_and_test_name_the_same_classes(tmp_path, monkeypatch, capsys):
         main(["stream", "--ckpt_path", path, "--file", str(recording)])
         said = f"decision: {('left', 'right')[int(votes.argmax())]} after 2 time-steps"
         assert capsys.readouterr().out.splitlines()[-1] == said
-    assert json.loads(Path("out/export.json").read_text())["class_names"] == ["left", "right"]
+    manifest = json.loads(Path("out/export.json").read_text())
+    assert (manifest["data"], manifest["class_names"]) == ("EventFolder", ["left", "right"])
 
 
 def test_the_pages_live_source_decides_in_silence_too(checkpoint):

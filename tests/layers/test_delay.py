@@ -1,4 +1,4 @@
-"""Delays: equal to a plain loop, in every form, step by step, deployed and exported."""
+"""Delays: equal to a plain loop, in every form (`plif_lightning.kernels.cpu_delay`), in steps and exports."""
 
 import pytest
 import torch
@@ -149,6 +149,7 @@ def test_initial_delays_are_drawn_evenly_or_set():
         ({"max_delay": 3, "init_delay": 3.5}, "init_delay must be from 0 to max_delay = 3"),
         ({"max_delay": 3, "init_delay": float("nan")}, "init_delay must be from 0"),
         ({"max_delay": 3, "sigma": 0.0}, "sigma must be above 0"),
+        ({"max_delay": 3, "sigma": -1.0}, "sigma must be above 0"),
         ({"max_delay": 3, "sigma": "a"}, "sigma must be a number, got 'a'"),
         ({"max_delay": 3, "init_delay": True}, "init_delay must be a number, got True"),
         ({"max_delay": 3, "rounds": "no"}, "rounds must be one of True, False, got 'no'"),
