@@ -299,11 +299,11 @@ def leaderboard_table(runs: Sequence[Run], baseline: Baseline | None = None) -> 
         "epochs: wall time, machine not idle."
     )
     cells = [standing.cell for board in boards for standing in board]
-    notes = [note, *_beside_no_board(runs, cells, baseline), *words.notes_on_groups(cells)]
+    notes = [note, *_left_out(runs, cells, baseline), *words.notes_on_groups(cells)]
     return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, notes, [*map(names_of, cells)])
 
 
-def _beside_no_board(runs: Sequence[Run], cells: Sequence[Group], baseline: Baseline | None) -> list[str]:
+def _left_out(runs: Sequence[Run], cells: Sequence[Group], baseline: Baseline | None) -> list[str]:
     """Name the runs of protocol B that no leaderboard has, and why."""
     placed = {id(run) for cell in cells for run in cell.runs}
     rest = [run.name for setup in _setups(runs) for cell in setup for run in cell.runs if id(run) not in placed]

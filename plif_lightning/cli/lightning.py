@@ -212,9 +212,11 @@ class PlifCLI(LightningCLI):
         if self.subcommand != "fit" and folder is not None:
             self.counts = self._counts(folder)
             name = str(self.subcommand) if config.engine is None else f"{self.subcommand}_{config.engine}"
-            predicts = self.subcommand == "predict" and folder.record.is_file()
-            is_other = predicts and (self.differing_settings or self._has_another_test_set(folder))
-            is_other = is_other or (name == "test" and folder.record.is_file() and not self.counts)
+            is_other = False
+            if folder.record.is_file() and self.subcommand == "predict":
+                is_other = bool(self.differing_settings) or self._has_another_test_set(folder)
+            elif folder.record.is_file():
+                is_other = name == "test" and not self.counts
             return folder.evaluation(f"{name}_other" if is_other else name).path
         if folder is not None or config.run_folder is not None:
             return Path(config.run_folder).absolute()
@@ -347,9 +349,8 @@ class PlifCLI(LightningCLI):
     def _has_another_test_set(self, folder: RunFolder) -> bool:
         """True if the test set is not that which the run in a folder was begun with."""
         self.datamodule.prepare_data()
-        return bool(
-            read_run(folder.path).section("data").get("test_content") != content_of(self.datamodule, train=False)
-        )
+        of_run: str | None = read_run(folder.path).section("data").get("test_content")
+        return of_run != content_of(self.datamodule, train=False)
 
     def after_predict(self) -> None:
         print_evaluation(self.trainer, self.datamodule)

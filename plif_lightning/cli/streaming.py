@@ -103,20 +103,20 @@ def _network(options: argparse.Namespace, trained: Trained) -> "StreamingNetwork
     """Build the streaming network that the options of `stream` describe."""
     from plif_lightning.deploy.streaming import StreamingNetwork
 
-    given = trained.input
+    spec = trained.input
     is_line = len(trained.net.input_shape) == 1
-    channels = given.channels or (1 if is_line else 2)
-    if given.probe is not None:
+    channels = spec.channels or (1 if is_line else 2)
+    if spec.probe is not None:
         raise UserError(
-            f"the network was trained with data.probe={given.probe}, which takes time away, and a stream has it: "
+            f"the network was trained with data.probe={spec.probe}, which takes time away, and a stream has it: "
             "stream a network that was trained without a probe."
         )
-    if given.kind == "images" or (not is_line and trained.net.input_shape[0] != channels):
+    if spec.kind == "images" or (not is_line and trained.net.input_shape[0] != channels):
         raise UserError(
             f"the network takes {' x '.join(map(str, trained.net.input_shape))} images, and a stream gives frames of "
             "events, 2 x H x W."
         )
-    if given.kind == "sequences":
+    if spec.kind == "sequences":
         raise UserError(
             "the network takes sequences, not events: call plif_lightning.deploy.StreamingNetwork.step with the "
             "features of each time-step (docs/howto/deploy.md)."
@@ -126,9 +126,9 @@ def _network(options: argparse.Namespace, trained: Trained) -> "StreamingNetwork
         events_per_step=options.events_per_step,
         us_per_step=None if options.ms_per_step is None else round(1000 * options.ms_per_step),
         engine=options.engine,
-        sensor=None if given.rescales else given.sensor,
+        sensor=None if spec.rescales else spec.sensor,
         last=options.last,
-        background_us=given.background_us,
+        background_us=spec.background_us,
         polarities=channels,
     )
 
@@ -191,8 +191,8 @@ def _steps(options: argparse.Namespace, network: "StreamingNetwork", trained: Tr
     """Return an iterator over the network's time-steps."""
     from plif_lightning.events.readers import sensor_of
 
-    given, sensor = trained.input, sensor_of(options.file)
-    if sensor not in (None, network.sensor) and not given.rescales:
+    spec, sensor = trained.input, sensor_of(options.file)
+    if sensor not in (None, network.sensor) and not spec.rescales:
         raise UserError(
             f"{options.file} is of a sensor of {sensor} pixels (height x width), and the network was trained on "
             f"{network.sensor}."
@@ -201,18 +201,18 @@ def _steps(options: argparse.Namespace, network: "StreamingNetwork", trained: Tr
     if not len(recording.t):
         raise UserError(f"{options.file} holds no events.")
     if _has_step_length(options):
-        if given.from_zero and network.us_per_step is not None:
+        if spec.from_zero and network.us_per_step is not None:
             network.advance(0)
         steps = network.pushed(recording, name=str(options.file))
-        if not options.as_trained or given.step_us is None or given.window_us is not None:
+        if not options.as_trained or spec.step_us is None or spec.window_us is not None:
             return steps
         # As in training: T steps, silent ones included.
         assert network.us_per_step is not None
-        begin = 0 if given.from_zero else int(recording.t[0])
+        begin = 0 if spec.from_zero else int(recording.t[0])
         end = begin + network.net.time_steps * network.us_per_step
         silence = (votes for _ in (0,) for votes in network.advanced(max(end, int(recording.t[-1]))))
         return itertools.islice(itertools.chain(steps, silence), network.net.time_steps)
-    return network.run_recording(recording, given.slicing, str(options.file))
+    return network.run_recording(recording, spec.slicing, str(options.file))
 
 
 def _rescale(trained: Trained, name: str, sensor: Any, recording: Any) -> Any:
@@ -292,9 +292,9 @@ def _stream(options: argparse.Namespace) -> int:
         raise UserError("standard input has no end that is known: pass --every_ms MILLISECONDS with --file -.")
     trained = read_trained(options.ckpt_path)
     written = {"columns": options.columns, "time_unit": options.time_unit}
-    given = trained.input._replace(**{name: value for name, value in written.items() if value})
-    trained = trained._replace(input=given)
-    if options.sensor is not None and not given.rescales:
+    spec = trained.input._replace(**{name: value for name, value in written.items() if value})
+    trained = trained._replace(input=spec)
+    if options.sensor is not None and not spec.rescales:
         raise UserError("--sensor is for a network that was trained on recordings of several cameras: leave it out.")
     _take_step_length(options, trained)
     network = _network(options, trained)

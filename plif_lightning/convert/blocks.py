@@ -50,12 +50,21 @@ class BlockReadError(UserError):
 
 
 class _Passing(NamedTuple):
-    """Contents of a `BlockOutput`, in one attribute: it refuses every other name that a tensor has."""
+    """Contents of a `BlockOutput`, in one attribute: it refuses every other name that a tensor has.
+
+    Attributes:
+        block: the block.
+        values: its output; its input, where it runs at its last place.
+        place: number of the layer that reads it next.
+        shaped: a tensor without memory in the shape that the original's output has here; None if the block has run.
+        with_gradients: gradients were enabled at its first place.
+    """
 
     block: "Replacement"
     values: Tensor
     place: int
     shaped: Tensor | None
+    with_gradients: bool
 
 
 class BlockOutput:
@@ -65,19 +74,15 @@ class BlockOutput:
     block that runs at its last place passes on its input, and what a forward may do to it in between is reshape it.
 
     Args:
-        block: the block.
-        values: its output; its input, where it runs at its last place.
-        place: number of the layer that reads it next.
-        shaped: a tensor without memory in the shape that the original's output has here; None if the block has run.
+        passing: see `_Passing`.
     """
 
-    def __init__(self, block: "Replacement", values: Tensor, place: int, shaped: Tensor | None = None) -> None:
-        self.passing = _Passing(block, values, place, shaped)
+    def __init__(self, passing: _Passing) -> None:
+        self.passing = passing
 
-    def reshaped(self, shaped: Tensor) -> "BlockOutput":
-        """The same behind a change of its shape."""
-        block, values, place, _ = self.passing
-        return BlockOutput(block, values, place, shaped)
+    def reshaped(self, shaped: Tensor | None, places: int = 0) -> "BlockOutput":
+        """The same behind a change of its shape, or so many places on."""
+        return BlockOutput(self.passing._replace(shaped=shaped, place=self.passing.place + places))
 
     def _refuse(self, *arguments: Any, **named: Any) -> Any:
         raise BlockReadError(self.passing.block.name)
@@ -106,7 +111,7 @@ class BlockOutput:
     __hash__ = object.__hash__
 
 
-# What a forward may ask an output that is passed on for, and do to it: another shape, with the values in their order.
+# What a forward may read of a `BlockOutput`, and the methods and functions that only change its shape.
 _SHAPES = ("shape", "size", "dim", "ndim", "numel")
 _RESHAPES = ("view", "reshape", "flatten", "unflatten", "contiguous")
 _RESHAPING = (torch.flatten, torch.reshape, torch.unflatten)
@@ -160,15 +165,13 @@ class Replacement(LayerModule):
     def forward(self, x: Tensor, time_steps: int | None = None, is_spikes: bool = False) -> Any:
         """The output [T, N, *]; a `BlockOutput` where other layers' places follow."""
         if self.of_frames is not None:
-            self.with_gradients = torch.is_grad_enabled()
-            return BlockOutput(self, x, 1, torch.empty(x.shape, device="meta") if self.shape is None else self.shape(x))
+            shaped = torch.empty(x.shape, device="meta") if self.shape is None else self.shape(x)
+            return BlockOutput(_Passing(self, x, 1, shaped, torch.is_grad_enabled()))
         y = super().forward(x, time_steps, is_spikes or self.of_spikes)
-        return BlockOutput(self, y, 1) if self.followed else y
+        return BlockOutput(_Passing(self, y, 1, None, torch.is_grad_enabled())) if self.followed else y
 
     def at_last_place(self, x: Tensor, shape: torch.Size) -> Tensor:
         """The output in the shape [T, N, *] that it has there, for an input [T, N, *] or [T N, *]."""
-        if torch.is_grad_enabled() != self.with_gradients:
-            self.refuse_other_way()
         x = x.unflatten(0, shape[:2]) if self.of_frames else x
         return self.run(Signal(x, shape[0], self.of_spikes)).reshape(shape)
 
@@ -225,8 +228,11 @@ class PassedOn(nn.Module):
         (block,) = self._block
         if not isinstance(x, BlockOutput) or x.passing.block is not block or x.passing.place != self.place:
             block.refuse_other_way()
-        _, values, _, shaped = x.passing
+        shaped = x.passing.shaped
         if not self.last:
-            shaped = shaped if shaped is None or self.shape is None else self.shape(shaped)
-            return BlockOutput(block, values, self.place + 1, shaped)
-        return values if shaped is None else block.at_last_place(values, shaped.shape)
+            return x.reshaped(shaped if shaped is None or self.shape is None else self.shape(shaped), places=1)
+        if shaped is None:
+            return x.passing.values
+        if torch.is_grad_enabled() != x.passing.with_gradients:
+            block.refuse_other_way()
+        return block.at_last_place(x.passing.values, shaped.shape)

@@ -35,7 +35,7 @@ def converted_by(
         UserError: it has no node that can be replaced.
     """
     reference = next((t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()), torch.empty(0))
-    with _default_dtype(reference.dtype):
+    with default_dtype(reference.dtype):
         shared = names_of_shared(net) if plan is None else plan.shared
         converted, stored = neurons_in_place(net, vocabulary, takes_sequences, shared)
         plan = plan_of_sequences(converted.net, vocabulary) if plan is None else plan
@@ -51,7 +51,8 @@ def converted_by(
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make tensors of this type by default while the context lasts."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -91,7 +92,12 @@ def _shape_of(vocabulary: Vocabulary, part: Any) -> ShapeOf | None:
     """The effect of a layer on shapes; None for none."""
     if vocabulary.kind(part) not in ("conv", "linear"):
         return None
-    return ShapeOf(vocabulary.as_plain(part.net if isinstance(part, OverTime) else part))
+    return ShapeOf(_plain(vocabulary, part))
+
+
+def _plain(vocabulary: Vocabulary, part: Any) -> Any:
+    """PyTorch's layer of a layer over [T, N, *]."""
+    return vocabulary.as_plain(part.net if isinstance(part, OverTime) else part)
 
 
 def _replacement(
@@ -102,7 +108,7 @@ def _replacement(
     neuron = by_kind.get("neuron")
     first: Any = next(iter(parts.values()))
     weighted = by_kind.get("conv", by_kind.get("linear", first))
-    layer = vocabulary.as_plain(weighted.net if isinstance(weighted, OverTime) else weighted)
+    layer = _plain(vocabulary, weighted)
     if weighted is by_kind.get("norm"):
         assert isinstance(neuron, Neuron)
         block: nn.Module = NormBlock(layer_over_time(vocabulary, first), neuron)

@@ -149,7 +149,7 @@ def _chains(
     once, taken = {module: (x, y) for module, x, y in calls}, set[nn.Module]()
     chains, blocks_of_frames = list[list[nn.Module]](), dict[nn.Module, bool]()
     for module in once:
-        if module in taken or kind_of[module] not in _BEGINNING or _is_of_lines(module, once[module][0]):
+        if module in taken or kind_of[module] not in _BEGINNING or _is_of_lines(module, once[module][0], vocabulary):
             continue
         chain, of_frames = [module], vocabulary.takes_frames(module)
         while len(after := _readers(all_calls, chain[-1])) == 1 and after[0] in once:
@@ -174,12 +174,12 @@ def _chains(
     return chains, {module: frames for module, frames in blocks_of_frames.items() if module in firsts}
 
 
-def _is_of_lines(layer: nn.Module, x: Tensor) -> bool:
+def _is_of_lines(layer: nn.Module, x: Tensor, vocabulary: Vocabulary) -> bool:
     """True for BN1d of lines [T N, C, L].
 
     With C innermost, as kernels want them, they would be copied twice, which takes longer than BN (AMD EPYC, Zen 4).
     """
-    return isinstance(layer, nn.BatchNorm1d) and x.dim() > (2 if getattr(layer, "step_mode", "s") == "s" else 3)
+    return isinstance(layer, nn.BatchNorm1d) and x.dim() > (2 if vocabulary.takes_frames(layer) else 3)
 
 
 def _is_over(shape: torch.Size, of_node: torch.Size, takes_frames: bool) -> bool:

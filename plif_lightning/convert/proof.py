@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from plif_lightning.convert.excitation import Excitation, is_telling, rate_of
+from plif_lightning.convert.forming import default_dtype
 from plif_lightning.convert.recording import record_calls
 from plif_lightning.convert.versions import Library
 from plif_lightning.errors import UserError
@@ -37,19 +38,14 @@ def _fixed_mask_of_steps(module: Any, x: Tensor) -> Tensor:
     return _fixed_mask(module, x[0])
 
 
-class _InFloat64(TorchFunctionMode):
-    """Answers in float64 what a forward asks for in float32: `x.float()`, `torch.zeros(n)`, `dtype=torch.float32`."""
+@contextmanager
+def _in_float64() -> Iterator[None]:
+    """Answer in float64 what a forward asks for in float32: `x.float()`, `torch.zeros(n)`, `dtype=torch.float32`."""
+    with default_dtype(torch.float64), _Float64ForFloat32():
+        yield
 
-    def __enter__(self) -> "_InFloat64":
-        self._default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        super().__enter__()
-        return self
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        torch.set_default_dtype(self._default)
-
+class _Float64ForFloat32(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
     ) -> Any:
@@ -103,7 +99,7 @@ class Proof:
                 stores = partial(_store_fixed_mask, dropout)
                 dropout.create_mask = stores if self.library.single_steps else _fixed_mask.__get__(module)
         try:
-            with restore_modes(self.net), _InFloat64():
+            with restore_modes(self.net), _in_float64():
                 Excitation(self.net.train(), self.x, self.nodes.values(), self._reset).run()
         except Exception as error:
             if of_example := self._error_of_example():
@@ -115,7 +111,7 @@ class Proof:
                 f"{type(self.net).__name__} runs the example, but not in float64, in which it is compared: "
                 f"{str(error).rstrip('.')}. Convert it without an example, or write its code for any type."
             ) from error
-        context.enter_context(_InFloat64())
+        context.enter_context(_in_float64())
         first, second = (self._outputs() for _ in range(2))
         self.repeats = not _difference(first, second)
 

@@ -196,12 +196,12 @@ def _folded_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: 
     return checkpoint_without_training
 
 
-def _takes_images(net: SpikingNetwork, given: InputSpec, formats: Sequence[str], requested: Input | None) -> bool:
+def _takes_images(net: SpikingNetwork, spec: InputSpec, formats: Sequence[str], requested: Input | None) -> bool:
     """True if inputs are static images [N, C, H, W], False for frames [T, N, C, H, W] or sequences [T, N, F].
 
     Args:
         net: the network.
-        given: what the data module said of its input.
+        spec: of the data that it was trained on.
         formats: see `export`.
         requested: the caller's choice.
 
@@ -210,9 +210,9 @@ def _takes_images(net: SpikingNetwork, given: InputSpec, formats: Sequence[str],
     """
     if requested is not None or len(net.input_shape) == 1:
         return requested == "images"
-    if given.kind is None and {*formats} - {"network", "nir"}:
+    if spec.kind is None and {*formats} - {"network", "nir"}:
         raise UserError("the data module does not say what its network takes: pass --input=images or --input=frames.")
-    return given.kind != "events"
+    return spec.kind != "events"
 
 
 def export(

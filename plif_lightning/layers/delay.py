@@ -114,7 +114,7 @@ class Delay(LayerModule):
         return whole, delay - whole
 
     def shares(self) -> Tensor:
-        """What of an input is given at each lag from 0 to `max_delay`: [max_delay + 1, C]."""
+        """The weight of the input at each lag from 0 to `max_delay`, [max_delay + 1, C]."""
         lags = torch.arange(self.max_delay + 1, device=self.delay.device)[:, None]
         if self.kernel == "gaussian" and not self.is_whole:
             return torch.softmax(-(((lags - self.used()) / self.sigma.clamp(min=_NARROWEST)) ** 2) / 2, 0)

@@ -1,4 +1,4 @@
-"""What the input of a network is: its data module says it, the checkpoint holds it, `stream` and `export` read it."""
+"""Specification of a network's input, stored in its checkpoint by the data module, for `stream` and `export`."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Self

@@ -72,7 +72,7 @@ def checkpoint(tmp_path, monkeypatch):
 
 
 def of_folder(sensor=(128, 128), **settings):
-    """What an `EventFolder` says of its input."""
+    """Preprocessing of an `EventFolder`."""
     with tempfile.TemporaryDirectory() as folder:
         return EventFolder(root=folder, sensor=sensor, **settings).preprocessing
 
