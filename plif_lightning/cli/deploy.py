@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _export_parser() -> PlainParser:
-    parser = checkpoint_parser("export", "Export a checkpoint: BN folded into its convolutions, for other programs.")
+    parser = checkpoint_parser("export", "Export a checkpoint: BN folded into its weights, for other programs.")
     parser.add_argument("--out", type=Path, required=True, help="the folder")
     parser.add_argument(
         "--format",

@@ -14,7 +14,7 @@ from plif_lightning.convert.recognise import POOLS, STATELESS, Vocabulary
 from plif_lightning.convert.recurrent import RecurrentContainer
 from plif_lightning.convert.surgery import holders_of, put, unconverted_leaves
 from plif_lightning.errors import UserError
-from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.norm import TimeBatchNorm
 from plif_lightning.layers.pooling import Pool2d, SpikeMaxPool2d
 from plif_lightning.layers.readout import Voting
 from plif_lightning.network.over_time import over_time
@@ -115,11 +115,11 @@ def _replace_votes(converted: Converted, vocabulary: Vocabulary) -> None:
 
 def layer_over_time(vocabulary: Vocabulary, module: Any) -> Any:
     """A layer over [T, N, *] for a layer of SpikingJelly or PyTorch; ours unchanged."""
-    if module is None or isinstance(module, (TimeBatchNorm2d, Pool2d)):
+    if module is None or isinstance(module, (TimeBatchNorm, Pool2d)):
         return module
     plain = vocabulary.as_plain(module)
     if isinstance(plain, (nn.BatchNorm2d, nn.BatchNorm1d)):
-        norm = TimeBatchNorm2d(plain.num_features, "all_steps")
+        norm = TimeBatchNorm(plain.num_features, "all_steps")
         norm.bn = plain
         return norm.train(plain.training)
     if not isinstance(plain, POOLS):

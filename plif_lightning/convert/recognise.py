@@ -9,7 +9,7 @@ from plif_lightning.convert.nodes import why_no_neuron
 from plif_lightning.convert.surgery import origin_of
 from plif_lightning.convert.versions import Library
 from plif_lightning.errors import UserError
-from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.norm import TimeBatchNorm
 from plif_lightning.layers.pooling import Pool2d
 from plif_lightning.network.over_time import OverTime
 from plif_lightning.neurons import Neuron
@@ -72,7 +72,7 @@ class Vocabulary(NamedTuple):
             return ""
         if isinstance(module, Neuron):
             return "neuron" if module.fires else ""
-        own_kinds = {TimeBatchNorm2d: "norm", Pool2d: "pool", self.library.layer.Dropout: "dropout"}
+        own_kinds = {TimeBatchNorm: "norm", Pool2d: "pool", self.library.layer.Dropout: "dropout"}
         if type(module) in own_kinds:
             return own_kinds[type(module)]
         names = {nn.Conv2d: "conv", nn.Linear: "linear", nn.BatchNorm2d: "norm", nn.BatchNorm1d: "norm"}

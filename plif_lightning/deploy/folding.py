@@ -1,4 +1,4 @@
-"""Fold BN into the preceding convolution for inference (Sec. 4.1 of the paper)."""
+"""Fold BN into the preceding convolution or FC layer for inference (Sec. 4.1 of the paper)."""
 
 import copy
 from typing import TypeGuard
@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from plif_lightning.errors import UserError
-from plif_lightning.layers.blocks import ConvBlock
+from plif_lightning.layers.parts import ConvParts, FCParts
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.stepping import plain
 from plif_lightning.network.storage.fingerprint import fingerprint
@@ -40,7 +40,7 @@ def network_of(net: nn.Module) -> SpikingNetwork:
 
 
 def fold(net: nn.Module, dtype: torch.dtype | None = None) -> SpikingNetwork:
-    """A copy of a trained network with BN folded into its convolutions, in evaluation mode.
+    """A copy of a trained network with BN folded into its convolutions and FC layers, in evaluation mode.
 
     W' = W w / sqrt(var + eps) and b' = b - mean w / sqrt(var + eps), computed in float64 and rounded once. Votes equal
     the network's in evaluation mode up to the rounding of potentials.
@@ -56,10 +56,9 @@ def fold(net: nn.Module, dtype: torch.dtype | None = None) -> SpikingNetwork:
     """
     folded = copy.deepcopy(network_of(net)).eval().to(dtype)
     for block in folded.layers().values():
-        if not isinstance(block, ConvBlock) or block.norm is None:
-            continue
-        _fold(block.norm.bn, block.conv)
-        block.norm = None
+        if isinstance(block, (ConvParts, FCParts)) and block.norm is not None:
+            _fold(block.norm.bn, block.conv if isinstance(block, ConvParts) else block.fc)
+            block.norm = None
     folded.arguments = {**folded.arguments, "folded": True}
     return folded
 
@@ -75,8 +74,8 @@ def has_structure(net: nn.Module) -> TypeGuard[SpikingNetwork]:
 
 
 @torch.no_grad()
-def _fold(bn: _BatchNorm, conv: nn.Conv2d) -> None:
-    """Replace the weight and bias of a convolution by values that include its BN."""
+def _fold(bn: _BatchNorm, layer: nn.Conv2d | nn.Linear) -> None:
+    """Replace the weight and bias of a convolution or FC layer by values that include its BN."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
     scale = torch.rsqrt(bn.running_var.double() + bn.eps)
@@ -85,8 +84,8 @@ def _fold(bn: _BatchNorm, conv: nn.Conv2d) -> None:
     shift = -bn.running_mean.double() * scale
     if bn.affine:
         shift += bn.bias.double()
-    if conv.bias is not None:
-        shift += conv.bias.double() * scale
-    weight = conv.weight.double() * scale[:, None, None, None]
-    conv.weight = nn.Parameter(weight.to(conv.weight.dtype))
-    conv.bias = nn.Parameter(shift.to(conv.weight.dtype))
+    if layer.bias is not None:
+        shift += layer.bias.double() * scale
+    weight = layer.weight.double() * scale.view(-1, *[1] * (layer.weight.dim() - 1))
+    layer.weight = nn.Parameter(weight.to(layer.weight.dtype))
+    layer.bias = nn.Parameter(shift.to(layer.weight.dtype))

@@ -146,7 +146,8 @@ class _Writer:
                     outputs = self.conv(spec, layer, outputs)
                 case FC():
                     fc = self.blocks[name].fc
-                    node = nir_package().Affine(_array(fc.weight), _array(fc.bias)) if layer.bias else None
+                    has_bias = fc.bias is not None
+                    node = nir_package().Affine(_array(fc.weight), _array(fc.bias)) if has_bias else None
                     outputs = self.add(f"{name}_fc", node or nir_package().Linear(_array(fc.weight)), outputs)
                     if layer.neurons is not None:
                         outputs = self.neurons(name, spec.after, outputs)

@@ -8,17 +8,14 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
-from plif_lightning.kernels import Backend, moments, norm_fire_pool
-from plif_lightning.kernels.dense import computing_type
-from plif_lightning.kernels.layout import channels_last
+from plif_lightning.kernels import Backend
 from plif_lightning.kernels.ops import outside_compile
-from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.norm import TimeBatchNorm
 from plif_lightning.layers.parts import ConvParts, FCParts
 from plif_lightning.layers.plain import is_plain
-from plif_lightning.layers.plan import Sum, refuses_fusion, refuses_sum, run_conv, run_fc
+from plif_lightning.layers.plan import Sum, refuses_sum, run_conv, run_fc, run_norm
 from plif_lightning.neurons import Neuron
 from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, output_of, run_layers
-from plif_lightning.signals.states import active_states
 from plif_lightning.structure.layers import Combine
 
 
@@ -66,20 +63,12 @@ class NormBlock(LayerModule):
 
     backend = Backend("reference")  # until `use_backend`
 
-    def __init__(self, norm: TimeBatchNorm2d, neuron: Neuron) -> None:
+    def __init__(self, norm: TimeBatchNorm, neuron: Neuron) -> None:
         super().__init__()
         self.norm, self.neuron = norm, neuron
 
     def run(self, x: Signal) -> Tensor:
-        shape = (*x.values.shape[:3], *x.values.shape[3:5], *[1] * (5 - x.values.dim()))
-        y = channels_last(x.values.reshape(shape))
-        is_step = active_states() is not None
-        if refuses_fusion(self.norm, self.neuron) or is_step or not self.backend.fuses(y.device, computing_type(y)):
-            normed = output_of(self.norm, Signal(y, x.steps)).reshape(x.values.shape)
-            return output_of(self.neuron, Signal(normed, x.steps))
-        norm = self.norm.norm_for(lambda: moments(y), y.shape[1] * y.shape[3] * y.shape[4], x.steps)
-        spikes, _ = norm_fire_pool(y, norm, self.neuron.dynamics, time_steps=x.steps)
-        return spikes.reshape(x.values.shape)
+        return run_norm(self.norm, self.neuron, x, self.backend)
 
     def keeps_spikes(self, spikes: bool) -> bool:
         return keeps_spikes(self.neuron, spikes=False)

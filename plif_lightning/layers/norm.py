@@ -1,4 +1,4 @@
-"""Batch normalisation of [T, N, C, H, W], with statistics per step or over all steps."""
+"""Batch normalisation of [T, N, C, *], with statistics per step or over all steps."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -17,8 +17,8 @@ NormStatistics = Literal["per_step", "all_steps"]
 NormHeld = Literal["every_step", "once"]
 
 
-class TimeBatchNorm2d(LayerModule):
-    """BN over [T, N, C, H, W]; `bn` is an ordinary `BatchNorm2d`, so SyncBatchNorm conversion finds it.
+class TimeBatchNorm(LayerModule):
+    """BN over [T, N, C, *]; `bn` is one of PyTorch's, so SyncBatchNorm conversion finds it.
 
     Args:
         channels: C.
@@ -29,14 +29,21 @@ class TimeBatchNorm2d(LayerModule):
             and is normalised once. `every_step`: as if every step had been seen, i.e. T updates with the same mean and
             unbiased variance (`per_step`), or the bias correction for T N H W values (`all_steps`). `once`:
             a single update (the authors' code).
+        of_maps: `bn` is a `BatchNorm2d`, of maps [C, H, W]; otherwise a `BatchNorm1d`, of features [C].
     """
 
-    def __init__(self, channels: int, statistics: NormStatistics = "per_step", held: NormHeld = "every_step") -> None:
+    def __init__(
+        self,
+        channels: int,
+        statistics: NormStatistics = "per_step",
+        held: NormHeld = "every_step",
+        of_maps: bool = True,
+    ) -> None:
         super().__init__()
         for name, value, literal in (("held", held, NormHeld), ("statistics", statistics, NormStatistics)):
             require_one_of(f"norm_{name}", value, literal)
         self.held, self.statistics = held, statistics
-        self.bn: nn.BatchNorm2d | nn.BatchNorm1d = nn.BatchNorm2d(channels)
+        self.bn: nn.BatchNorm2d | nn.BatchNorm1d = (nn.BatchNorm2d if of_maps else nn.BatchNorm1d)(channels)
 
     def run(self, x: Signal) -> Tensor:
         """Normalised values, of the same shape.
@@ -48,12 +55,13 @@ class TimeBatchNorm2d(LayerModule):
         if not (self.is_standard and is_plain(self.bn)) or self._synchronises:
             return self._by_module(values)
         real = values.to(torch.promote_types(values.dtype, torch.float32))
+        of_map = range(3, values.dim())
 
         def moments() -> tuple[Tensor, Tensor]:
-            return real.mean((1, 3, 4)), real.var((1, 3, 4), correction=0)
+            return real.mean((1, *of_map)), real.var((1, *of_map), correction=0)
 
-        norm = self.norm_for(moments, values.shape[1] * values.shape[3] * values.shape[4], x.steps)
-        scale, shift = (row[:, None, :, None, None] for row in affine(norm))
+        norm = self.norm_for(moments, values[0, :, 0].numel(), x.steps)
+        scale, shift = (row[:, None, :, *[None for _ in of_map]] for row in affine(norm))
         return (real * scale + shift).to(values.dtype)
 
     def _by_module(self, x: Tensor) -> Tensor:
@@ -62,7 +70,7 @@ class TimeBatchNorm2d(LayerModule):
         if self.statistics == "per_step" and of_batch and len(x) > 1:
             return torch.stack([self.bn(step) for step in x])
         frames = x.flatten(0, 1)
-        frames = frames.flatten(2) if isinstance(self.bn, nn.BatchNorm1d) else frames
+        frames = frames.flatten(2) if isinstance(self.bn, nn.BatchNorm1d) and x.dim() > 4 else frames
         return self.bn(frames).reshape(x.shape)
 
     @property
@@ -106,8 +114,9 @@ class TimeBatchNorm2d(LayerModule):
             mean, var, n = moments_over_processes(mean, var, count)
         elif count == 1:
             raise UserError(
-                "Expected more than 1 value per channel when training, got 1: a batch of one sample on maps of one "
-                "pixel. If it is the last of an epoch, pass --data.drop_last true, or another data.batch_size."
+                "Expected more than 1 value per channel when training, got 1: a batch of one sample, of features or "
+                "of maps of one pixel. If it is the last of an epoch, pass --data.drop_last true, or another "
+                "data.batch_size."
             )
         self._update_running(mean.detach(), var.detach(), n, repeats)
         return Norm(bn.weight, bn.bias, mean, torch.rsqrt(var + bn.eps), True, self._synchronises)

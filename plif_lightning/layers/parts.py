@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from plif_lightning.kernels import Backend, Pool
-from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.norm import TimeBatchNorm
 from plif_lightning.layers.plain import is_plain
 from plif_lightning.layers.pooling import Pool2d, TimeDropout, draw_seed
 from plif_lightning.layers.recurrent import RecurrentLinear
@@ -29,7 +29,7 @@ class ConvParts(LayerModule):
     def __init__(
         self,
         conv: nn.Conv2d,
-        norm: TimeBatchNorm2d | None,
+        norm: TimeBatchNorm | None,
         neuron: Neuron | None,
         pool: nn.Module | None = None,
     ) -> None:
@@ -67,13 +67,14 @@ class ConvParts(LayerModule):
 
 
 class FCParts(LayerModule):
-    """Dropout - FC - neuron over [T, N, F].
+    """Dropout - FC - BN - neuron over [T, N, F].
 
     Args:
         dropout: dropout of the input.
         fc: the FC layer.
         neuron: the spiking neurons; None for a readout.
         recurrent: weight from their spikes of the previous step to their input; None without.
+        norm: BN of the FC layer's output, without the recurrent part; None without, or if it is folded.
 
     Attributes:
         choice: how the last call ran; None before the first, and for an input that is not spikes.
@@ -85,10 +86,12 @@ class FCParts(LayerModule):
         fc: nn.Linear,
         neuron: Neuron | None,
         recurrent: RecurrentLinear | None = None,
+        norm: TimeBatchNorm | None = None,
     ) -> None:
         super().__init__()
         self.dropout = dropout
         self.fc = fc
+        self.norm = norm
         self.recurrent = recurrent
         self.neuron = neuron
         self.backend = Backend("reference")  # until `use_backend`

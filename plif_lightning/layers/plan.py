@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from plif_lightning.dynamics.reference import autocast_in_force
 from plif_lightning.kernels import (
     NEVER,
+    Backend,
     Norm,
     PatchMoments,
     Skip,
@@ -34,8 +35,8 @@ from plif_lightning.kernels import (
 )
 from plif_lightning.kernels.dense import computing_type, conv2d, linear
 from plif_lightning.kernels.density import OpName
-from plif_lightning.kernels.layout import KERNELS, STRIDES, channels_innermost
-from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.kernels.layout import KERNELS, STRIDES, channels_innermost, channels_last
+from plif_lightning.layers.norm import TimeBatchNorm
 from plif_lightning.layers.parts import ConvParts, FCParts
 from plif_lightning.layers.plain import is_plain
 from plif_lightning.layers.pooling import TimeDropout
@@ -115,7 +116,7 @@ def call_layer(layer: Any, x: Tensor) -> Tensor:
     return output
 
 
-def refuses_fusion(norm: TimeBatchNorm2d | None, neuron: nn.Module | None) -> str:
+def refuses_fusion(norm: TimeBatchNorm | None, neuron: nn.Module | None) -> str:
     """Why the kernels cannot take BN and neurons of a block together; empty if they can."""
     if neuron is None:
         return "no neurons follow"
@@ -335,12 +336,27 @@ def run_fc(block: FCParts, x: Signal) -> Tensor:
         y = call_layer(fc, output_of(dropout, x))
     if recurrent is not None:
         assert block.neuron is not None
+        y = y if block.norm is None else output_of(block.norm, Signal(y, x.steps))
         spikes, is_fused = recurrent_spikes(recurrent, block.neuron, Signal(y, x.steps))
         form: Form = "recurrent, fused" if is_fused else "recurrent, a loop over steps"
         _note(block, (choice or Choice(form))._replace(form=form))
         return spikes
     _note(block, choice)
-    return y if block.neuron is None else output_of(block.neuron, Signal(y, x.steps))
+    return run_norm(block.norm, block.neuron, Signal(y, x.steps), block.backend)
+
+
+def run_norm(norm: TimeBatchNorm | None, neuron: nn.Module | None, x: Signal, backend: Backend) -> Tensor:
+    """The output of BN and neurons, as far as there are any, for x [T, N, C, *]: in one pass where a kernel can."""
+    refused = norm is None or active_states() is not None or refuses_fusion(norm, neuron)
+    if refused or not backend.fuses(x.values.device, computing_type(x.values)):
+        y = x.values if norm is None else output_of(norm, x)
+        return y if neuron is None else output_of(neuron, x._replace(values=y))
+    assert norm is not None
+    assert isinstance(neuron, Neuron)
+    y = channels_last(x.values.reshape(*x.values.shape[:5], *[1] * (5 - x.values.dim())))
+    of_batch = norm.norm_for(lambda: moments(y), y.shape[1] * y.shape[3] * y.shape[4], x.steps)
+    spikes, _ = norm_fire_pool(y, of_batch, neuron.dynamics, time_steps=x.steps)
+    return spikes.reshape(x.values.shape)
 
 
 def run_linear(fc: nn.Linear, x: Tensor, skip: Skip, value: float = 1.0) -> Tensor:

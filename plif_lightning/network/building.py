@@ -13,7 +13,7 @@ from torch.nn.modules.utils import _pair
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.layers.blocks import Blocks, ConvBlock, FCBlock, NeuronBlock, ResidualBlock
 from plif_lightning.layers.delay import Delay as DelayLayer
-from plif_lightning.layers.norm import NormHeld, NormStatistics, TimeBatchNorm2d
+from plif_lightning.layers.norm import NormHeld, NormStatistics, TimeBatchNorm
 from plif_lightning.layers.pooling import Pool2d, PoolTies, SpikeMaxPool2d, TimeDropout
 from plif_lightning.layers.recurrent import RecurrentLinear
 from plif_lightning.neurons import Neuron
@@ -71,7 +71,7 @@ class Builder:
         conv = nn.Conv2d(spec.before[0], layer.channels, layer.kernel, bias=not norm, **sizes)
         return ConvBlock(
             conv,
-            TimeBatchNorm2d(layer.channels, self.norm_statistics, self.norm_held) if norm else None,
+            self.norm(layer.channels, of_maps=True) if norm else None,
             self.neuron(layer.neurons, layer.channels, of_maps=True),
             None if layer.pool is None else Pool2d(self.pool(layer.pool, of_spikes=True)),
         )
@@ -80,10 +80,14 @@ class Builder:
         dropout = next(self.dropouts) if layer.dropout is None else layer.dropout
         return FCBlock(
             TimeDropout(dropout),
-            nn.Linear(math.prod(spec.before), layer.features, bias=layer.bias),
+            nn.Linear(math.prod(spec.before), layer.features, bias=layer.bias or (layer.norm and self.folded)),
             self.neuron(layer.neurons, layer.features),
             RecurrentLinear(layer.features) if layer.recurrent else None,
+            self.norm(layer.features, of_maps=False) if layer.norm and not self.folded else None,
         )
+
+    def norm(self, channels: int, of_maps: bool) -> TimeBatchNorm:
+        return TimeBatchNorm(channels, self.norm_statistics, self.norm_held, of_maps)
 
     def delay(self, spec: LayerSpec, arguments: dict[str, Any]) -> DelayLayer:
         require_known_arguments("DELAY", arguments, [*inspect.signature(DelayLayer).parameters][1:])

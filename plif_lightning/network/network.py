@@ -120,7 +120,7 @@ class SpikingNetwork(nn.Module):
         backend: kernels of neurons, BN and pools: auto (the fastest that run on the device), reference, cpu or triton.
         sparse: skip silent inputs in convolutions and FC layers of spikes on a CPU: auto (where it is faster), never
             or always.
-        folded: a bias in every convolution instead of BN, as returned by `deploy.fold`.
+        folded: a bias in the place of every BN, as returned by `deploy.fold`.
         neuron_settings: init_tau, tau_per, v_threshold and other arguments of `make_neuron`, for all neurons; arguments
             in the structure apply to a layer.
 

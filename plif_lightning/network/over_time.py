@@ -18,7 +18,7 @@ from plif_lightning.signals.signal import Layer, LayerModule, Signal, keeps_spik
 class OverTime(LayerModule):
     """Run layers over x [T, N, *]: neurons see time, stateless layers see T N samples at once.
 
-    `nn.BatchNorm2d` therefore takes its statistics over all time-steps; `TimeBatchNorm2d` can take them per step.
+    `nn.BatchNorm2d` therefore takes its statistics over all time-steps; `TimeBatchNorm` can take them per step.
 
     Args:
         net: a layer, or an `nn.Sequential` of layers and Sequentials. A user-defined module that takes [T, N, *] sets

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from plif_lightning.dynamics.reference import Trace
 from plif_lightning.errors import UserError
-from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.norm import TimeBatchNorm
 from plif_lightning.layers.pooling import TimeDropout
 from plif_lightning.network.inspect import forward_hooks
 from plif_lightning.network.over_time import as_layer, has_children_to_run
@@ -203,12 +203,12 @@ def _require_single_steps(net: nn.Module) -> None:
     """Refuse a network with a layer that takes all time-steps at once in training, or keeps states of its own."""
     if keeping := getattr(net, "keeping_states", ()):
         raise UserError(f"{', '.join(keeping)} keep states of their own: they cannot take one step.")
-    time_norms = {module.bn for module in net.modules() if isinstance(module, TimeBatchNorm2d)}
+    time_norms = {module.bn for module in net.modules() if isinstance(module, TimeBatchNorm)}
     for module in net.modules():
         match module:
             case TimeDropout(training=True) if module.p > 0:
                 reason = "dropout has one mask for all time-steps of a sample"
-            case TimeBatchNorm2d(statistics="all_steps") if module.bn.training or module.bn.running_mean is None:
+            case TimeBatchNorm(statistics="all_steps") if module.bn.training or module.bn.running_mean is None:
                 reason = "norm_statistics='all_steps' takes all time-steps at once"
             case _BatchNorm() if module not in time_norms and (module.training or module.running_mean is None):
                 reason = f"{type(module).__name__} with batch statistics takes all time-steps at once"

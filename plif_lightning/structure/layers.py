@@ -83,7 +83,7 @@ class Placing:
 
 @dataclass(frozen=True)
 class Norm(Part):
-    """BN of the convolution before it."""
+    """BN of the convolution or FC layer before it."""
 
     pattern = re.compile("BN")
     example = "BN"
@@ -94,8 +94,8 @@ class Norm(Part):
 
     def join(self, group: Group, at: int) -> None:
         last = group.last
-        if not isinstance(last, Conv) or last.norm or last.neurons or last.pool:
-            group.reader.refuse(at, "BN must follow a convolution")
+        if not isinstance(last, (Conv, FC)) or last.norm or last.neurons:
+            group.reader.refuse(at, "BN must follow a convolution or an FC layer")
         group.layers[-1] = replace(last, norm=True)
 
 
@@ -325,13 +325,14 @@ class Conv(NotationBase, Part):
 
 @dataclass(frozen=True)
 class FC(NotationBase, Part):
-    """An FC layer with its dropout and neurons: `DP-FC2048-PLIF`.
+    """An FC layer with its dropout, BN and neurons: `DP-FC2048-PLIF`, `FC128-BN-PLIF`.
 
     Attributes:
         bias: `FC10b`.
         dropout: drop probability before it; None for `DP`, that of the network; 0 for none.
         neurons: None for a readout without spikes.
         recurrent: `RFC10`: its neurons also see their spikes of the previous step.
+        norm: BN follows, of the product with its input alone.
     """
 
     prefix = "fc"
@@ -343,11 +344,12 @@ class FC(NotationBase, Part):
     dropout: float | None = 0.0
     neurons: Neurons | None = None
     recurrent: bool = False
+    norm: bool = False
 
     def __str__(self) -> str:
         drop = "DP" if self.dropout is None else f"DP({self.dropout})"
         fc = f"{'R' if self.recurrent else ''}FC{self.features}{'b' if self.bias else ''}"
-        parts = [*([] if self.dropout == 0 else [drop]), fc]
+        parts = [*([] if self.dropout == 0 else [drop]), fc, *(["BN"] if self.norm else [])]
         return "-".join([*parts, *([] if self.neurons is None else [str(self.neurons)])])
 
     @classmethod

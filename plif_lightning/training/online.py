@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.norm import TimeBatchNorm
 from plif_lightning.layers.recurrent import RecurrentLinear
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.stepping import has_compiled_modules
@@ -32,7 +32,7 @@ def separable(net: nn.Module, loss: str, static: bool = True) -> bool:
         return False
     if torch.compiler.is_compiling() or has_compiled_modules(net):
         return False
-    norms = [module for module in net.modules() if isinstance(module, TimeBatchNorm2d)]
+    norms = [module for module in net.modules() if isinstance(module, TimeBatchNorm)]
     alone = all(norm.statistics == "per_step" and not (static and norm.held == "once") for norm in norms)
     # Neurons cut their gradient through time, and that of the spikes which recurrent ones see; no other layer does.
     others = [m for m in stateful_modules(net).values() if not isinstance(m, (Neuron, RecurrentLinear))]

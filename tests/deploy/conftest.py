@@ -21,7 +21,7 @@ def trained(shape=(2, 12, 12), classes=3, steps=4, **changes) -> SpikingNetwork:
         if neuron.v_threshold_raw is not None:
             neuron.v_threshold_raw.data -= torch.linspace(0.0, 0.3, len(neuron.v_threshold_raw))
     for bn in net.modules():
-        if not isinstance(bn, torch.nn.BatchNorm2d):
+        if not isinstance(bn, (torch.nn.BatchNorm2d, torch.nn.BatchNorm1d)):
             continue
         torch.nn.init.uniform_(bn.weight, 1.0, 2.0)
         torch.nn.init.uniform_(bn.bias, 0.1, 0.6)
@@ -57,6 +57,7 @@ STRUCTURES = {
     "recurrent": "c8k3s1-BN-PLIF-MPk2s2-RFC20-PLIF(v_threshold=2.0)-FC3-PLIF",
     "whole delays": "c8k3s1-BN-PLIF-DELAY(max_delay=2,rounds=true)-c6k3s1-BN-PLIF-MPk2s2-RFC20-PLIF-"
     "DELAY(max_delay=3,rounds=true)-FC6-PLIF-APk2s2",
+    "BN of features": "c8k3s1-BN-PLIF-MPk2s2-RFC20-BN-PLIF(v_threshold=4.0)-FC12-BN-PLIF(v_threshold=4.0)-FC3-BN",
     "one neuron a class": "c8k3s1-BN-PLIF-MP-FC3-PLIF",
 }
 

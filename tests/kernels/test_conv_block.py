@@ -10,7 +10,7 @@ from torch import nn
 
 from plif_lightning.kernels import PatchMoments, layout, moments_over_processes, ops
 from plif_lightning.layers.blocks import ConvBlock
-from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.norm import TimeBatchNorm
 from plif_lightning.layers.pooling import Pool2d
 from plif_lightning.network import use_backend
 from plif_lightning.neurons import IF, PLIF
@@ -26,7 +26,7 @@ def narrow_bands(monkeypatch):
 def block(backend, x, pool="none", channels=5, statistics="per_step", training=True, neuron=None) -> ConvBlock:
     torch.manual_seed(3)
     conv = nn.Conv2d(x.shape[2], channels, 3, padding=1, bias=False)
-    norm = TimeBatchNorm2d(channels, statistics)
+    norm = TimeBatchNorm(channels, statistics)
     nn.init.uniform_(norm.bn.weight, 0.5, 2.0)
     nn.init.uniform_(norm.bn.bias, -0.5, 1.0)
     norm.bn.running_mean.uniform_(-0.5, 0.5)

@@ -20,7 +20,7 @@ from plif_lightning.kernels import Backend, Norm, layout, moments, norm_fire_poo
 from plif_lightning.kernels.cpu import _narrow
 from plif_lightning.kernels.fused import through_statistics
 from plif_lightning.layers.blocks import ConvBlock
-from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.norm import TimeBatchNorm
 from plif_lightning.layers.plan import images_channels_last
 from plif_lightning.layers.pooling import Pool2d, SpikeMaxPool2d
 from plif_lightning.network import SpikingNetwork, use_backend
@@ -221,7 +221,7 @@ class Identity(nn.Module):
 
 def block(backend, neuron, statistics, channels, dtype, training, pool=None):
     torch.manual_seed(3)
-    norm = TimeBatchNorm2d(channels, statistics)
+    norm = TimeBatchNorm(channels, statistics)
     nn.init.uniform_(norm.bn.weight, 0.5, 2.0)
     nn.init.uniform_(norm.bn.bias, -0.5, 1.0)
     norm.bn.running_mean.uniform_(-0.5, 0.5)

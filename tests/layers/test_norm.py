@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from plif_lightning.errors import UserError
-from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.norm import TimeBatchNorm
 from plif_lightning.network import SpikingNetwork
 
 SHAPE = (5, 3, 4, 6, 7)  # T, N, C, H, W
@@ -51,35 +51,55 @@ class StepByStep(nn.Module):
 def test_per_step_equals_a_plain_loop_over_time(data):
     loop = StepByStep()
     expected = trained(loop, *data)
-    close(trained(TimeBatchNorm2d(SHAPE[2]), *data), expected)
+    close(trained(TimeBatchNorm(SHAPE[2]), *data), expected)
     assert expected[-1] == SHAPE[0]
 
 
 def test_all_steps_equals_bn_of_the_merged_batch(data):
     merged = nn.BatchNorm2d(SHAPE[2])
     expected = trained(merged, data[0].flatten(0, 1), data[1].flatten(0, 1))
-    actual = trained(TimeBatchNorm2d(SHAPE[2], "all_steps"), *data)
+    actual = trained(TimeBatchNorm(SHAPE[2], "all_steps"), *data)
     actual[:2] = [t.flatten(0, 1) for t in actual[:2]]
     close(actual, expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+def test_bn_behind_an_fc_layer_is_pytorchs_batchnorm1d(data, statistics, backend):
+    torch.manual_seed(0)
+    settings = {"norm_statistics": statistics, "backend": backend, "structure": "FC6-BN-PLIF-FC2"}
+    net, x = SpikingNetwork((4,), 2, SHAPE[0], **settings).double(), data[0][..., 0, 0].double()
+    first, bn = net.classifier.fc1, nn.BatchNorm1d(6).double()
+    expected = first.fc(x)
+    expected = torch.stack([bn(y) for y in expected]) if statistics == "per_step" else bn(expected.flatten(0, 1))
+    expected = first.neuron(expected.view(*x.shape[:2], 6))
+    weight = torch.randn(expected.shape, dtype=torch.float64)
+    (expected * weight).sum().backward()
+    gradient, first.fc.weight.grad = first.fc.weight.grad, None
+    spikes = first(x)
+    (spikes * weight).sum().backward()
+    assert torch.equal(spikes, expected)
+    assert 0 < spikes.mean() < 1
+    close([first.fc.weight.grad, *state(first.norm.bn)], [gradient, *state(bn)])
 
 
 @pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
 def test_held_step_equals_its_repetition_with_running_statistics(statistics, data):
     x, grad = data[0][:1], data[1]
     time_steps = SHAPE[0]
-    repeated = TimeBatchNorm2d(SHAPE[2], statistics)
+    repeated = TimeBatchNorm(SHAPE[2], statistics)
     inputs = x.clone().requires_grad_()
     y = repeated(inputs.expand(time_steps, -1, -1, -1, -1))
     (y * grad).sum().backward()
     expected = [y.detach()[:1], inputs.grad, repeated.bn.weight.grad, repeated.bn.bias.grad, *state(repeated.bn)]
     # A held input is used T times: its gradient is the sum over the steps.
-    actual = trained(TimeBatchNorm2d(SHAPE[2], statistics), x, grad.sum(0, keepdim=True), time_steps=time_steps)
+    actual = trained(TimeBatchNorm(SHAPE[2], statistics), x, grad.sum(0, keepdim=True), time_steps=time_steps)
     close(actual, expected)
 
 
 @pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
 def test_running_statistics_of_a_held_bfloat16_step_are_float32(statistics, data):
-    norms = [TimeBatchNorm2d(SHAPE[2], statistics) for _ in range(2)]
+    norms = [TimeBatchNorm(SHAPE[2], statistics) for _ in range(2)]
     x = (data[0][:1] + 3).bfloat16()
     norms[0](x, time_steps=8)
     norms[1](x.float(), time_steps=8)
@@ -88,7 +108,7 @@ def test_running_statistics_of_a_held_bfloat16_step_are_float32(statistics, data
 
 @pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
 def test_evaluation_uses_and_keeps_the_running_statistics(statistics, data):
-    norm = TimeBatchNorm2d(SHAPE[2], statistics)
+    norm = TimeBatchNorm(SHAPE[2], statistics)
     norm(data[0])
     before = [t.clone() for t in state(norm.bn)]
     norm.eval()
@@ -99,7 +119,7 @@ def test_evaluation_uses_and_keeps_the_running_statistics(statistics, data):
 
 def test_unknown_statistics_are_refused():
     with pytest.raises(UserError, match="norm_statistics must be one of per_step, all_steps"):
-        TimeBatchNorm2d(3, "batch")
+        TimeBatchNorm(3, "batch")
 
 
 @pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
@@ -108,10 +128,10 @@ def test_held_input_can_update_statistics_once(data, statistics):
     x, grad = data[0][:1], data[1][:1]
     plain = nn.BatchNorm2d(SHAPE[2])
     expected = trained(plain, x[0], grad[0])
-    actual = trained(TimeBatchNorm2d(SHAPE[2], statistics, "once"), x, grad, time_steps=SHAPE[0])
+    actual = trained(TimeBatchNorm(SHAPE[2], statistics, "once"), x, grad, time_steps=SHAPE[0])
     close([actual[0][0], actual[1][0], *actual[2:]], expected)
     assert actual[-1] == 1
-    often = trained(TimeBatchNorm2d(SHAPE[2], statistics), x, grad, time_steps=SHAPE[0])
+    often = trained(TimeBatchNorm(SHAPE[2], statistics), x, grad, time_steps=SHAPE[0])
     assert not torch.allclose(often[5], actual[5])
 
 
@@ -129,7 +149,7 @@ def test_only_a_static_first_block_moves_once(backend):
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by PyTorch's own decompositions
 def test_a_single_image_has_derivatives_forward():
-    norm, x = TimeBatchNorm2d(3).double(), torch.rand(1, 1, 3, 4, 4, dtype=torch.float64)
+    norm, x = TimeBatchNorm(3).double(), torch.rand(1, 1, 3, 4, 4, dtype=torch.float64)
     tangent = torch.rand_like(x)
     _, found = torch.func.jvp(norm.eval(), (x,), (tangent,))
     torch.testing.assert_close(found, tangent / (1 + norm.bn.eps) ** 0.5)

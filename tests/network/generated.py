@@ -98,7 +98,8 @@ def _block(draw: random.Random, channels: int) -> str:
 def _drawn(draw: random.Random) -> Drawn:
     blocks = [_block(draw, draw.choice([2, 4, 6, 16])) for _ in range(draw.choice([1, 2, 2, 3]))]
     blocks += draw.choice([[], [], [], ["DELAY(max_delay=2)"]])
-    hidden = draw.choice(["", f"FC7-{_neuron(draw)}-", f"DP(0.0)-FC12b-{_neuron(draw)}-"])
+    norm = draw.choice(["", "", "-BN"])
+    hidden = draw.choice(["", f"FC7{norm}-{_neuron(draw)}-", f"DP(0.0)-FC12b{norm}-{_neuron(draw)}-"])
     whole = draw.choice(["", "", "", "-AP", "-MP"])
     end = draw.choice([f"FC6-{_neuron(draw)}-APk2s2", f"FC3-{_neuron(draw)}", "FC3b", "FC3", "FC3-LI(init_tau=4.0)"])
     settings: dict[str, Any] = {
@@ -125,7 +126,7 @@ def network_of(one: Drawn, seed: int, **settings: Any) -> SpikingNetwork:
         SHAPE, CLASSES, STEPS, structure=one.structure, pool_ties="first", dropout=0.0, **one.settings, **settings
     )
     for part in net.modules():
-        if isinstance(part, torch.nn.BatchNorm2d):
+        if isinstance(part, (torch.nn.BatchNorm2d, torch.nn.BatchNorm1d)):
             torch.nn.init.uniform_(part.weight, 0.8, 1.6)
             torch.nn.init.uniform_(part.bias, 0.1, 0.6)
             torch.nn.init.normal_(part.running_mean, std=0.2)

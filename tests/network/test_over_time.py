@@ -8,12 +8,12 @@ from torch import nn
 
 import plif_lightning as pl
 from plif_lightning.errors import UserError
-from plif_lightning.layers.norm import TimeBatchNorm2d
+from plif_lightning.layers.norm import TimeBatchNorm
 
 
 def stack():
     torch.manual_seed(0)
-    inner = nn.Sequential(nn.Conv2d(1, 3, 3), TimeBatchNorm2d(3), pl.PLIF(), nn.MaxPool2d(2))
+    inner = nn.Sequential(nn.Conv2d(1, 3, 3), TimeBatchNorm(3), pl.PLIF(), nn.MaxPool2d(2))
     net = nn.Sequential(inner, nn.Flatten(), nn.Linear(3 * 9, 5), pl.LIF(init_tau=3.0))
     net[2].weight.data.mul_(10)  # so that it fires
     return net

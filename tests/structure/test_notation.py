@@ -81,7 +81,7 @@ def in_order(layers):
     found = []
     for layer in layers:
         last = found[-1] if found else None
-        bare = isinstance(last, Conv) and last.neurons is None
+        bare = isinstance(last, (Conv, Residual)) and last.neurons is None
         pooled = isinstance(last, Conv) and last.neurons is not None and last.pool is None
         if (bare and isinstance(layer, Neurons)) or (pooled and isinstance(layer, Pool) and layer.kernel is not None):
             continue
@@ -96,7 +96,9 @@ def residuals(inside):
 
 layers = st.recursive(convs() | pools | kinds.map(Pool) | neurons, residuals, max_leaves=6)
 drops = st.sampled_from([None, 0.0, 0.25])
-fcs = st.lists(st.builds(FC, st.integers(1, 999), st.booleans(), drops, neurons), max_size=3)
+fcs = st.lists(
+    st.builds(FC, st.integers(1, 999), st.booleans(), drops, neurons, st.booleans(), st.booleans()), max_size=3
+)
 
 
 @st.composite
@@ -105,7 +107,8 @@ def structures(draw):
     hidden = draw(fcs)
     per_class = draw(st.none() | st.integers(1, 9))
     if per_class is None:
-        last = [FC(draw(st.integers(1, 99)), draw(st.booleans()), draw(drops), draw(st.none() | neurons))]
+        own, norm = draw(st.none() | neurons), draw(st.booleans())
+        last = [FC(draw(st.integers(1, 99)), draw(st.booleans()), draw(drops), own, norm=norm)]
         if last[0].neurons is None and draw(st.booleans()):
             last.append(draw(st.just(Readout("LAST")) | st.builds(Readout, st.just("LI"), arguments)))
     else:
@@ -136,7 +139,9 @@ def test_any_text_is_read_or_refused(text):
         ("c64k3s1-BN-plif-FC10", 12, "plif is no layer: did you mean PLIF"),
         ("c64k3s1-BN-PLIF", 16, "a network ends with FC layers"),
         ("c64-BN", 1, "c64 is no layer"),
-        ("BN-FC10", 1, "BN must follow a convolution"),
+        ("BN-FC10", 1, "BN must follow a convolution or an FC layer"),
+        ("FC9-BN-BN", 8, "BN must follow a convolution or an FC layer"),
+        ("FC9-PLIF-BN-FC9", 10, "BN must follow a convolution or an FC layer"),
         ("c4k3s1-BN-BN-FC10", 11, "BN must follow a convolution"),
         ("{c64k3s1-FC10", 14, "expected }* and how often, got the end"),
         ("{c64k3s1}*0-FC10", 11, "must be at least 1, got 0"),
