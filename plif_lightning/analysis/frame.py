@@ -29,15 +29,15 @@ def read_runs(folder: str | Path = "runs") -> "pd.DataFrame":
         folder: such as the `runs` of `fit`; or a file of published runs, such as configs/results.jsonl.
 
     Returns:
-        Columns in this order: `status` (finished, running, unfinished, unreadable); `protocol` (A: best epoch on the
-        test set, B: on held-out samples); `seed`; `epochs`; `accuracy`, as the protocol reports it, and
-        `validation` and `test`, each from 0 to 1; `best_epoch`, from 1; `minutes` of training; `spikes` for a sample;
-        `firing_rate`; `energy_uj`; `tau.LAYER`, `rate.LAYER` and whatever else is logged as `KIND/LAYER`, of the best
-        epoch; `structure` of the network, in the paper's notation; `key`, equal for runs that tables average, and
-        `averaged`, True for the runs that they take (finished, with an accuracy, the latest of a seed); `code`, the
-        user's modules with their hashes; `commit`, `machine`, `versions`; every other number of `run.json`; `changes`
-        on resuming; then every setting, defaults included, by its name on the command line, such as `model.init_tau`.
-        A class is its import path, a list its JSON. Unknown values are missing (NaN or None).
+        Columns in this order: `status` (finished, running, resumable, failed without a checkpoint, unreadable);
+        `protocol` (A: best epoch on the test set, B: on held-out samples); `seed`; `epochs`; `accuracy`, as the
+        protocol reports it, and `validation` and `test`, each from 0 to 1; `best_epoch`, from 1; `minutes` of training;
+        `spikes` for a sample; `firing_rate`; `energy_uj`; `tau.LAYER`, `rate.LAYER` and whatever else is logged as
+        `KIND/LAYER`, of the best epoch; `structure` of the network, in the paper's notation; `key`, equal for runs that
+        tables average, and `averaged`, True for the runs that they take (finished, with an accuracy, the latest of a
+        seed); `code`, the user's modules with their hashes; `commit`, `machine`, `versions`; every other number of
+        `run.json`; `changes` on resuming; then every setting, defaults included, by its name on the command line, such
+        as `model.init_tau`. A class is its import path, a list its JSON. Unknown values are missing (NaN or None).
 
     Raises:
         UserError: the folder does not exist, or has no runs.

@@ -101,7 +101,7 @@ def source(run: Run) -> str:
 def left_out(runs: Sequence[Run]) -> list[str]:
     """Name the runs that have no accuracy, and why."""
     notes = []
-    if unended := [run for run in runs if run.status in ("running", "unfinished") and run.metrics]:
+    if unended := [run for run in runs if run.status in ("running", "resumable", "failed") and run.metrics]:
         names = ", ".join(f"{run.name} ({run.status}, epoch {run.epochs})" for run in unended)
         notes.append(f"Left out, because they have not come to their end: {names}.")
     if untested := runs_without_a_test(runs):

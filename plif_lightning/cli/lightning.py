@@ -17,6 +17,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.plugins import LayerSync, TorchSyncBatchNorm
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -57,12 +58,10 @@ from plif_lightning.runs.run import read_run
 from plif_lightning.runtime.files import is_address
 from plif_lightning.runtime.process import ignore_loaders_end, on_termination, subnormals_as_zeros
 from plif_lightning.structure import FROM_DATA
+from plif_lightning.training.schedules import require_upwards
 from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
-
-# Classes that watch a metric and take the lowest value for the best by default.
-_WATCHERS = ("EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau")
 
 
 class PlifCLI(LightningCLI):
@@ -197,13 +196,6 @@ class PlifCLI(LightningCLI):
         self.config_dump = yaml.safe_load(dump)[self.subcommand]
         model = self.config_dump["model"]
         model["network"] = {"init_args": {}, **(model.get("network") or {})}
-        for watcher in (*_as_list(config.trainer.callbacks), config.model.lr_scheduler):
-            # By the classes' default a run that improves would be stopped, its worst epoch kept, its learning rate
-            # cut.
-            if str(watcher and watcher.get("class_path")).endswith(_WATCHERS):
-                arguments = watcher.get("init_args")
-                if "acc" in str(arguments.get("monitor")):
-                    arguments.mode = "max"
 
     @cached_property
     def output_folder(self) -> Path:
@@ -243,18 +235,22 @@ class PlifCLI(LightningCLI):
         options.checkpoint.ties = options.best_of_ties
         if config.enable_checkpointing is False:
             self.run_parser.callback_keys = []
+        for callback in _as_list(config.callbacks):
+            require_upwards(callback)
         self.trainer_defaults = {"callbacks": self._project_callbacks(config)}
         plugins = _as_list(config.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(CheckpointFiles())
         if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
             plugins += filter(None, [slurm.environment()])
+        if not config.sync_batchnorm and not any(isinstance(plugin, LayerSync) for plugin in plugins):
+            plugins.append(SyncOnGPUs())
         loggers = [logger for logger in _as_list(config.logger) if isinstance(logger, Logger)]
         for logger in loggers:
             if isinstance(logger, WandbRunLogger) and self.subcommand == "fit":
                 logger.set_run_folder(RunFolder(self.output_folder))
         first_step = self.expanded.stored.step if self.subcommand == "fit" else 0
-        trainer = super().instantiate_trainer(
+        return super().instantiate_trainer(
             callbacks=_as_list(config.callbacks),
             plugins=plugins,
             logger=[RunLogger(self.output_folder, first_step), *loggers],
@@ -262,10 +258,6 @@ class PlifCLI(LightningCLI):
             default_root_dir=os.fspath(self.output_folder),
             **kwargs,
         )
-        if "sync_batchnorm" not in kwargs and not config.sync_batchnorm and needs_sync_batchnorm(trainer):
-            _log.info("sync_batchnorm is on: BN statistics are taken over all GPUs.")
-            return self.instantiate_trainer(sync_batchnorm=True)
-        return trainer
 
     def _project_callbacks(self, config: Any) -> list[Callback]:
         """Callbacks that this project adds to the Trainer's."""
@@ -368,9 +360,20 @@ def make_paths_absolute(data: Any) -> None:
             data[name] = str(Path(data[name]).expanduser().absolute())
 
 
-def needs_sync_batchnorm(trainer: L.Trainer) -> bool:
-    """True if several GPUs train together: BN's statistics then cover all parts of the batch."""
-    return trainer.world_size > 1 and isinstance(trainer.accelerator, CUDAAccelerator)
+class SyncOnGPUs(TorchSyncBatchNorm):
+    """Lets the statistics of BN cover all parts of a batch where several GPUs train together, not on CPUs."""
+
+    is_applied = False
+
+    def apply(self, model: Any) -> Any:
+        trainer = model.trainer
+        self.is_applied = trainer.world_size > 1 and isinstance(trainer.accelerator, CUDAAccelerator)
+        if self.is_applied:
+            _log.info("sync_batchnorm is on: BN statistics are taken over all GPUs.")
+        return super().apply(model) if self.is_applied else model
+
+    def revert(self, model: Any) -> Any:
+        return super().revert(model) if self.is_applied else model
 
 
 # Messages of Lightning at every start or checkpoint that tell a user nothing.

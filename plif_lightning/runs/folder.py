@@ -36,6 +36,11 @@ class RunFolder:
         return self.path / ".lock"
 
     @property
+    def process(self) -> Path:
+        """The lock's file of its process, on a file system without locks."""
+        return self.path / ".process"
+
+    @property
     def weights(self) -> Path:
         """Histograms of W_fc / tau, a line per layer and epoch."""
         return self.path / "weights.jsonl"

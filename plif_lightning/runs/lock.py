@@ -1,17 +1,18 @@
 """The lock of a run's folder: a single process trains there."""
 
 import contextlib
-import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import Timeout
+from filelock import BaseFileLock, SoftFileLock, Timeout
 
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.loading import load_mapping
-from plif_lightning.runs.record import is_alive
-from plif_lightning.runtime.files import file_lock
+from plif_lightning.runtime.files import file_lock, has_no_locks
+
+# Who asks whether a run is in training holds its lock for a moment, too [s].
+_ASKED = 0.5
 
 
 class InUseError(UserError):
@@ -32,26 +33,25 @@ def lock_run(folder: RunFolder) -> Iterator[None]:
         InUseError: another process holds the lock.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
-    lock = file_lock(folder.lock, blocking=False)
-    record = load_mapping(folder.record, [], optional=True)
+    lock: BaseFileLock = file_lock(folder.lock)
     try:
-        lock.acquire()
-        is_locked = False
+        try:
+            lock.acquire(timeout=_ASKED)
+        except (OSError, NotImplementedError) as error:
+            if not has_no_locks(error):
+                raise
+            # A file with the name of its process, which filelock takes over once that has ended.
+            lock = SoftFileLock(folder.process)
+            lock.acquire(timeout=_ASKED)
     except Timeout:
-        is_locked = True
-    except (OSError, NotImplementedError) as error:
-        if getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT):
-            raise
-        is_locked = is_alive(record)  # the file system does not support locks
-    if is_locked:
-        process = record.get("process") or {}
+        process = load_mapping(folder.record, [], optional=True).get("process") or {}
         who = f"process {process['pid']} on {process['host']}" if "pid" in process else "another process"
-        raise InUseError(f"{folder.path} is being trained by {who}: wait for it, or end it first.")
+        raise InUseError(f"{folder.path} is being trained by {who}: wait for it, or end it first.") from None
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            if set(folder.path.iterdir()) == {folder.lock}:
+            if {*folder.path.iterdir()} <= {folder.lock, folder.process}:
                 folder.lock.unlink()
         lock.release()
         remove_empty(folder.path)

@@ -1,6 +1,5 @@
 """`run.json`: settings, machine, data and results of a run."""
 
-import contextlib
 import csv
 import json
 import os
@@ -82,7 +81,7 @@ def begin(
         data=dict(data),
         surroundings=environment,
         started=time.time(),
-        process=this_process(),
+        process={"host": socket.gethostname(), "pid": os.getpid()},
         **dict.fromkeys(_RESULTS),
     )  # fmt: skip
     return changed_environment
@@ -109,36 +108,6 @@ def _added_to(before: Mapping[str, Any], surroundings: Mapping[str, str]) -> tup
             changed.add(name)
         all_of_run[name] = [*earlier, value] if earlier[-1] != value else there
     return all_of_run, changed
-
-
-def _state_and_birth(pid: int) -> tuple[str, str] | None:
-    """Return a process's state and start time (Linux only); the start time detects a reused pid."""
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return after_name[0], after_name[19]
-    except (OSError, IndexError):
-        return None
-
-
-def this_process() -> dict[str, Any]:
-    """Host, pid and start time of this process."""
-    state = _state_and_birth(os.getpid())
-    return {"host": socket.gethostname(), "pid": os.getpid(), "born": state and state[1]}
-
-
-def is_alive(record: Mapping[str, Any]) -> bool:
-    """True if the process that trained the run of a record runs on this host."""
-    process = record.get("process") or {}
-    pid = process.get("pid")
-    if process.get("host") != socket.gethostname() or not isinstance(pid, int):
-        return False
-    state = _state_and_birth(pid)
-    if state is not None:
-        return state[0] not in "ZX" and state[1] == process.get("born")
-    with contextlib.suppress(OSError, OverflowError):
-        os.kill(pid, 0)
-        return True
-    return False
 
 
 def record_run(

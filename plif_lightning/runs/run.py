@@ -12,13 +12,13 @@ from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder, walk
 from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.loading import load_mapping
+from plif_lightning.runs.lock import in_use
 from plif_lightning.runs.metrics import layer_values, read_metrics
-from plif_lightning.runs.record import is_alive
 from plif_lightning.runs.settings import default_ties, defaults, protocol, setting_in
 from plif_lightning.runtime import program
 from plif_lightning.structure import Structure, parse
 
-Status = Literal["finished", "running", "unfinished", "unreadable"]
+RunState = Literal["new", "running", "resumable", "failed", "finished", "unreadable"]
 
 
 def positive(value: Any) -> float | None:
@@ -39,7 +39,9 @@ class Run:
     Attributes:
         folder: its files.
         name: path of the folder, relative to the searched folder.
-        status: `unreadable` if there is no usable configuration.
+        status: `new` if nothing began there; `running` while a process holds its lock; `finished`; stopped, it is
+            `resumable` from a checkpoint, or `failed` without one, and begins again; `unreadable` if there is no usable
+            configuration or record.
         config: nested configuration from `config.yaml`.
         metrics: a row per epoch.
         record: content of `run.json`, see `plif_lightning.runs.record`.
@@ -48,7 +50,7 @@ class Run:
 
     folder: RunFolder
     name: str
-    status: Status
+    status: RunState
     config: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, float]] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
@@ -264,16 +266,27 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
         except UserError as error:
             problems.append(str(error))
     name = os.path.relpath(folder, root) if root is not None else folder.name
-    ended = "finished" if "ended" in record else "running" if is_alive(record) else "unfinished"
     return Run(
         files,
         folder.name if name == "." else name,
-        ended if config and record else "unreadable",  # type: ignore[arg-type]
+        _state_of(files, config, record),
         config,
         metrics,
         record,
         problems,
     )
+
+
+def _state_of(files: RunFolder, config: Mapping[str, Any], record: Mapping[str, Any]) -> RunState:
+    if not files.record.exists():
+        return "new"
+    if not (config and record):
+        return "unreadable"
+    if "ended" in record:  # taken out where it is resumed
+        return "finished"
+    if in_use(files):
+        return "running"
+    return "resumable" if files.last.is_file() else "failed"
 
 
 def find_runs(root: Path | str) -> list[Run]:

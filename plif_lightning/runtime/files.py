@@ -132,8 +132,8 @@ def file_lock(path: Path, *, blocking: bool = True) -> "FileLock":
     return FileLock(path, blocking=blocking, **hard)
 
 
-def is_about_locks(error: Exception) -> bool:
-    """True if an error says that a file system has no locks."""
+def has_no_locks(error: Exception) -> bool:
+    """True if an error of a lock says that its file system has none."""
     without = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
     return isinstance(error, NotImplementedError) or getattr(error, "errno", None) in without
 

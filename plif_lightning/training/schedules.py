@@ -1,6 +1,7 @@
 """Learning rate schedules that advance after every optimiser step."""
 
 import math
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -9,6 +10,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from plif_lightning.errors import UserError
+
+
+def require_upwards(watcher: Any) -> None:
+    """Refuse a callback or schedule that watches an accuracy and takes the lowest for the best, as by default.
+
+    Raises:
+        UserError: a run that improves would be stopped, its worst epoch kept, or its learning rate cut.
+    """
+    monitor = getattr(watcher, "monitor", None)
+    if "acc" in str(monitor) and getattr(watcher, "mode", None) == "min":
+        raise UserError(
+            f"{type(watcher).__name__}: {monitor} improves upwards, and mode min takes its lowest value for the best: "
+            "pass mode max."
+        )
 
 
 def length_of(trainer: L.Trainer) -> tuple[int, float]:

@@ -35,7 +35,7 @@ from plif_lightning.training.finite import FiniteGuard
 from plif_lightning.training.groups import decay_by_depth, group_parameters
 from plif_lightning.training.losses import AnyLoss, context_of, loss_named
 from plif_lightning.training.online import separable, step_by_step
-from plif_lightning.training.schedules import OneCycle, length_of
+from plif_lightning.training.schedules import OneCycle, length_of, require_upwards
 from plif_lightning.training.seeds import StepSeeds
 
 _log = logging.getLogger(__name__)
@@ -399,11 +399,7 @@ class SpikingClassifier(L.LightningModule):
         if isinstance(scheduler, OneCycle):
             config["interval"] = "step"
         if isinstance(scheduler, ReduceLROnPlateau):
-            if "acc" in scheduler.monitor and scheduler.mode == "min":
-                raise UserError(
-                    f"lr_scheduler: {scheduler.monitor} improves upwards, and mode='min' would cut the learning rate "
-                    "because it does: pass mode='max'."
-                )
+            require_upwards(scheduler)
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
 

@@ -46,7 +46,7 @@ def test_a_frame_has_a_row_a_run_with_results_and_every_setting(runs):
     assert frame.loc["a", "tau.conv1"] == pytest.approx(1.8)  # of the best epoch
     assert frame["model.init_tau"].tolist() == [2.0, 2.0, 3.0]
     assert frame["data.time_steps"].tolist() == [8, 8, 8]
-    assert frame.loc["deep/c", "status"] == "unfinished"
+    assert frame.loc["deep/c", "status"] == "failed"
     assert frame.groupby("model.neuron")["accuracy"].mean()["plif"] == pytest.approx(0.8)
     assert frame.loc["a", "key"] == frame.loc["b", "key"] != frame.loc["deep/c", "key"]
     assert frame.loc["a", "commit"] == "0123456789ab"

@@ -53,7 +53,7 @@ def test_the_page_opens_with_settings_and_holds_figures_runs_and_commands(page_o
     b, a, c = rows_of(page_of_some_runs)
     assert (a[1], a[3], a[4], a[-1]) == ("PLIF, tau_0 = 2", "75.00", "2", "a")
     assert (b[1], b[2], b[3], b[-1]) == ("PLIF, tau_0 = 16", "3", "95.00", "b")
-    assert (c[0], c[6]) == ("N-MNIST", "unfinished")
+    assert (c[0], c[6]) == ("N-MNIST", "failed")
     assert "python main.py fit --config fashionmnist" in text
     names = re.findall(r'<summary>(\w+)</summary><pre id="(run-\d+)">', text)
     assert [name for name, _ in names] == ["a", "b", "c"]

@@ -14,7 +14,7 @@ from plif_lightning.cli import main
 from plif_lightning.cli.lightning import make_paths_absolute
 from plif_lightning.network import load_network
 from tests import writers
-from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, fit, load, resume, rows
+from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, fit, load, refused, resume, rows
 
 
 def test_quickstart_ends_with_a_summary_and_every_file(capsys):
@@ -157,13 +157,17 @@ TWO = [*TINY, *FEW, "--trainer.max_epochs", "2", "--test_after_fit", "false"]
 
 
 def test_whatever_watches_accuracy_knows_that_it_improves_upwards(capsys):
-    watch = ["--trainer.callbacks.monitor", "val/acc"]
-    plateau = ["--model.lr_scheduler", "lightning.pytorch.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor"]
-    main(["fit", "--config", QUICKSTART, *SILENT[:2], *TWO, "--trainer.callbacks", "EarlyStopping", *watch,
-          "--trainer.callbacks+=ModelCheckpoint", *watch, *plateau, "val/acc"])  # fmt: skip
-    config = yaml.safe_load(Path("runs/quickstart/version_0/config.yaml").read_text())
-    assert [callback["init_args"]["mode"] for callback in config["trainer"]["callbacks"][:2]] == ["max", "max"]
-    assert config["model"]["lr_scheduler"]["init_args"]["mode"] == "max"
+    first = ["fit", "--config", QUICKSTART, *SILENT[:2], *TWO]
+    stops, keeps = (
+        [f"--trainer.callbacks+={name}", "--trainer.callbacks.monitor", "val/acc"]
+        for name in ("EarlyStopping", "ModelCheckpoint")
+    )
+    upwards = ["--trainer.callbacks.mode", "max"]
+    plateau = ["--model.lr_scheduler", "lightning.pytorch.cli.ReduceLROnPlateau"]
+    plateau += ["--model.lr_scheduler.monitor", "val/acc"]
+    for watching, name in ((stops, "EarlyStopping"), (keeps, "ModelCheckpoint"), (plateau, "ReduceLROnPlateau")):
+        assert f"{name}: val/acc improves upwards" in refused(capsys, *first, *watching)
+    main([*first, *stops, *upwards, *keeps, *upwards, *plateau, "--model.lr_scheduler.mode", "max"])
     out = " ".join(capsys.readouterr().out.split())
     assert "limit_train_batches 3, limit_val_batches 1, limit_test_batches 2: results are of that part" in out
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from plif_lightning.callbacks import RunRecord
 from plif_lightning.cli import main
-from plif_lightning.cli.lightning import needs_sync_batchnorm
+from plif_lightning.cli.lightning import SyncOnGPUs
 from plif_lightning.errors import UserError
 from plif_lightning.runs.run import read_run
 from tests.cli.calls import FEW, QUICKSTART, TINY, command, fit, load, rows, until
@@ -201,6 +202,7 @@ EQUIVALENCE = """
 import sys
 import lightning as L
 import torch
+from torch import nn
 from plif_lightning.data import Digits
 from plif_lightning.training.task import SpikingClassifier
 from tests.processes import leave_at_once
@@ -263,6 +265,12 @@ def test_gpus_in_company_synchronise_their_batch_statistics():
 
     from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 
-    assert needs_sync_batchnorm(SimpleNamespace(world_size=2, accelerator=CUDAAccelerator()))
-    assert not needs_sync_batchnorm(SimpleNamespace(world_size=1, accelerator=CUDAAccelerator()))
-    assert not needs_sync_batchnorm(SimpleNamespace(world_size=2, accelerator=CPUAccelerator()))
+    for processes, accelerator, kind in (
+        (2, CUDAAccelerator(), nn.SyncBatchNorm),
+        (1, CUDAAccelerator(), nn.BatchNorm2d),
+        (2, CPUAccelerator(), nn.BatchNorm2d),
+    ):
+        model, sync = nn.Sequential(nn.BatchNorm2d(3)), SyncOnGPUs()
+        model.trainer = SimpleNamespace(world_size=processes, accelerator=accelerator)
+        assert type(sync.apply(model)[0]) is kind
+        assert not isinstance(sync.revert(model)[0], nn.SyncBatchNorm)

@@ -20,7 +20,7 @@ from plif_lightning.cli.sweep_file import Sweep, read_sweep
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.lock import in_use, lock_run
-from plif_lightning.runs.record import this_process, update
+from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs
 from tests.cli.calls import QUICKSTART, until
 from tests.conftest import PATIENCE, REPOSITORY
@@ -194,7 +194,7 @@ def test_sigterm_ends_a_sweep_and_its_runs_which_save():
     process.terminate()
     assert process.wait(PATIENCE) == 143
     assert "interrupted: the same command resumes the runs." in Path("said").read_text()
-    assert [run.status for run in find_runs("runs")] == ["unfinished"] * 2
+    assert [run.status for run in find_runs("runs")] == ["resumable"] * 2
     assert all("stopped by SIGTERM" in log.read_text() for log in Path("runs/mini").glob("*.log"))
 
 
@@ -229,7 +229,7 @@ def test_a_run_in_use_is_named_with_its_process_and_the_others_are_run(capsys):
     grid = [write(Path("s.yaml"), parameters=SEEDS), "--", *TINY]
     folder = RunFolder(Path("runs/mini/seed_everything-0"))
     with lock_run(folder):
-        update(folder, process=this_process())
+        update(folder, process={"host": "here", "pid": os.getpid()})
         assert sweep(*grid) == 1
     said = capsys.readouterr().out
     assert f"is being trained by process {os.getpid()} on" in said

@@ -1,10 +1,16 @@
 """Reading complete and damaged run folders."""
 
+import errno
+import multiprocessing
+import os
+import signal
+
 import numpy as np
 import pytest
 
 from plif_lightning.errors import UserError
-from plif_lightning.runs.record import this_process, update
+from plif_lightning.runs.lock import InUseError, lock_run
+from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs, read_run
 from plif_lightning.runs.samples import read_samples
 from tests.writers import write_run
@@ -54,15 +60,41 @@ def test_runs_come_in_the_order_of_their_numbers(tmp_path):
 
 def test_running_and_interrupted_runs_are_distinguished(tmp_path):
     folder = write_run(tmp_path / "a", finished=False)
-    assert read_run(tmp_path / "a").status == "unfinished"
-    here = this_process()
-    for process, status in (
-        (here, "running"),
-        ({**here, "born": "1"}, "unfinished" if here["born"] else "running"),  # the pid is another process's now
-        ({**here, "host": "elsewhere"}, "unfinished"),
-    ):
-        update(folder, process=process)
-        assert read_run(tmp_path / "a").status == status
+    assert read_run(tmp_path / "a").status == "failed"
+    folder.checkpoints.mkdir()
+    folder.last.touch()
+    assert read_run(tmp_path / "a").status == "resumable"
+    with lock_run(folder):
+        assert read_run(tmp_path / "a").status == "running"
+        update(folder, ended=1.0)
+        assert read_run(tmp_path / "a").status == "finished"
+    assert read_run(tmp_path / "b").status == "new"
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_marks_a_run_where_the_file_system_has_no_locks(tmp_path, monkeypatch, code):
+    def refuse(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    folder = write_run(tmp_path / "a", finished=False)
+    with lock_run(folder):
+        assert read_run(tmp_path / "a").status == "running"
+        with pytest.raises(InUseError, match="is being trained by process"), lock_run(folder):
+            pass
+    assert read_run(tmp_path / "a").status == "failed"
+    killed = multiprocessing.get_context("fork").Process(target=_lock_and_die, args=[folder])
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert folder.process.exists()
+    with lock_run(folder):  # its process has ended
+        pass
+
+
+def _lock_and_die(folder):
+    with lock_run(folder):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
