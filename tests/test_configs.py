@@ -104,9 +104,9 @@ def test_a_config_of_sequences_has_a_network_for_them_and_a_recurrent_variant(na
     module = getattr(data, config["data"]["class_path"].rpartition(".")[2])(**config["data"]["init_args"])
     for structure, is_recurrent in ((config["model"]["structure"], False), (varied["model"]["structure"], True)):
         net = SpikingNetwork(module.input_shape, module.num_classes, module.time_steps, structure=structure)
-        assert net(torch.zeros(module.time_steps, 1, *module.input_shape)).shape[1:] == (1, module.num_classes)
+        assert net(torch.zeros(module.time_steps, 2, *module.input_shape)).shape[1:] == (2, module.num_classes)
         assert structure.startswith("RFC") == is_recurrent
-    assert SEQUENCES == ["binary_adding", "psmnist", "shd", "smnist_rows"]
+    assert SEQUENCES == ["binary_adding", "binary_adding_adlif", "psmnist", "shd", "smnist_rows"]
     for text in (configs.resolve(name), configs.resolve(f"{name}_recurrent")):
         assert text.read_text().startswith("# ")
 
