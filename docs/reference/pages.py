@@ -112,7 +112,7 @@ def _sentence(text: str) -> str:
 def _fit_parser() -> Any:
     """The parser of `fit`, as LightningCLI builds it."""
     from plif_lightning.cli.lightning import PlifCLI
-    from plif_lightning.cli.resume import expand
+    from plif_lightning.cli.start import start_of
 
     class BuiltError(Exception):
         """Ends the command line as soon as its parser is there."""
@@ -123,7 +123,7 @@ def _fit_parser() -> Any:
 
     with contextlib.ExitStack() as held:
         try:
-            Parsing(expand(["fit"]), held, None)  # type: ignore[arg-type]
+            Parsing(start_of(["fit"], held), held, None)  # type: ignore[arg-type]
         except BuiltError as built:
             return built.args[0]
     raise AssertionError

@@ -166,7 +166,7 @@ def _is_paper(run: Run) -> bool:
         return False
     layers = run.structure.layers
     weighted = [layer for layer in layers if isinstance(layer, (Conv, FC))]
-    is_plain = all(layer.neurons == Neurons("PLIF") and getattr(layer, "norm", True) for layer in weighted)
+    is_plain = all(layer.neurons == Neurons("PLIF") and layer.norm == isinstance(layer, Conv) for layer in weighted)
     return is_plain and all(isinstance(layer, (Conv, FC, Pool, Votes)) for layer in layers)
 
 

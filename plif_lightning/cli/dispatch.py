@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
@@ -151,12 +152,13 @@ def _run(argv: list[str]) -> int:
         raise UserError(f"unknown command {name}.{hint} The commands are {', '.join(COMMANDS)}.")
     _require_packages(name, command, rest)
     if command.module is None:
-        from plif_lightning.cli.resume import expand
+        from plif_lightning.cli.start import start_of
 
-        expanded = expand([name, *rest])  # reports a wrong checkpoint or file name before Lightning is loaded
-        from plif_lightning.cli.lightning import run
+        with ExitStack() as resources:
+            start = start_of([name, *rest], resources)  # reports a wrong file name before Lightning is loaded
+            from plif_lightning.cli.lightning import run
 
-        return run(expanded)
+            return run(start)
     function = getattr(importlib.import_module(f"plif_lightning.cli.{command.module}"), name)
     if command.writes:
         with on_termination(_stop):
@@ -169,7 +171,7 @@ def _require_packages(name: str, command: Command, argv: list[str]) -> None:
     if not command.needs or {"-h", "--help"} & {*argv}:
         return
     from plif_lightning.cli.parser import values
-    from plif_lightning.cli.resume import CONFIG, content_of
+    from plif_lightning.cli.start import CONFIG, content_of
     from plif_lightning.runs.settings import setting_in
 
     chosen = ["", *values(argv, "--format"), *values(argv, "--data"), *values(argv, "--data.class_path")]

@@ -38,12 +38,13 @@ from plif_lightning.callbacks.checkpoints import CheckpointFiles, Ties
 from plif_lightning.callbacks.config import SaveConfig
 from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import RUNS, is_fast_dev_run, new_folder, run_folder
-from plif_lightning.callbacks.records import content_of
+from plif_lightning.callbacks.records import content_of as content_of_data
 from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
+from plif_lightning.cli.compare import compare
 from plif_lightning.cli.messages import Parser, refuse_silent, user_error_of
 from plif_lightning.cli.parser import option_names
-from plif_lightning.cli.resume import Expanded, compare, require_data_set, task_in
+from plif_lightning.cli.start import Start, content_of, origin_of, origin_of_last, require_data_set, task_in
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.deploy import Engine
@@ -71,14 +72,16 @@ class PlifCLI(LightningCLI):
     over the arguments of the command line; all else is done in the methods that Lightning documents for it.
     """
 
-    def __init__(self, expanded: Expanded, resources: ExitStack, stop: StopOnSignal) -> None:
-        self.expanded = expanded
+    def __init__(self, start: Start, resources: ExitStack, stop: StopOnSignal) -> None:
+        self.start = start
+        self.origin = start.origin  # of the checkpoint that is resumed or evaluated
+        self.has_lock = False
         self.resources = resources  # until the program's end
         self.plain: dict[str, Any] = {}  # configuration as plain values
         self.differing_settings: list[str] = []  # settings of an evaluation that are not the run's
         self.counts = False  # a test is the run's result, as far as its arguments tell
         self.stop = stop
-        base, task = str(configs.folder() / "base.yaml"), task_in(expanded.arguments)
+        base, task = str(configs.folder() / "base.yaml"), task_in(start.arguments)
         super().__init__(
             import_class("model", task, SpikingClassifier, "plif_lightning.SpikingClassifier")
             if task
@@ -90,12 +93,12 @@ class PlifCLI(LightningCLI):
             parser_class=Parser,
             parser_kwargs={name: {"default_config_files": [base]} for name in self.subcommands()},
             auto_configure_optimizers=False,
-            args=expanded.arguments,
+            args=start.arguments,
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Only the command that is called: building all parsers would take the time of all."""
-        command = self.expanded.command
+        command = self.start.command
         return {command: LightningCLI.subcommands()[command]}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PlifCLI":
@@ -167,21 +170,28 @@ class PlifCLI(LightningCLI):
         self.config = parser.parse_args(args)
         command = self.config.subcommand
         config = self.config[command]
-        refuse_silent(config, command, option_names(self.expanded.user_arguments))
+        refuse_silent(config, command, option_names(self.start.user_arguments))
         if config.model.network is not None:
             # A user-defined network replaces the network of a data set's configuration.
             config.model.structure = None
             config.model.dropout = DEFAULTS["dropout"]
         make_paths_absolute(config.data.init_args)
         self.plain = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))[command]
-        if self.expanded.stored.config is not None:
-            self.differing_settings = compare(self.expanded, self.plain)
-        for name, is_argument in (("ckpt_path", self.expanded.begun_from), ("run_folder", self.expanded.is_named)):
-            if config.get(name) is not None and self.expanded.stored.config is None and not is_argument:
-                raise UserError(f"{name} stands in a configuration file: pass it as --{name} instead.")
+        folder = self.start.folder
+        if folder is None:
+            for name, is_argument in (("ckpt_path", self.start.begun_from), ("run_folder", self.start.is_named)):
+                if config.get(name) is not None and not is_argument:
+                    raise UserError(f"{name} stands in a configuration file: pass it as --{name} instead.")
+            return
+        if command == "fit" and getattr(rank_zero_only, "rank", 0) == 0 and not config.trainer.fast_dev_run:
+            self._lock(folder)
+            self.origin = origin_of_last(folder)
+        elif command == "fit":
+            self.origin = origin_of(folder.last)
+        self.differing_settings = compare(self.start, self.origin, self.plain)
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing, instead of merging the checkpoint's hyper_parameters: `expand` and `compare` do more."""
+        """Do nothing, instead of merging the checkpoint's hyper_parameters: `start_of` and `compare` do more."""
 
     # --- before and after the classes are made
 
@@ -200,7 +210,7 @@ class PlifCLI(LightningCLI):
     @cached_property
     def output_folder(self) -> Path:
         """The folder of a run or an evaluation; that of a new run is created, and removed if the run never starts."""
-        config, folder = self.config[self.subcommand], self.expanded.folder
+        config, folder = self.config[self.subcommand], self.start.folder
         if self.subcommand != "fit" and folder is not None:
             self.counts = self._counts(folder)
             name = str(self.subcommand) if config.engine is None else f"{self.subcommand}_{config.engine}"
@@ -249,7 +259,7 @@ class PlifCLI(LightningCLI):
         for logger in loggers:
             if isinstance(logger, WandbRunLogger) and self.subcommand == "fit":
                 logger.set_run_folder(RunFolder(self.output_folder))
-        first_step = self.expanded.stored.step if self.subcommand == "fit" else 0
+        first_step = self.origin.step if self.subcommand == "fit" else 0
         return super().instantiate_trainer(
             callbacks=_as_list(config.callbacks),
             plugins=plugins,
@@ -263,12 +273,12 @@ class PlifCLI(LightningCLI):
         """Callbacks that this project adds to the Trainer's."""
         options = self.config[self.subcommand]
         added: list[Callback] = [
-            SameData(self.expanded.stored.training_set, self.expanded.stored.reading),
+            SameData(self.origin.training_set, self.origin.reading),
             LayerMonitor(),
             ConfusionMatrix(),
         ]
         if self.subcommand == "fit":
-            record = RunRecord(self.expanded.user_arguments, self.plain, self.expanded.begun_from)
+            record = RunRecord(self.start.user_arguments, self.plain, self.start.begun_from)
             added += [Header(record), record, WeightRecord(), SampleRecord(options.record_samples), self.stop]
         if self.subcommand == "predict":
             added.append(PredictionWriter())
@@ -284,8 +294,14 @@ class PlifCLI(LightningCLI):
         self.resources.enter_context(self.stop.watching(self.trainer))
         if self.trainer.is_global_zero and not is_fast_dev_run(self.trainer):
             (logger,) = (logged for logged in self.trainer.loggers if isinstance(logged, RunLogger))
-            self.resources.enter_context(lock_run(RunFolder(Path(logger.save_dir))))
+            self._lock(RunFolder(Path(logger.save_dir)))
             _ = logger.table  # damage is reported now, not after the first epoch
+
+    def _lock(self, folder: RunFolder) -> None:
+        """Lock the folder of a fit until the program's end, before anything of it is read or written."""
+        if not self.has_lock:
+            self.resources.enter_context(lock_run(folder))
+            self.has_lock = True
 
     # --- the end of a run
 
@@ -310,7 +326,7 @@ class PlifCLI(LightningCLI):
         print_evaluation(self.trainer, self.datamodule)
 
     def after_test(self) -> None:
-        folder = self.expanded.folder
+        folder = self.start.folder
         if folder is not None and self.trainer.is_global_zero and self.counts:
             tested = self.datamodule.sizes().get("test")
             update(folder, test=float(self.trainer.callback_metrics["test/acc"]), tested=tested)
@@ -342,7 +358,7 @@ class PlifCLI(LightningCLI):
         """True if the test set is not that which the run in a folder was begun with."""
         self.datamodule.prepare_data()
         of_run: str | None = read_run(folder.path).section("data").get("test_content")
-        return of_run != content_of(self.datamodule, train=False)
+        return of_run != content_of_data(self.datamodule, train=False)
 
     def after_predict(self) -> None:
         print_evaluation(self.trainer, self.datamodule)
@@ -415,18 +431,19 @@ def quieten() -> None:
 
 
 @subnormals_as_zeros()
-def run(expanded: Expanded) -> int:
+def run(start: Start) -> int:
     """Train or evaluate.
 
     Raises:
         UserError: a mistake that this project refuses; other errors are raised as they are.
     """
     quieten()
-    require_data_set((expanded.stored.config or {}).get("data", {}))
-    stop = StopOnSignal(requeues=expanded.is_named)
+    if start.config is not None:
+        require_data_set(content_of(str(start.config)).get("data", {}))
+    stop = StopOnSignal(requeues=start.is_named)
     try:
         with on_termination(stop.terminate), ExitStack() as resources:
-            PlifCLI(expanded, resources, stop)
+            PlifCLI(start, resources, stop)
     except SIGTERMException:
         return 128 + signal.SIGTERM
     except (SystemExit, KeyboardInterrupt) as ended:
@@ -434,7 +451,7 @@ def run(expanded: Expanded) -> int:
         if isinstance(ended, KeyboardInterrupt) or isinstance(ended.__context__, KeyboardInterrupt):
             stop.say_if_trained()
             if stop.terminated is not None:
-                before = " before training began" if expanded.command == "fit" else ""
+                before = " before training began" if start.command == "fit" else ""
                 raise Stopped(128 + stop.terminated, f"stopped by {stop.terminated.name}{before}.") from None
             raise KeyboardInterrupt from None
         raise

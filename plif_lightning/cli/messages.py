@@ -12,10 +12,10 @@ from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-define
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.cli import LightningArgumentParser
 
+from plif_lightning import configs
 from plif_lightning import data as data_module
 from plif_lightning.callbacks import RunCheckpoints
 from plif_lightning.cli.parser import parsed_yaml
-from plif_lightning.cli.resume import config_file
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.errors import UserError
 from plif_lightning.runtime.process import cores
@@ -28,7 +28,7 @@ class ConfigFile(ActionConfigFile):
 
     @staticmethod
     def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
-        ActionConfigFile.apply_config(parser, cfg, dest, config_file(value))
+        ActionConfigFile.apply_config(parser, cfg, dest, str(configs.resolve(value)))
 
 
 class Parser(LightningArgumentParser):

@@ -1,16 +1,16 @@
 """`prepare`: download and verify a data set without a network or a Trainer; and the help of its arguments."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
+from plif_lightning import configs
 from plif_lightning.cli.lightning import make_paths_absolute, quieten
 from plif_lightning.cli.messages import Parser, user_error_of
 from plif_lightning.cli.parser import parsed_yaml
-from plif_lightning.cli.resume import config_file, is_yaml_text, require_data_set
+from plif_lightning.cli.start import require_data_set
 from plif_lightning.cli.summary import print_inventory
 from plif_lightning.data import SpikingDataModule
 
@@ -33,9 +33,8 @@ def _data_parser() -> Parser:
 
 def _data_block(value: str) -> str:
     """Return the `data` block of a configuration as YAML."""
-    value = config_file(value)
-    text = value if is_yaml_text(value) else Path(value).read_text(encoding="utf-8")
-    loaded = parsed_yaml(text, f"the configuration {value}") or {}
+    path = configs.resolve(value)
+    loaded = parsed_yaml(path.read_text("utf-8"), f"the configuration {path}") or {}
     return yaml.safe_dump({key: block for key, block in loaded.items() if key == "data"})
 
 

@@ -110,6 +110,8 @@ def test_checkpoint_with_unimportable_data_set_says_where_to_run(tmp_path, capsy
     checkpoint = load(path)
     checkpoint["cli_config"] = checkpoint["cli_config"].replace("plif_lightning.data.Digits", "my_data.Mine")
     torch.save(checkpoint, path)
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("plif_lightning.data.Digits", "my_data.Mine"))
     for arguments in (["test", "--ckpt_path", path], ["cost", "--ckpt_path", path], ["fit", "--run_folder", "run"]):
         line = refused(capsys, *arguments)
         assert line.startswith("error: data set my_data.Mine cannot be imported")

@@ -8,7 +8,7 @@ import yaml
 
 import plif_lightning as pl
 from plif_lightning.cli import main
-from plif_lightning.cli.resume import task_in
+from plif_lightning.cli.start import task_in
 from plif_lightning.errors import UserError
 from tests.cli.calls import FEW, SILENT, TINY, refused, rows
 from tests.conftest import REPOSITORY

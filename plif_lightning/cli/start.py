@@ -4,8 +4,10 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -13,11 +15,8 @@ import yaml
 from plif_lightning import configs
 from plif_lightning.cli.parser import option_names, parsed_yaml, take, values
 from plif_lightning.errors import CheckpointError, Stopped, UserError
-from plif_lightning.runs.code import PACKAGE, difference, hashes_of, sources_of
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.loading import load_mapping
-from plif_lightning.runs.lock import lock_run
 from plif_lightning.runs.run import read_run
 from plif_lightning.runs.settings import Role, role, setting_in
 from plif_lightning.runtime import program
@@ -31,11 +30,11 @@ _INFORMATIVE = {"--help", "-h", "--print_config", "--data.help", "--model.neuron
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Content of a checkpoint other than its weights; empty without a checkpoint.
+class Origin:
+    """What a checkpoint says of the run that wrote it; empty without a checkpoint.
 
     Attributes:
-        config: configuration of the run that wrote it.
+        config: configuration of the run.
         settings: the run's identity, see `plif_lightning.runs.settings`; None for another Trainer's checkpoint.
         step: global step.
         epochs: number of completed epochs.
@@ -52,23 +51,24 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Expanded:
-    """Arguments of a command, and its starting point.
+class Start:
+    """Where a command begins.
 
     Attributes:
         user_arguments: as the user wrote them.
-        arguments: arguments for the parser; for evaluations, and resumed fits that name no data set, they begin
-            with the stored configuration.
-        stored: content of the checkpoint of a run that is resumed or evaluated.
-        folder: folder of that run; None for another checkpoint's.
+        arguments: for the parser: `start_of` names what differs from the user's.
+        config: file of the stored configuration among them; None without.
+        folder: folder of the run that is resumed or evaluated; None for another checkpoint's.
+        origin: of the checkpoint that is evaluated; that of a resumed run is read once its folder is locked.
         begun_from: checkpoint of another run from which a new run begins.
         is_named: the run has a folder that the same arguments lead to again.
     """
 
     user_arguments: list[str]
     arguments: list[str]
-    stored: Stored = Stored()
+    config: Path | None = None
     folder: RunFolder | None = None
+    origin: Origin = Origin()
     begun_from: str | None = None
     is_named: bool = False
 
@@ -77,11 +77,18 @@ class Expanded:
         return self.user_arguments[0]
 
 
-def expand(argv: Sequence[str]) -> Expanded:
-    """Find the starting point of a command, before any parser reads its arguments.
+def start_of(argv: Sequence[str], resources: ExitStack) -> Start:
+    """Where a command begins, found before any parser reads its arguments. What is rewritten:
+
+    - `--model my_task.Task` to `--task`, because `model` holds the arguments of a fixed class;
+    - the numbers of Table 1 to null before each structure, which jsonargparse would join with those of a configuration;
+    - `--run_folder DIR` and `--ckpt_path RUN/checkpoints/last.ckpt` to both, behind `--config DIR/config.yaml`, where
+      they resume a run and name no data set; a run without a checkpoint begins as it was called;
+    - an evaluation begins with `--config FILE`, its checkpoint's configuration without the settings of training.
 
     Args:
         argv: the command and its arguments.
+        resources: until the end of the command.
 
     Raises:
         CheckpointError: an evaluation has no checkpoint, or the file is not a checkpoint.
@@ -90,12 +97,14 @@ def expand(argv: Sequence[str]) -> Expanded:
     """
     command, rest = argv[0], _with_task(argv[1:])
     for value in values(rest, *CONFIG):
-        config_file(value)  # refuses a wrong name before Lightning is loaded
+        configs.resolve(value)  # refuses a wrong name before Lightning is loaded
     if _INFORMATIVE & option_names(rest):
-        expanded = Expanded(list(argv), [command, *rest])
+        start = Start(list(argv), [command, *rest])
+    elif command in EVALUATIONS:
+        start = _evaluation(command, rest, resources)
     else:
-        expanded = (_evaluation if command in EVALUATIONS else _fit)(command, rest)
-    return replace(expanded, arguments=_with_structures(expanded.arguments))
+        start = _fit(command, rest)
+    return replace(start, arguments=_with_structures(start.arguments))
 
 
 def _with_task(arguments: Sequence[str]) -> list[str]:
@@ -131,7 +140,7 @@ def _expand_variables(folder: str) -> Path:
     return Path(path)
 
 
-def _fit(command: str, rest: list[str]) -> Expanded:
+def _fit(command: str, rest: list[str]) -> Start:
     """`fit --run_folder DIR` and `--ckpt_path RUN/checkpoints/last.ckpt` resume a run that has begun."""
     argv = [command, *rest]
     checkpoint, rest = take(rest, "--ckpt_path")
@@ -142,22 +151,22 @@ def _fit(command: str, rest: list[str]) -> Expanded:
         raise UserError(f"{'--resume auto' if path != 'last' else '--ckpt_path last'} is not needed: {resumed}.")
     folder = None if named is None else RunFolder(_expand_variables(named).absolute())
     if folder is None and path is not None and Path(path).is_file():
-        of_run = RunFolder.of_checkpoint(Path(path))
-        if of_run.last == Path(path).resolve():
-            folder, path = of_run, None
+        its_run = RunFolder.of_checkpoint(Path(path))
+        if its_run.last == Path(path).resolve():
+            folder, path = its_run, None
     if folder is not None and folder.last.is_file():
-        stored = _read_last(folder)
-        origin = (load_mapping(folder.record, [], optional=True).get("settings") or {}).get("ckpt_path")
-        if path not in (None, origin):
+        begun_from = (load_mapping(folder.record, [], optional=True).get("settings") or {}).get("ckpt_path")
+        if path not in (None, begun_from):
             raise CheckpointError(
-                f"{folder.path} holds a run that began from {origin or 'new weights'}, not from {path}."
+                f"{folder.path} holds a run that began from {begun_from or 'new weights'}, not from {path}."
             )
-        stored_config = [] if _names_data(options) else [f"--config={yaml.safe_dump(stored.config)}"]
-        arguments = [command, *stored_config, *options, f"--run_folder={folder.path}", f"--ckpt_path={folder.last}"]
-        return Expanded(argv, arguments, stored, folder, is_named=True)
+        config = None if _names_data(options) else folder.config
+        of_run = [f"--run_folder={folder.path}", f"--ckpt_path={folder.last}"]
+        arguments = [command, *([] if config is None else [f"--config={config}"]), *options, *of_run]
+        return Start(argv, arguments, config, folder, is_named=True)
     record = {} if folder is None else load_mapping(folder.record, [], optional=True)
     if folder is not None and "ended" in record:
-        raise Stopped(0, _finished_in_words(folder))
+        raise Stopped(0, finished_in_words(folder))
     if folder is not None and not _names_data(options) and not _INFORMATIVE & option_names(options):
         if not record.get("arguments"):
             raise UserError(
@@ -170,20 +179,20 @@ def _fit(command: str, rest: list[str]) -> Expanded:
         argv = [command, *options, *([f"--ckpt_path={path}"] if path else []), f"--run_folder={named}"]
     arguments = [command, *options, *([] if folder is None else [f"--run_folder={folder.path}"])]
     if path is not None:
-        if setting_in(read_checkpoint(Path(path)).config or {}, "model.folded"):
+        if setting_in(origin_of(Path(path)).config or {}, "model.folded"):
             raise CheckpointError(f"{path} is folded, and cannot be trained: begin from the checkpoint of its run.")
         arguments.append(f"--ckpt_path={path}")
-    return Expanded(argv, arguments, begun_from=path, is_named=named is not None)
+    return Start(argv, arguments, begun_from=path, is_named=named is not None)
 
 
-def _read_last(folder: RunFolder) -> Stored:
-    """Read last.ckpt; if it is damaged, replace it by an intact best.ckpt, with a warning.
+def origin_of_last(folder: RunFolder) -> Origin:
+    """`origin_of` the last.ckpt of a run whose folder is locked; a damaged one is replaced by an intact best.ckpt.
 
     Raises:
         CheckpointError: both are damaged.
     """
     try:
-        return read_checkpoint(folder.last)
+        return origin_of(folder.last)
     except CheckpointError as damage:
         if not folder.best.is_file() or folder.best.samefile(folder.last):
             same = " best.ckpt is the same file." if folder.best.is_file() else ""
@@ -191,13 +200,13 @@ def _read_last(folder: RunFolder) -> Stored:
                 f"{damage}{same} The run cannot be resumed: put a copy of the file there, or start it again in another "
                 "--run_folder."
             ) from damage
-        stored = read_checkpoint(folder.best)
-        with lock_run(folder), atomic_write(folder.last, "wb") as file:
+        origin = origin_of(folder.best)
+        with atomic_write(folder.last, "wb") as file:
             file.write(folder.best.read_bytes())
         _log.warning(
-            "%s The run is resumed from best.ckpt: epochs from %d on are trained again.", damage, stored.epochs + 1
+            "%s The run is resumed from best.ckpt: epochs from %d on are trained again.", damage, origin.epochs + 1
         )
-        return stored
+        return origin
 
 
 def _names_data(argv: Sequence[str]) -> bool:
@@ -206,14 +215,18 @@ def _names_data(argv: Sequence[str]) -> bool:
     return bool({"--data", "--data.class_path"} & option_names(argv)) or any(class_paths)
 
 
-def _finished_in_words(folder: RunFolder) -> str:
+def finished_in_words(folder: RunFolder) -> str:
     run = read_run(folder.path)
     accuracy = "" if run.accuracy is None else f", {100 * run.accuracy:.2f} %"
     return f"{relative(folder.path)} is finished{accuracy}: nothing to do."
 
 
-def _evaluation(command: str, rest: list[str]) -> Expanded:
-    """Put the configuration of the checkpoint first."""
+def _evaluation(command: str, rest: list[str], resources: ExitStack) -> Start:
+    """The configuration of the checkpoint comes first.
+
+    Raises:
+        CheckpointError: there is no checkpoint; or neither it nor an option names a data set.
+    """
     checkpoint, options = take(rest, "--ckpt_path")
     named = _single_value("--ckpt_path", checkpoint)
     if named is None or named == "last":
@@ -222,10 +235,20 @@ def _evaluation(command: str, rest: list[str]) -> Expanded:
             f"pass --ckpt_path RUN/checkpoints/best.ckpt."
         )
     path = Path(named)
-    stored = read_checkpoint(path)
-    assert stored.config is not None
-    arguments = _evaluation_arguments(stored.config, [*options, f"--ckpt_path={path}"])
-    return Expanded([command, *rest], [command, *arguments], stored, RunFolder.of_checkpoint(path))
+    origin = origin_of(path)
+    assert origin.config is not None
+    if "class_path" not in origin.config["data"]:
+        if not values(options, "--data") and not values(options, *CONFIG):
+            raise CheckpointError(
+                "the checkpoint names no data set because another Trainer wrote it: pass --data NAME, such as --data "
+                "MNIST."
+            )
+        if not values(options, "--data.time_steps"):
+            options = [*options, f"--data.time_steps={origin.config['data']['init_args']['time_steps']}"]
+    config = Path(resources.enter_context(TemporaryDirectory(prefix="plif_lightning_")), "config.yaml")
+    config.write_text(yaml.safe_dump(_config_of_evaluation(origin.config)), "utf-8")
+    arguments = [command, f"--config={config}", *options, f"--ckpt_path={path}"]
+    return Start([command, *rest], arguments, config, RunFolder.of_checkpoint(path), origin)
 
 
 def _with_structures(arguments: Sequence[str]) -> list[str]:
@@ -244,37 +267,26 @@ def _with_structures(arguments: Sequence[str]) -> list[str]:
 
 
 def _has_structure(name: str, value: str) -> bool:
-    """True if a configuration, a path or YAML text, or a mapping for `--model` holds a structure."""
-    model = content_of(f"model: {value}") if name == "--model" else content_of(value)
-    return isinstance(model.get("model"), dict) and model["model"].get("structure") is not None
+    """True if a configuration, or a mapping for `--model`, holds a structure."""
+    model = parsed_yaml(value, name) if name == "--model" else content_of(value).get("model")
+    return isinstance(model, dict) and model.get("structure") is not None
 
 
-def _evaluation_arguments(stored: dict[str, Any], rest: list[str]) -> list[str]:
-    """Return the arguments of an evaluation, after the parts of the stored configuration that affect it.
-
-    Raises:
-        CheckpointError: neither of the two names a data set.
-    """
+def _config_of_evaluation(stored: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a stored configuration that affect an evaluation."""
     # Optimiser, schedule and augmentation are dropped: they may name any class to import, and an evaluation uses none.
     # data.class_path is imported, and must be a SpikingDataModule.
     model = {name: value for name, value in stored["model"].items() if not role(f"model.{name}") & Role.TRAINING}
     _require_modules(model.get("network"))
-    arguments = stored["data"]["init_args"]
-    data = {**stored["data"], "init_args": {name: v for name, v in arguments.items() if name != "augmentation"}}
     config: dict[str, Any] = {"model": model, "task": stored.get("task")}
     if "seed_everything" in stored:
         config["seed_everything"] = stored["seed_everything"]
     if "precision" in stored.get("trainer", {}):
         config["trainer"] = {"precision": stored["trainer"]["precision"]}
-    if "class_path" in data:
-        config["data"] = data
-    elif not values(rest, "--data") and not values(rest, *CONFIG):
-        raise CheckpointError(
-            "the checkpoint names no data set because another Trainer wrote it: pass --data NAME, such as --data MNIST."
-        )
-    elif not values(rest, "--data.time_steps"):
-        rest = [*rest, f"--data.time_steps={data['init_args']['time_steps']}"]
-    return [f"--config={yaml.safe_dump(config)}", *rest]
+    if "class_path" in stored["data"]:
+        used = {name: value for name, value in stored["data"]["init_args"].items() if name != "augmentation"}
+        config["data"] = {**stored["data"], "init_args": used}
+    return config
 
 
 def _require_modules(named: Any) -> None:
@@ -304,37 +316,20 @@ def require_data_set(block: dict[str, Any]) -> None:
         import_class("data set", block["class_path"], SpikingDataModule, "plif_lightning.data.SpikingDataModule")
 
 
-def config_file(value: str) -> str:
-    """Return the path of a configuration given by path or name; YAML text is returned as it is.
-
-    Raises:
-        UserError: the configuration does not exist.
-    """
-    if is_yaml_text(value):
-        return value
-    return str(configs.resolve(value))
-
-
 def content_of(config: str) -> dict[str, Any]:
-    """Return the content of a configuration, given by path, name or YAML text.
+    """Return the content of a configuration, given by path or name.
 
     Empty if it cannot be read or holds something else: the parser reports that.
     """
     try:
-        text = config if is_yaml_text(config) else configs.resolve(config).read_text("utf-8")
-        content = parsed_yaml(text, config)
+        content = parsed_yaml(configs.resolve(config).read_text("utf-8"), config)
     except (OSError, UserError, UnicodeDecodeError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def is_yaml_text(value: str) -> bool:
-    """True if the value of `--config` is YAML itself, not a name or path."""
-    return "\n" in value or ": " in value
-
-
-def read_checkpoint(path: Path) -> Stored:
-    """Read the content of a checkpoint other than its weights.
+def origin_of(path: Path) -> Origin:
+    """What a checkpoint says of its run, without its weights.
 
     Raises:
         CheckpointError: the file does not exist, or is not a complete checkpoint of this project.
@@ -347,7 +342,7 @@ def read_checkpoint(path: Path) -> Stored:
         raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it holds no configuration.")
     epochs = setting_in(checkpoint, "loops.fit_loop.epoch_progress.current.processed", 0)
     parts = (checkpoint.get(name) for name in ("training_set", "reading"))
-    return Stored(config, checkpoint.get("settings"), checkpoint["global_step"], epochs, *parts)
+    return Origin(config, checkpoint.get("settings"), checkpoint["global_step"], epochs, *parts)
 
 
 def _of_another_trainer(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -362,110 +357,3 @@ def _of_another_trainer(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         "model": {name: value for name, value in stored.items() if name not in FROM_DATA},
         "data": {"init_args": {"time_steps": stored["time_steps"]}},
     }
-
-
-def compare(expanded: Expanded, parsed: dict[str, Any]) -> list[str]:
-    """Compare the parsed configuration of a resumed fit or an evaluation with that of its checkpoint.
-
-    Args:
-        expanded: the command.
-        parsed: its configuration, as plain values.
-
-    Returns:
-        Settings of an evaluation that affect its accuracy and differ from the run's.
-
-    Raises:
-        CheckpointError: they differ in a setting on which the checkpoint's weights, split or next batches depend.
-        Stopped: the run is finished already.
-    """
-    stored, old, new = expanded.stored.config, expanded.stored.settings, Identity.of(parsed)
-    if stored is None or old is None:
-        return []
-    changed = [name for name, *_ in new.compared_with(Identity(old))]
-    if stored.get("seed_everything") != parsed.get("seed_everything"):
-        changed.append("seed_everything")
-    if expanded.command == "fit":
-        refused = [name for name in changed if not role(name) & Role.LENGTH]
-    else:
-        changed, refused = _of_evaluation(changed, stored, parsed, new)
-    if refused:
-        values = ((name, _value(old, stored, name), _value(new.settings, parsed, name)) for name in refused)
-        differing = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
-        raise CheckpointError(
-            f"the checkpoint belongs to other settings: {differing}. Leave them out, or start a new run"
-            + (" with --config, --ckpt_path and another --run_folder." if expanded.command == "fit" else ".")
-        )
-    if expanded.command == "fit":
-        _compare_length(expanded, stored["trainer"], parsed["trainer"], changed)
-    if edited := _code_difference(expanded.folder, parsed):
-        _refuse_or_name(edited, expanded, parsed)
-        changed.append("code")
-    return changed
-
-
-def _of_evaluation(
-    changed: Sequence[str], stored: Mapping[str, Any], parsed: Mapping[str, Any], new: Identity
-) -> tuple[list[str], list[str]]:
-    """Of changed settings, those that affect an accuracy, and of these the refused ones: a network's, a split's."""
-    changed = [name for name in changed if not role(name) & Role.TRAINING]
-    if "trainer.limit_test_batches" not in new.settings:  # testing all samples is always a valid test
-        changed = [name for name in changed if name != "trainer.limit_test_batches"]
-    of_data = ("data.class_path", "data.root")
-    same_data = all(setting_in(stored, name) == setting_in(parsed, name) for name in of_data)
-    of_network = {name for name in changed if name == "task" or name.startswith("model.")}
-    return changed, [name for name in changed if name in of_network or (same_data and role(name) & Role.SPLIT)]
-
-
-def _refuse_or_name(edited: str, expanded: Expanded, parsed: Mapping[str, Any]) -> None:
-    """Refuse to resume with edited code that was not accepted; an evaluation names where the run's is."""
-    if expanded.command == "fit" and not parsed.get("accept_edited_code"):
-        raise CheckpointError(
-            f"the code of the run was edited since:\n{edited}\nUndo it, start a new run in another --run_folder, "
-            "or, where network and equations are as before, resume with --accept_edited_code true: the record says "
-            "so, and the run is averaged with no other."
-        )
-    if expanded.command != "fit":
-        code_folder = relative(expanded.folder.source("").parent) if expanded.folder else ""
-        _log.warning("The code of the run was edited since; as it was, it is in %s:\n%s", code_folder, edited)
-
-
-def _code_difference(folder: RunFolder | None, config: Mapping[str, Any]) -> str:
-    """How the user's code differs from that of a run; empty if it does not, or if there is no run."""
-    record = {} if folder is None else load_mapping(folder.record, [], optional=True)
-    if folder is None or not record:
-        return ""
-    now = sources_of(config)
-    here = Identity({}, code=hashes_of(now))
-    # Changed files of this package are recorded, as another commit of it would be.
-    edited = [name for name in here.edited_code(Identity.of_record(record)) if name != PACKAGE]
-    paths = {name: folder.source(name) for name in edited}
-    then = {name: path.read_text("utf-8") for name, path in paths.items() if path.is_file()}
-    return difference(then, {name: now[name] for name in edited if name in now})
-
-
-def _value(of: Mapping[str, Any], config: Mapping[str, Any], name: str) -> str:
-    return repr(of[name] if name in of else setting_in(config, name))
-
-
-def _compare_length(
-    expanded: Expanded, stored: Mapping[str, Any], trainer: Mapping[str, Any], changed: Sequence[str]
-) -> None:
-    """Refuse a length that a resumed run has passed, or on which its callbacks depend; end a run that is finished."""
-    assert expanded.folder is not None
-    limits = ("max_epochs", "max_steps", "max_time")
-    done = {"max_epochs": expanded.stored.epochs, "max_steps": expanded.stored.step}
-    reached = {name: n for name, n in done.items() if trainer[name] is not None and 0 <= trainer[name] <= n}
-    is_finished = "ended" in load_mapping(expanded.folder.record, [], optional=True)
-    if is_finished and (reached or all(stored[name] == trainer[name] for name in limits)):
-        raise Stopped(0, _finished_in_words(expanded.folder))
-    for name, n in reached.items():
-        if trainer[name] < n:
-            raise CheckpointError(
-                f"the run has {n} {name.removeprefix('max_')} already, and trainer.{name} is {trainer[name]}: leave it "
-                "out, or start a new run in another folder."
-            )
-    if "trainer.max_epochs" in changed and "StochasticWeightAveraging" in str(stored["callbacks"]):
-        raise CheckpointError(
-            "trainer.max_epochs cannot be changed: StochasticWeightAveraging begins at a share of it. Leave it out, or "
-            "start a new run in another folder."
-        )

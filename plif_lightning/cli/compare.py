@@ -1,0 +1,126 @@
+"""Compare a resumed run or an evaluation with the run that wrote its checkpoint."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from plif_lightning.cli.start import Origin, Start, finished_in_words
+from plif_lightning.errors import CheckpointError, Stopped
+from plif_lightning.runs.code import PACKAGE, difference, hashes_of, sources_of
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.identity import Identity
+from plif_lightning.runs.loading import load_mapping
+from plif_lightning.runs.settings import Role, role, setting_in
+from plif_lightning.runtime.files import relative
+
+_log = logging.getLogger(__name__)
+
+
+def compare(start: Start, origin: Origin, parsed: dict[str, Any]) -> list[str]:
+    """Compare the parsed configuration of a resumed fit or an evaluation with that of its checkpoint.
+
+    Args:
+        start: of the command.
+        origin: of the checkpoint.
+        parsed: configuration of the command, as plain values.
+
+    Returns:
+        Settings of an evaluation that affect its accuracy and differ from the run's.
+
+    Raises:
+        CheckpointError: they differ in a setting on which the checkpoint's weights, split or next batches depend.
+        Stopped: the run is finished already.
+    """
+    stored, old, new = origin.config, origin.settings, Identity.of(parsed)
+    if stored is None or old is None:
+        return []
+    changed = [name for name, *_ in new.compared_with(Identity(old))]
+    if stored.get("seed_everything") != parsed.get("seed_everything"):
+        changed.append("seed_everything")
+    if start.command == "fit":
+        refused = [name for name in changed if not role(name) & Role.LENGTH]
+    else:
+        changed, refused = _of_evaluation(changed, stored, parsed, new)
+    if refused:
+        values = ((name, _value(old, stored, name), _value(new.settings, parsed, name)) for name in refused)
+        differing = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
+        raise CheckpointError(
+            f"the checkpoint belongs to other settings: {differing}. Leave them out, or start a new run"
+            + (" with --config, --ckpt_path and another --run_folder." if start.command == "fit" else ".")
+        )
+    if start.command == "fit":
+        _compare_length(start.folder, origin, parsed["trainer"], changed)
+    if edited := _code_difference(start.folder, parsed):
+        _refuse_or_name(edited, start, parsed)
+        changed.append("code")
+    return changed
+
+
+def _of_evaluation(
+    changed: Sequence[str], stored: Mapping[str, Any], parsed: Mapping[str, Any], new: Identity
+) -> tuple[list[str], list[str]]:
+    """Of changed settings, those that affect an accuracy, and of these the refused ones: a network's, a split's."""
+    changed = [name for name in changed if not role(name) & Role.TRAINING]
+    if "trainer.limit_test_batches" not in new.settings:  # testing all samples is always a valid test
+        changed = [name for name in changed if name != "trainer.limit_test_batches"]
+    of_data = ("data.class_path", "data.root")
+    same_data = all(setting_in(stored, name) == setting_in(parsed, name) for name in of_data)
+    of_network = {name for name in changed if name == "task" or name.startswith("model.")}
+    return changed, [name for name in changed if name in of_network or (same_data and role(name) & Role.SPLIT)]
+
+
+def _refuse_or_name(edited: str, start: Start, parsed: Mapping[str, Any]) -> None:
+    """Refuse to resume with edited code that was not accepted; an evaluation names where the run's is."""
+    if start.command == "fit" and not parsed.get("accept_edited_code"):
+        raise CheckpointError(
+            f"the code of the run was edited since:\n{edited}\nUndo it, start a new run in another --run_folder, "
+            "or, where network and equations are as before, resume with --accept_edited_code true: the record says "
+            "so, and the run is averaged with no other."
+        )
+    if start.command != "fit":
+        code_folder = relative(start.folder.source("").parent) if start.folder else ""
+        _log.warning("The code of the run was edited since; as it was, it is in %s:\n%s", code_folder, edited)
+
+
+def _code_difference(folder: RunFolder | None, config: Mapping[str, Any]) -> str:
+    """How the user's code differs from that of a run; empty if it does not, or if there is no run."""
+    record = {} if folder is None else load_mapping(folder.record, [], optional=True)
+    if folder is None or not record:
+        return ""
+    now = sources_of(config)
+    here = Identity({}, code=hashes_of(now))
+    # Changed files of this package are recorded, as another commit of it would be.
+    edited = [name for name in here.edited_code(Identity.of_record(record)) if name != PACKAGE]
+    paths = {name: folder.source(name) for name in edited}
+    then = {name: path.read_text("utf-8") for name, path in paths.items() if path.is_file()}
+    return difference(then, {name: now[name] for name in edited if name in now})
+
+
+def _value(of: Mapping[str, Any], config: Mapping[str, Any], name: str) -> str:
+    return repr(of[name] if name in of else setting_in(config, name))
+
+
+def _compare_length(
+    folder: RunFolder | None, origin: Origin, trainer: Mapping[str, Any], changed: Sequence[str]
+) -> None:
+    """Refuse a length that a resumed run has passed, or on which its callbacks depend; end a run that is finished."""
+    assert folder is not None
+    assert origin.config is not None
+    stored = origin.config["trainer"]
+    limits = ("max_epochs", "max_steps", "max_time")
+    done = {"max_epochs": origin.epochs, "max_steps": origin.step}
+    reached = {name: n for name, n in done.items() if trainer[name] is not None and 0 <= trainer[name] <= n}
+    is_finished = "ended" in load_mapping(folder.record, [], optional=True)
+    if is_finished and (reached or all(stored[name] == trainer[name] for name in limits)):
+        raise Stopped(0, finished_in_words(folder))
+    for name, n in reached.items():
+        if trainer[name] < n:
+            raise CheckpointError(
+                f"the run has {n} {name.removeprefix('max_')} already, and trainer.{name} is {trainer[name]}: leave it "
+                "out, or start a new run in another folder."
+            )
+    if "trainer.max_epochs" in changed and "StochasticWeightAveraging" in str(stored["callbacks"]):
+        raise CheckpointError(
+            "trainer.max_epochs cannot be changed: StochasticWeightAveraging begins at a share of it. Leave it out, or "
+            "start a new run in another folder."
+        )
