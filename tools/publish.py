@@ -57,9 +57,11 @@ THEIRS = {
     "LIF, tau = 50": "29.60", "PLIF": "29.40",
     "ALIF": "40.30", "GLIF, a conductance for each step": "90.15",
     "recurrent, LIF, tau = 2": "53.35", "recurrent, PLIF": "53.25", "recurrent, ALIF": "68.00",
+    "adLIF, BN": "42.00", "recurrent, adLIF, BN": "99.05",
 }  # fmt: skip
-# Names of the classes in tests/examples.
+# Names of classes that are not their own, most of tests/examples.
 OWN = {"adaptive_neuron.AdaptiveLIF": "ALIF", "glif_by_steps.Network": "GLIF, a conductance for each step"}
+OWN |= {"plif_lightning.neurons.AdLIF": "adLIF"}
 
 # docs/benchmarks.md: the Fashion-MNIST network as trained, memory of the CIFAR10-DVS network; ours and SpikingJelly's.
 BESIDE = {"training step": (113, 316, "ms"), "inference": (21.9, 120, "ms"), "memory": (459, 4572, "MiB")}
@@ -88,7 +90,8 @@ def binary_adding() -> Table:
             chosen = run.setting("model.network") or run.setting("model.neuron")
             path = str(chosen["class_path"] if isinstance(chosen, dict) else chosen)
             name = OWN.get(path, path.rpartition(".")[2].removeprefix("Undecayed"))
-            name += f", tau = {run.setting('model.init_tau'):.0f}" if name == "LIF" else ""
+            name += ", BN" * ("-BN-" in str(run.setting("model.structure")))
+            name += f", tau = {run.setting('model.init_tau'):.0f}" if name.startswith("LIF") else ""
             found["recurrent, " * str(run.setting("model.structure")).startswith("R") + name].append(run)
     rows = []
     for network, runs in sorted(found.items()):

@@ -28,7 +28,9 @@ class ConfigFile(ActionConfigFile):
 
     @staticmethod
     def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
-        ActionConfigFile.apply_config(parser, cfg, dest, str(configs.resolve(value)))
+        path = configs.resolve(value)
+        parsed_yaml(path.read_text("utf-8"), str(path))  # jsonargparse's error would not name the file
+        ActionConfigFile.apply_config(parser, cfg, dest, str(path))
 
 
 class Parser(LightningArgumentParser):

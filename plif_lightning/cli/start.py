@@ -161,6 +161,8 @@ def _fit(command: str, rest: list[str]) -> Start:
                 f"{folder.path} holds a run that began from {begun_from or 'new weights'}, not from {path}."
             )
         config = None if _names_data(options) else folder.config
+        if config is not None and not config.is_file():
+            raise UserError(f"{config} is missing: pass the run's configuration, such as --config NAME, too.")
         of_run = [f"--run_folder={folder.path}", f"--ckpt_path={folder.last}"]
         arguments = [command, *([] if config is None else [f"--config={config}"]), *options, *of_run]
         return Start(argv, arguments, config, folder, is_named=True)

@@ -138,7 +138,7 @@ def test_invalid_folder_is_named(option, place, capsys):
     [
         ("fit", "model: [1, 2]\n", "model must hold names and values, got [1, 2]"),
         ("fit", "just words", "just words"),
-        ("fit", "model: {", "parsing"),
+        ("fit", "model: {", "mine.yaml is not YAML"),
         ("prepare", "model: {", "mine.yaml is not YAML"),
     ],
 )

@@ -266,6 +266,16 @@ def test_the_spellings_of_before_are_refused_with_the_new_command(run, capsys):
         assert new in refused(capsys, "fit", *old)
 
 
+def test_a_run_without_its_configuration_names_the_file_and_takes_another(run, capsys):
+    (run / "config.yaml").rename("kept.yaml")
+    said = refused(capsys, "fit", "--run_folder", str(run), "--trainer.max_epochs", "3")
+    assert said.endswith(
+        f"{(run / 'config.yaml').absolute()} is missing: pass the run's configuration, such as --config NAME, too."
+    )
+    resume(run, "--config", "kept.yaml", "--trainer.max_epochs", "3")
+    assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["0", "1", "2"]
+
+
 def test_settings_that_may_differ_are_taken_over(run):
     more = ["--trainer.max_epochs", "3", "--data.batch_size", "32", "--record_samples", "0", "--trainer.profiler"]
     resume(run, *more, "simple", "--trainer.log_every_n_steps", "7", "--data.num_workers", "1")
