@@ -298,7 +298,7 @@ class _StructureCounter(_Counter):
         # As the network does, so that its input is known again.
         super().__init__(net, x.to(next(net.parameters()).dtype))
         self.time_steps = net.time_steps
-        self.of_spikes = {spec.name: spec.spikes_in for spec in every_layer(net.layer_specs)}
+        self.of_spikes = {spec.name: spec.from_neurons for spec in every_layer(net.layer_specs)}
         self.layers = {name: block for name, block in net.layers().items() if _has_row(block)}
         # The neurons behind a sum see the sum; the layers in its branches count themselves.
         self.layers |= {

@@ -30,7 +30,7 @@ from plif_lightning.network.network import require_input
 from plif_lightning.network.stepping import State
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.batches import has_time
-from plif_lightning.signals.signal import Layer, Signal, output_of, run_layers
+from plif_lightning.signals.signal import Layer, Signal, keeps_spikes, output_of, run_layers
 from plif_lightning.signals.states import LayerState, active_states, advance, as_tuple, carry_states, stateful_modules
 from plif_lightning.structure import LayerSpec
 
@@ -361,7 +361,7 @@ class DeployedNetwork(nn.Module):
 
 
 def _frozen(
-    net: SpikingNetwork, spec: LayerSpec, block: Any, engine: Engine,
+    net: SpikingNetwork, spec: LayerSpec, block: Any, is_spikes: bool, engine: Engine,
     neurons: Mapping[Any, str], paths: Mapping[nn.Module, str],
 ) -> Frozen:  # fmt: skip
     """A layer of a folded network in the fastest form that runs it.
@@ -370,14 +370,14 @@ def _frozen(
         net: the network.
         spec: the layer.
         block: its module.
+        is_spikes: its input is spikes.
         engine: see `deployed`.
         neurons: all neurons of the network, with the names of their layers.
         paths: all modules with states, with their names in the network.
     """
-    # Numbers of neurons, such as counts, are zero as often as spikes.
-    all_fire, all_run = (all(getattr(n, fact) for n in neurons) for fact in ("fires", "runs_equations"))
-    of_neurons = spec.spikes_in and all_run
-    int8 = engine == "int8" and of_neurons and all_fire
+    # Counts of neurons are zero as often as spikes.
+    of_neurons = spec.from_neurons and all(neuron.runs_equations for neuron in neurons)
+    int8 = engine == "int8" and of_neurons and is_spikes
     neuron = getattr(block, "neuron", None)
     layer: Frozen = _AsItIs(
         block, {neurons[m]: m for m in block.modules() if m in neurons}, flat=isinstance(block, FCBlock)
@@ -387,7 +387,7 @@ def _frozen(
             is_first = spec.name == net.layer_specs[0].name and net.inputs.name == "direct"
             layer = _Conv(spec.name, block, of_neurons or (is_first and net.input_shape[0] == _POLARITIES), int8)
         elif isinstance(block, FCBlock) and block.recurrent is None and of_neurons:
-            layer = _FC(spec.name, block, all_fire, int8)
+            layer = _FC(spec.name, block, is_spikes, int8)
     layer.stateful = {paths[module]: module for module in block.modules() if module in paths}
     return layer
 
@@ -415,7 +415,11 @@ def freeze(folded: SpikingNetwork, engine: Engine) -> DeployedNetwork:
     use_backend(folded.requires_grad_(False), "cpu", "never")
     paths = {module: name for name, module in stateful_modules(folded).items()}
     neurons, blocks = {neuron: name for name, neuron in folded.neurons()}, folded.blocks()
-    layers = {s.name: _frozen(folded, s, blocks[s.name], engine, neurons, paths) for s in folded.layer_specs}
+    layers, is_spikes = {}, keeps_spikes(folded.inputs, spikes=False)
+    for spec in folded.layer_specs:
+        block = blocks[spec.name]
+        layers[spec.name] = _frozen(folded, spec, block, is_spikes, engine, neurons, paths)
+        is_spikes = keeps_spikes(block, is_spikes)
     if engine == "int8" and not any("int8" in layer.form for layer in layers.values()):
         _log.warning("int8: no layer has weights in 8 bits. Recurrent layers, and layers without spikes, keep theirs.")
     _log.info("deployed: %s", "; ".join(f"{name} {layer.form}" for name, layer in layers.items()))

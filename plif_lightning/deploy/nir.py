@@ -160,7 +160,7 @@ class _Writer:
                 case Delay():
                     outputs = self.delay(name, spec.after, outputs)
                 case Pool():
-                    outputs = self.pool(name, layer, spec.before, spec.after, outputs, spec.spikes_in)
+                    outputs = self.pool(name, layer, spec.before, spec.after, outputs, spec.from_neurons)
                 case Residual():
                     outputs = self.residual(spec, layer, outputs)
                 case Votes() | Readout():

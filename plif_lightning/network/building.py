@@ -50,7 +50,7 @@ class Builder:
             case FC():
                 return self.fc(spec, spec.layer)
             case Pool():
-                return Pool2d(self.pool(spec.layer, of_spikes=spec.spikes_in))
+                return Pool2d(self.pool(spec.layer, of_spikes=spec.from_neurons))
             case Neurons():
                 neuron = self.neuron(spec.layer, spec.after[0], of_maps=len(spec.after) == 3)
                 assert neuron is not None

@@ -30,7 +30,7 @@ class LayerSpec(NamedTuple):
         after: shape of its output.
         branch: layers of a residual block's branch.
         shortcut: layers of its shortcut.
-        spikes_in: the input is spikes: zeros and ones.
+        from_neurons: the input is what neurons fire: spikes, or the counts of such as ILIF.
     """
 
     name: str
@@ -39,7 +39,7 @@ class LayerSpec(NamedTuple):
     after: Shape
     branch: tuple["LayerSpec", ...] = ()
     shortcut: tuple["LayerSpec", ...] = ()
-    spikes_in: bool = False
+    from_neurons: bool = False
 
 
 class Placing:
@@ -67,7 +67,7 @@ class Placing:
                     "such as RFC256-PLIF, or give maps."
                 )
             spec = layer.place(self, self.name(layer.prefix), shape, spikes)
-            yield spec._replace(spikes_in=spikes)
+            yield spec._replace(from_neurons=spikes)
             shape, spikes = spec.after, layer.keeps_spikes(spikes)
 
     def require_nonempty(self, operation: str, before: Shape, after: Shape) -> Shape:

@@ -284,7 +284,7 @@ def test_a_layer_of_a_new_kind_says_all_that_its_notation_needs(monkeypatch):
     structure = parse("{c4k3s1-BN-PLIF-SQ}*2-FC10")
     assert parse(str(structure)) == structure
     specs = layer_specs(structure, (3, 8, 6), 10)
-    assert [(spec.name, spec.after, spec.spikes_in) for spec in specs[1:3]] == [
+    assert [(spec.name, spec.after, spec.from_neurons) for spec in specs[1:3]] == [
         ("squeeze1", (1, 8, 6), True),
         ("conv2", (4, 8, 6), False),
     ]
