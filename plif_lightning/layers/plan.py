@@ -356,7 +356,7 @@ def run_norm(norm: TimeBatchNorm | None, neuron: nn.Module | None, x: Signal, ba
     y = channels_last(x.values.reshape(*x.values.shape[:5], *[1] * (5 - x.values.dim())))
     of_batch = norm.norm_for(lambda: moments(y), y.shape[1] * y.shape[3] * y.shape[4], x.steps)
     spikes, _ = norm_fire_pool(y, of_batch, neuron.dynamics, time_steps=x.steps)
-    return spikes.reshape(x.values.shape)
+    return spikes.reshape(x.steps, *x.values.shape[1:])  # of a held input one step is given
 
 
 def run_linear(fc: nn.Linear, x: Tensor, skip: Skip, value: float = 1.0) -> Tensor:

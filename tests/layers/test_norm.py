@@ -83,6 +83,27 @@ def test_bn_behind_an_fc_layer_is_pytorchs_batchnorm1d(data, statistics, backend
     close([first.fc.weight.grad, *state(first.norm.bn)], [gradient, *state(bn)])
 
 
+@pytest.mark.parametrize("held", ["every_step", "once"])
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+@pytest.mark.parametrize("structure", ["FC6-BN-PLIF-FC3-BN", "RFC6-BN-PLIF-FC3", "DP(0.0)-FC6b-BN-LIF-FC3-BN-LI"])
+def test_bn_behind_the_first_fc_layer_of_a_static_sample_is_the_references(structure, statistics, held):
+    found = []
+    for backend in ("reference", "cpu"):
+        torch.manual_seed(0)
+        settings = {"norm_statistics": statistics, "norm_held": held, "backend": backend, "structure": structure}
+        net = SpikingNetwork((1, 4, 4), 3, 5, **settings).double()
+        x = torch.rand(7, 1, 4, 4, dtype=torch.float64) * 3
+        votes = net(x)
+        votes.square().sum().backward()
+        gradients = [p.grad for p in net.parameters()]
+        buffers = [b.clone() for b in net.buffers()]
+        found.append(
+            [votes.detach(), *gradients, *buffers, net.eval()(x).detach(), net(x.expand(5, *x.shape)).detach()]
+        )
+    close(found[1], found[0])
+    assert found[0][0].shape == (5, 7, 3)
+
+
 @pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
 def test_held_step_equals_its_repetition_with_running_statistics(statistics, data):
     x, grad = data[0][:1], data[1]
