@@ -171,11 +171,11 @@ def _require_packages(name: str, command: Command, argv: list[str]) -> None:
     if not command.needs or {"-h", "--help"} & {*argv}:
         return
     from plif_lightning.cli.parser import values
-    from plif_lightning.cli.start import CONFIG, content_of
+    from plif_lightning.cli.start import CONFIG, read_config
     from plif_lightning.runs.settings import setting_in
 
     chosen = ["", *values(argv, "--format"), *values(argv, "--data"), *values(argv, "--data.class_path")]
-    for config in map(content_of, values(argv, *CONFIG)):
+    for config in map(read_config, values(argv, *CONFIG)):
         chosen.append(str(setting_in(config, "data.class_path")))
         chosen += [name for name in _LOGGERS if name in str(setting_in(config, "trainer.logger"))]
     for value in chosen:

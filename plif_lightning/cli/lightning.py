@@ -38,13 +38,13 @@ from plif_lightning.callbacks.checkpoints import CheckpointFiles, Ties
 from plif_lightning.callbacks.config import SaveConfig
 from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import RUNS, is_fast_dev_run, new_folder, run_folder
-from plif_lightning.callbacks.records import content_of as content_of_data
+from plif_lightning.callbacks.records import content_of
 from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
 from plif_lightning.cli.compare import compare
 from plif_lightning.cli.messages import Parser, refuse_silent, user_error_of
 from plif_lightning.cli.parser import option_names
-from plif_lightning.cli.start import Start, content_of, origin_of, origin_of_last, require_data_set, task_in
+from plif_lightning.cli.start import Start, origin_of, origin_of_last, read_config, require_data_set, task_in
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.deploy import Engine
@@ -75,7 +75,6 @@ class PlifCLI(LightningCLI):
     def __init__(self, start: Start, resources: ExitStack, stop: StopOnSignal) -> None:
         self.start = start
         self.origin = start.origin  # of the checkpoint that is resumed or evaluated
-        self.has_lock = False
         self.resources = resources  # until the program's end
         self.plain: dict[str, Any] = {}  # configuration as plain values
         self.differing_settings: list[str] = []  # settings of an evaluation that are not the run's
@@ -183,11 +182,11 @@ class PlifCLI(LightningCLI):
                 if config.get(name) is not None and not is_argument:
                     raise UserError(f"{name} stands in a configuration file: pass it as --{name} instead.")
             return
-        if command == "fit" and getattr(rank_zero_only, "rank", 0) == 0 and not config.trainer.fast_dev_run:
-            self._lock(folder)
-            self.origin = origin_of_last(folder)
-        elif command == "fit":
-            self.origin = origin_of(folder.last)
+        if command == "fit":
+            writes = is_first_process() and not config.trainer.fast_dev_run
+            if writes:  # locked until the program's end, before anything of the run is read
+                self.resources.enter_context(lock_run(folder))
+            self.origin = origin_of_last(folder) if writes else origin_of(folder.last)
         self.differing_settings = compare(self.start, self.origin, self.plain)
 
     def _parse_ckpt_path(self) -> None:
@@ -223,7 +222,7 @@ class PlifCLI(LightningCLI):
         if folder is not None or config.run_folder is not None:
             return Path(config.run_folder).absolute()
         root = Path(config.trainer.default_root_dir or "").absolute() / RUNS / self._run_name(config)
-        if config.trainer.fast_dev_run or getattr(rank_zero_only, "rank", 0) != 0:
+        if config.trainer.fast_dev_run or not is_first_process():
             return root  # of no use: the first process has the folder
         new_run = new_folder(root)
         for created in (root.parent, root, new_run):  # removed in reverse order
@@ -294,14 +293,9 @@ class PlifCLI(LightningCLI):
         self.resources.enter_context(self.stop.watching(self.trainer))
         if self.trainer.is_global_zero and not is_fast_dev_run(self.trainer):
             (logger,) = (logged for logged in self.trainer.loggers if isinstance(logged, RunLogger))
-            self._lock(RunFolder(Path(logger.save_dir)))
+            if self.start.folder is None:  # a new run; a resumed one is locked already
+                self.resources.enter_context(lock_run(RunFolder(Path(logger.save_dir))))
             _ = logger.table  # damage is reported now, not after the first epoch
-
-    def _lock(self, folder: RunFolder) -> None:
-        """Lock the folder of a fit until the program's end, before anything of it is read or written."""
-        if not self.has_lock:
-            self.resources.enter_context(lock_run(folder))
-            self.has_lock = True
 
     # --- the end of a run
 
@@ -345,7 +339,7 @@ class PlifCLI(LightningCLI):
         tests_best = Path(str(config.ckpt_path)).resolve() == folder.best.resolve() and folder.record.is_file()
         if self.differing_settings or config.engine is not None or not tests_best:
             return False
-        if getattr(rank_zero_only, "rank", 0) == 0 and in_use(folder):
+        if is_first_process() and in_use(folder):
             _log.warning("The run is still in training, and its best checkpoint may change: no result is kept.")
             return False
         if self.subcommand != "test":
@@ -358,10 +352,15 @@ class PlifCLI(LightningCLI):
         """True if the test set is not that which the run in a folder was begun with."""
         self.datamodule.prepare_data()
         of_run: str | None = read_run(folder.path).section("data").get("test_content")
-        return of_run != content_of_data(self.datamodule, train=False)
+        return of_run != content_of(self.datamodule, train=False)
 
     def after_predict(self) -> None:
         print_evaluation(self.trainer, self.datamodule)
+
+
+def is_first_process() -> bool:
+    """True in the process of rank 0, known before there is a Trainer."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _as_list(values: Any) -> list[Any]:
@@ -439,7 +438,7 @@ def run(start: Start) -> int:
     """
     quieten()
     if start.config is not None:
-        require_data_set(content_of(str(start.config)).get("data", {}))
+        require_data_set(read_config(str(start.config)).get("data", {}))
     stop = StopOnSignal(requeues=start.is_named)
     try:
         with on_termination(stop.terminate), ExitStack() as resources:

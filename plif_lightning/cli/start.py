@@ -31,7 +31,7 @@ _INFORMATIVE = {"--help", "-h", "--print_config", "--data.help", "--model.neuron
 
 @dataclass(frozen=True)
 class Origin:
-    """What a checkpoint says of the run that wrote it; empty without a checkpoint.
+    """Facts of the run that wrote a checkpoint; empty without a checkpoint.
 
     Attributes:
         config: configuration of the run.
@@ -52,7 +52,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a command begins.
+    """The starting point of a command.
 
     Attributes:
         user_arguments: as the user wrote them.
@@ -78,7 +78,7 @@ class Start:
 
 
 def start_of(argv: Sequence[str], resources: ExitStack) -> Start:
-    """Where a command begins, found before any parser reads its arguments. What is rewritten:
+    """Find the starting point of a command, before any parser reads its arguments. These are rewritten:
 
     - `--model my_task.Task` to `--task`, because `model` holds the arguments of a fixed class;
     - the numbers of Table 1 to null before each structure, which jsonargparse would join with those of a configuration;
@@ -120,7 +120,7 @@ def _with_task(arguments: Sequence[str]) -> list[str]:
 
 def task_in(arguments: Sequence[str]) -> str | None:
     """Import path of the task that arguments name, themselves or in configurations; the last one counts."""
-    found = [setting_in(content_of(config), "task") for config in values(arguments, *CONFIG)]
+    found = [setting_in(read_config(config), "task") for config in values(arguments, *CONFIG)]
     named = [name for name in (*found, *values(arguments, "--task")) if name]
     return named[-1] if named else None
 
@@ -213,7 +213,7 @@ def origin_of_last(folder: RunFolder) -> Origin:
 
 def _names_data(argv: Sequence[str]) -> bool:
     """True if arguments describe a complete run: they name its data set."""
-    class_paths = [setting_in(content_of(config), "data.class_path") for config in values(argv, *CONFIG)]
+    class_paths = [setting_in(read_config(config), "data.class_path") for config in values(argv, *CONFIG)]
     return bool({"--data", "--data.class_path"} & option_names(argv)) or any(class_paths)
 
 
@@ -270,7 +270,7 @@ def _with_structures(arguments: Sequence[str]) -> list[str]:
 
 def _has_structure(name: str, value: str) -> bool:
     """True if a configuration, or a mapping for `--model`, holds a structure."""
-    model = parsed_yaml(value, name) if name == "--model" else content_of(value).get("model")
+    model = parsed_yaml(value, name) if name == "--model" else read_config(value).get("model")
     return isinstance(model, dict) and model.get("structure") is not None
 
 
@@ -318,7 +318,7 @@ def require_data_set(block: dict[str, Any]) -> None:
         import_class("data set", block["class_path"], SpikingDataModule, "plif_lightning.data.SpikingDataModule")
 
 
-def content_of(config: str) -> dict[str, Any]:
+def read_config(config: str) -> dict[str, Any]:
     """Return the content of a configuration, given by path or name.
 
     Empty if it cannot be read or holds something else: the parser reports that.
@@ -331,7 +331,7 @@ def content_of(config: str) -> dict[str, Any]:
 
 
 def origin_of(path: Path) -> Origin:
-    """What a checkpoint says of its run, without its weights.
+    """Read the facts of a checkpoint's run, without its weights.
 
     Raises:
         CheckpointError: the file does not exist, or is not a complete checkpoint of this project.

@@ -11,8 +11,8 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runtime.files import file_lock, has_no_locks
 
-# Who asks whether a run is in training holds its lock for a moment, too [s].
-_ASKED = 0.5
+# A process that only asks whether a run is in training holds its lock for a moment: a fit waits that long [s].
+_PATIENCE = 0.5
 
 
 class InUseError(UserError):
@@ -26,8 +26,12 @@ def remove_empty(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock_run(folder: RunFolder) -> Iterator[None]:
+def lock_run(folder: RunFolder, patience: float = _PATIENCE) -> Iterator[None]:
     """Lock a run's folder, so that no other process trains in it. The folder is created, and deleted if left empty.
+
+    Args:
+        folder: of the run.
+        patience: time to wait for another process [s].
 
     Raises:
         InUseError: another process holds the lock.
@@ -36,13 +40,13 @@ def lock_run(folder: RunFolder) -> Iterator[None]:
     lock: BaseFileLock = file_lock(folder.lock)
     try:
         try:
-            lock.acquire(timeout=_ASKED)
+            lock.acquire(timeout=patience)
         except (OSError, NotImplementedError) as error:
             if not has_no_locks(error):
                 raise
             # A file with the name of its process, which filelock takes over once that has ended.
             lock = SoftFileLock(folder.process)
-            lock.acquire(timeout=_ASKED)
+            lock.acquire(timeout=patience)
     except Timeout:
         process = load_mapping(folder.record, [], optional=True).get("process") or {}
         who = f"process {process['pid']} on {process['host']}" if "pid" in process else "another process"
@@ -62,7 +66,9 @@ def in_use(folder: RunFolder) -> bool:
     if not folder.lock.exists():
         return False
     try:
-        with lock_run(folder):
+        with lock_run(folder, patience=0):
             return False
     except InUseError:
         return True
+    except OSError:  # of another user, or on storage that is only read: it cannot be locked from here
+        return False

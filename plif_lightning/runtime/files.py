@@ -126,10 +126,7 @@ def file_lock(path: Path, *, blocking: bool = True) -> "FileLock":
     from filelock import FileLock  # which takes 50 ms to load
 
     # A lock that outlives its process, as a file does, would be held forever.
-    hard: dict[str, Any] = (
-        {"fallback_to_soft": False} if "fallback_to_soft" in FileLock.__init__.__code__.co_varnames else {}
-    )
-    return FileLock(path, blocking=blocking, **hard)
+    return FileLock(path, blocking=blocking, fallback_to_soft=False)
 
 
 def has_no_locks(error: Exception) -> bool:

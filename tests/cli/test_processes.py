@@ -202,7 +202,6 @@ EQUIVALENCE = """
 import sys
 import lightning as L
 import torch
-from torch import nn
 from plif_lightning.data import Digits
 from plif_lightning.training.task import SpikingClassifier
 from tests.processes import leave_at_once

@@ -92,6 +92,21 @@ def test_a_file_marks_a_run_where_the_file_system_has_no_locks(tmp_path, monkeyp
         pass
 
 
+def test_a_run_that_cannot_be_locked_from_here_is_read(tmp_path, monkeypatch):
+    """A colleague's folder, or storage that is only read."""
+    folder = write_run(tmp_path / "a", finished=False)
+    with lock_run(folder):
+        pass
+
+    def refuse(*arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert read_run(tmp_path / "a").status == "failed"
+    with pytest.raises(PermissionError), lock_run(folder):
+        pass
+
+
 def _lock_and_die(folder):
     with lock_run(folder):
         os.kill(os.getpid(), signal.SIGKILL)
