@@ -24,7 +24,9 @@ from plif_lightning.errors import UserError
 from plif_lightning.events import Recording
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.identity import Identity
+from plif_lightning.runs.record import update
 from plif_lightning.runs.samples import RecordedSamples, write_samples
+from plif_lightning.runs.sessions import Session
 from plif_lightning.structure import Numbers, resolve_structure
 
 FOLDERS = {"MNIST": "MNIST/raw", "FashionMNIST": "FashionMNIST/raw", "CIFAR10": "cifar-10-batches-py"}
@@ -373,6 +375,12 @@ def _structure_of(model):
         return {"structure": str(model.get("structure"))}
 
 
+def edit_session(folder: RunFolder, **parts: object) -> None:
+    """Replace parts of a run's last session; `changes` with their `step` are those of a resumed run."""
+    sessions = json.loads(folder.record.read_text())["sessions"]
+    update(folder, sessions=[*sessions[:-1], sessions[-1] | parts])
+
+
 def write_run(
     folder: Path,
     accuracies: tuple[float, ...] = (0.5, 0.75, 0.7),
@@ -436,15 +444,13 @@ def write_run(
     known_class = data if hasattr(data_modules, data) else "Digits"
     block = {**config["data"], "class_path": f"plif_lightning.data.{known_class}"}  # type: ignore[dict-item]
     known = {**Identity.of({**config, "data": block}).settings, "data": data}
+    process = {"pid": 2**30, "host": socket.gethostname()}
+    called = ["fit", *arguments, f"--run_folder={folder}"]
+    session = Session(arguments=called, settings=known, surroundings=around, started=started, process=process)
     record = {
-        "arguments": ["fit", *arguments, f"--run_folder={folder}"],
-        "settings": known,
+        "sessions": [session.recorded()],
         **_structure_of(config["model"]),
-        "key": Identity(known, data=identity).key,
         "data": facts,
-        "surroundings": around,
-        "started": started,
-        "process": {"pid": 2**30, "host": socket.gethostname()},
     }
     with run.weights.open("w") as file:
         for epoch in range(len(accuracies) + 1):

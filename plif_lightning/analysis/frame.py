@@ -35,9 +35,10 @@ def read_runs(folder: str | Path = "runs") -> "pd.DataFrame":
         `spikes` for a sample; `firing_rate`; `energy_uj`; `tau.LAYER`, `rate.LAYER` and whatever else is logged as
         `KIND/LAYER`, of the best epoch; `structure` of the network, in the paper's notation; `key`, equal for runs that
         tables average, and `averaged`, True for the runs that they take (finished, with an accuracy, the latest of a
-        seed); `code`, the user's modules with their hashes; `commit`, `machine`, `versions`; every other number of
-        `run.json`; `changes` on resuming; then every setting, defaults included, by its name on the command line, such
-        as `model.init_tau`. A class is its import path, a list its JSON. Unknown values are missing (NaN or None).
+        seed); `code`, the user's modules with their hashes; `commit`, `machine`, `versions`; `started` and every
+        other number of `run.json`; `changes` on resuming; then every setting, defaults included, by its name on the
+        command line, such as `model.init_tau`. A class is its import path, a list its JSON. Unknown values are missing
+        (NaN or None).
 
     Raises:
         UserError: the folder does not exist, or has no runs.
@@ -78,8 +79,9 @@ def _row(run: Run, is_averaged: bool) -> dict[str, Any]:
         "structure": run.record.get("structure"),
         "key": run.key,
         "averaged": is_averaged,
-        "code": ", ".join(f"{name} {digest}" for name, digest in run.section("code").items()) or None,
+        "code": ", ".join(f"{name} {digest}" for name, digest in run.identity.code.items()) or None,
         **{name: run.surroundings(name) for name in ("commit", "machine", "versions")},
+        "started": run.started or None,
         **{name: value for name, value in run.record.items() if type(value) in (int, float) and name != "test"},
         "changes": "; ".join(words.changes(run)) or None,
     }

@@ -16,8 +16,10 @@ from plif_lightning import configs
 from plif_lightning.cli.parser import option_names, parsed_yaml, take, values
 from plif_lightning.errors import CheckpointError, Stopped, UserError
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.run import read_run
+from plif_lightning.runs.sessions import sessions_of
 from plif_lightning.runs.settings import Role, role, setting_in
 from plif_lightning.runtime import program
 from plif_lightning.runtime.files import atomic_write, relative
@@ -155,7 +157,7 @@ def _fit(command: str, rest: list[str]) -> Start:
         if its_run.last == Path(path).resolve():
             folder, path = its_run, None
     if folder is not None and folder.last.is_file():
-        begun_from = (load_mapping(folder.record, [], optional=True).get("settings") or {}).get("ckpt_path")
+        begun_from = Identity.of_record(load_mapping(folder.record, [], optional=True)).settings.get("ckpt_path")
         if path not in (None, begun_from):
             raise CheckpointError(
                 f"{folder.path} holds a run that began from {begun_from or 'new weights'}, not from {path}."
@@ -170,13 +172,14 @@ def _fit(command: str, rest: list[str]) -> Start:
     if folder is not None and "ended" in record:
         raise Stopped(0, finished_in_words(folder))
     if folder is not None and not _names_data(options) and not _INFORMATIVE & option_names(options):
-        if not record.get("arguments"):
+        sessions = sessions_of(record)
+        if not sessions or not sessions[0].arguments:
             raise UserError(
                 f"{folder.path} holds no run to resume: start it with its data set, such as fit --config NAME "
                 f"--run_folder {named}."
             )
         # It was ended before its first checkpoint, and begins again as it was called.
-        origin, begun = take(take(record["arguments"][1:], "--run_folder")[1], "--ckpt_path")
+        origin, begun = take(take(sessions[0].arguments[1:], "--run_folder")[1], "--ckpt_path")
         path, options = path or _single_value("--ckpt_path", origin), [*begun, *options]
         argv = [command, *options, *([f"--ckpt_path={path}"] if path else []), f"--run_folder={named}"]
     arguments = [command, *options, *([] if folder is None else [f"--run_folder={folder.path}"])]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from plif_lightning.runs.sessions import Session, sessions_of
 from plif_lightning.runs.settings import (
     Role,
     by_numbers,
@@ -85,28 +86,22 @@ class Identity:
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> "Identity":
         """The identity in a run's record."""
-        parts = {name: record.get(name) for name in ("settings", "code")}
-        settings, code = (part if isinstance(part, dict) else {} for part in parts.values())
-        recorded = record.get("changes")
+        sessions = sessions_of(record)
+        last = sessions[-1] if sessions else Session()
         changes = [
-            Difference(name, before, now, step)
-            for step, name, before, now in (recorded if isinstance(recorded, list) else [])
+            Difference(name, before, now, session.step) for session in sessions for name, before, now in session.changes
         ]
         data = data_identity(record.get("data") or {})
-        return cls(settings, code, tuple(changes), data, bool(record.get("of_another_program")))
+        return cls(last.settings, last.code, tuple(changes), data, bool(record.get("of_another_program")))
 
     @property
     def key(self) -> str:
         """Hash; equal for runs that differ in their seed alone."""
-        of_run = dict(self.settings) | ({"changes": self.recorded_changes} if self.changes else {})
+        changes = [[change.step, *change[:3]] for change in self.changes]
+        of_run = dict(self.settings) | ({"changes": changes} if changes else {})
         of_run |= {CODE: dict(self.code)} if self.code else {}
         text = json.dumps([sorted(of_run.items()), self.data], default=str)
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-
-    @property
-    def recorded_changes(self) -> list[list[Any]]:
-        """The changes as a record has them."""
-        return [[change.step, change.name, change.before, change.now] for change in self.changes]
 
     def value(self, name: str) -> Any:
         """The value of a setting, its default included."""

@@ -18,20 +18,15 @@ from plif_lightning.runtime.files import atomic_write
 # Epochs, from 1, with published metrics, beside the best, the last and the first to reach an accuracy [%].
 _EPOCHS = (1, 2, 3, 5, 10, 15, 20, 30, 64, 100, 1024)
 _LEVELS = (50, 60, 70, 80, 90, 92, 93, 93.5, 93.85, 99, 99.5, 99.55, 99.65)
-# Parts of the record that describe a machine.
-_LOCAL = ("process", "wandb")
 
 
 def publish(run: Run) -> Run:
     """A finished run without paths and processes, with the metrics of some epochs."""
-    arguments = [f"--{name}={value}" for name, value in recorded_arguments(run, run.arguments[1:])]
-    resumed = [
-        [step, [f"--{name}={value}" for name, value in recorded_arguments(run, options)]]
-        for step, options in run.resumptions
-    ]
-    record = {name: content for name, content in run.record.items() if name not in _LOCAL}
-    record |= {"arguments": ["fit", *arguments]} if run.arguments else {}
-    record |= {"resumed": resumed} if resumed else {}
+    sessions = []
+    for session in run.sessions:
+        options = [f"--{name}={value}" for name, value in recorded_arguments(run, session.arguments[1:])]
+        sessions.append(replace(session, arguments=[*session.arguments[:1], *options], process={}).recorded())
+    record = {name: content for name, content in run.record.items() if name != "wandb"} | {"sessions": sessions}
     return replace(run, config=_without_local_settings(run.config), record=record, metrics=_published_rows(run))
 
 

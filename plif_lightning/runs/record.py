@@ -15,8 +15,9 @@ import yaml
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.runs.code import Sources, hashes_of
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.identity import CODE, Identity, data_identity
+from plif_lightning.runs.identity import Difference, Identity, data_identity
 from plif_lightning.runs.loading import load_mapping
+from plif_lightning.runs.sessions import Session, sessions_of
 from plif_lightning.runs.settings import defaults, nest_settings
 from plif_lightning.runtime.files import atomic_write
 
@@ -44,47 +45,41 @@ def begin(
 
     Args:
         folder: folder of the run.
-        arguments: arguments of main.py. A resumed run keeps its first ones.
+        arguments: arguments of main.py.
         identity: of the run's configuration.
         data: title, origin, samples and identities of the data.
-        surroundings: machine, versions, commit. Where a resumed run has others, both are kept.
+        surroundings: machine, versions, commit.
         step: step of the optimiser at which a run is resumed; None for a new run.
         sources: the user's code, see `plif_lightning.runs.code`.
 
     Returns:
-        Keys of `surroundings` with values that differ from before.
+        Keys of `surroundings` with values that differ from those of the session before.
     """
-    before = load_mapping(folder.record, [], optional=True) if step is not None else {}
-    earlier = Identity.of_record(before)
+    record = load_mapping(folder.record, [], optional=True) if step is not None else {}
+    sessions = sessions_of(record)
     here = replace(identity, code=hashes_of(sources or {}), data=data_identity(data))
-    resumed = [*before.get("resumed", [])]
-    lengths: list[str] = []
-    if step is not None and earlier.settings:
+    changes: list[Difference] = []
+    if step is not None and sessions:
+        earlier = Identity.of_record(record)
         kept = {name: earlier.settings[name] for name in ("ckpt_path",) if name in earlier.settings}
         here = earlier.resumed_with(replace(here, settings={**here.settings, **kept}), step)
-        changed = {change.name for change in here.changes[len(earlier.changes) :]}
-        resumed += [[step, [*arguments[1:]]]] if changed - {CODE} else []
-        # A length that no schedule depends on might have been given at once.
-        lengths = [name for name, *_ in here.compared_with(earlier) if not here.depends_on(name)]
+        changes = [*here.changes[len(earlier.changes) :]]
     _keep_sources(folder, sources or {}, step)
-    environment, changed_environment = _added_to(before.get("surroundings") or {}, surroundings)
-    update(
-        folder,
-        arguments=[
-            *before.get("arguments", list(arguments)), *(f"--{name}={here.value(name)}" for name in lengths)
-        ],
+    session = Session(
+        step=step,
+        arguments=[*arguments],
         settings=dict(here.settings),
-        changes=here.recorded_changes or None,
-        resumed=resumed or None,
-        code=dict(here.code) or None,
-        key=here.key,
-        data=dict(data),
-        surroundings=environment,
+        code=dict(here.code),
+        changes=[(change.name, change.before, change.now) for change in changes],
+        surroundings=dict(surroundings),
         started=time.time(),
         process={"host": socket.gethostname(), "pid": os.getpid()},
-        **dict.fromkeys(_RESULTS),
-    )  # fmt: skip
-    return changed_environment
+    )
+    update(
+        folder, sessions=[one.recorded() for one in (*sessions, session)], data=dict(data), **dict.fromkeys(_RESULTS)
+    )
+    before = sessions[-1].surroundings if sessions else surroundings
+    return {name for name, value in surroundings.items() if before.get(name, value) != value}
 
 
 def _keep_sources(folder: RunFolder, sources: Sources, step: int | None) -> None:
@@ -95,19 +90,6 @@ def _keep_sources(folder: RunFolder, sources: Sources, step: int | None) -> None
             path.replace(path.with_suffix(f".until_step_{step}.py"))
         with atomic_write(path) as file:
             file.write(text)
-
-
-def _added_to(before: Mapping[str, Any], surroundings: Mapping[str, str]) -> tuple[dict[str, Any], set[str]]:
-    """Surroundings of a run from its begin on, a list where they changed, and the names of those that changed now."""
-    all_of_run: dict[str, Any] = {}
-    changed = set()
-    for name, value in surroundings.items():
-        there = before.get(name, value)
-        earlier = there if isinstance(there, list) else [there]
-        if earlier[-1] != value:
-            changed.add(name)
-        all_of_run[name] = [*earlier, value] if earlier[-1] != value else there
-    return all_of_run, changed
 
 
 def record_run(
@@ -162,11 +144,9 @@ def record_run(
     content = {"content": f"{data} {samples[0]}", "test_content": f"{data} {samples[1]}"}
     update(
         files,
-        settings=all_settings,
-        key=Identity(all_settings, data=data_identity(content), is_of_another_program=True).key,
+        sessions=[Session(settings=all_settings, started=time.time()).recorded()],
         data={"title": data, "samples": parts, **content},
         of_another_program=True,
         test=accuracy if has_holdout else None,
-        started=time.time(),
         ended=time.time(),
     )

@@ -5,15 +5,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder, walk
-from plif_lightning.runs.identity import Identity
+from plif_lightning.runs.identity import CODE, Identity
 from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.lock import in_use
 from plif_lightning.runs.metrics import layer_values, read_metrics
+from plif_lightning.runs.sessions import Session, sessions_of
 from plif_lightning.runs.settings import default_ties, defaults, protocol, setting_in
 from plif_lightning.runtime import program
 from plif_lightning.structure import Structure, parse
@@ -65,10 +67,15 @@ class Run:
         section = self.record.get(name)
         return section if isinstance(section, dict) else {}
 
-    @property
+    @cached_property
+    def sessions(self) -> list[Session]:
+        """The starts of the run, in their order; empty if they are unknown."""
+        return sessions_of(self.record)
+
+    @cached_property
     def key(self) -> str:
         """Hash of the run's identity: equal for runs that differ in their seed alone."""
-        return str(self.record.get("key", self.name))
+        return self.identity.key if self.sessions else self.name
 
     @cached_property
     def identity(self) -> Identity:
@@ -86,25 +93,33 @@ class Run:
 
     def surroundings(self, name: str) -> str | None:
         """Machine, versions or commit: `A, then B` where they changed on resuming; None if unknown."""
-        recorded = self.section("surroundings").get(name)
-        return ", then ".join(map(str, recorded)) if isinstance(recorded, list) else recorded
+        values = [str(session.surroundings[name]) for session in self.sessions if name in session.surroundings]
+        return ", then ".join(value for value, _ in groupby(values)) or None
 
     @property
     def arguments(self) -> list[str]:
         """Arguments of main.py of the first call, the last lengths included; empty if unknown."""
-        recorded = self.record.get("arguments")
-        return [str(argument) for argument in recorded] if isinstance(recorded, list) else []
+        if not self.sessions or not self.sessions[0].arguments:
+            return []
+        changed = {name for session in self.sessions for name, *_ in session.changes}
+        # A length that no schedule depends on might have been given at once.
+        lengths = [name for name, *_ in self.identity.compared_with(Identity(self.sessions[0].settings))]
+        later = [f"--{name}={self.identity.value(name)}" for name in lengths if name not in changed]
+        return [*map(str, self.sessions[0].arguments), *later]
 
     @property
     def resumptions(self) -> list[tuple[int, list[str]]]:
         """Step and options of each call that resumed the run with changes."""
-        recorded = self.record.get("resumed")
-        return [(step, [*map(str, options)]) for step, options in recorded] if isinstance(recorded, list) else []
+        return [
+            (session.step or 0, [*map(str, session.arguments[1:])])
+            for session in self.sessions
+            if {name for name, *_ in session.changes} - {CODE}
+        ]
 
     @property
     def started(self) -> float:
         """Time of the last start or resumption [s since 1970]; 0 if unknown."""
-        return positive(self.record.get("started")) or 0.0
+        return (positive(self.sessions[-1].started) or 0.0) if self.sessions else 0.0
 
     @property
     def seed(self) -> int | None:

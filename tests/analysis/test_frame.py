@@ -1,6 +1,5 @@
 """Runs as a data frame, and what tables say of the runs that they average."""
 
-import json
 import math
 from pathlib import Path
 
@@ -14,11 +13,10 @@ from plif_lightning.analysis.words import labels
 from plif_lightning.cli import main
 from plif_lightning.errors import UserError
 from plif_lightning.runs.identity import Identity
-from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs
 from plif_lightning.structure import Numbers
 from tests.cli.calls import refused
-from tests.writers import write_run
+from tests.writers import edit_session, write_run
 
 
 @pytest.fixture
@@ -28,11 +26,6 @@ def runs(tmp_path, monkeypatch):
     write_run(tmp_path / "runs" / "b", (0.5, 0.85, 0.7), seed=2)
     write_run(tmp_path / "runs" / "deep/c", (0.4,), seed=1, neuron="lif", init_tau=3.0, finished=False)
     return tmp_path / "runs"
-
-
-def changed(folder, **parts):
-    record = json.loads(folder.record.read_text())
-    update(folder, **{name: {**record.get(name, {}), **value} for name, value in parts.items()})
 
 
 def test_a_frame_has_a_row_a_run_with_results_and_every_setting(runs):
@@ -79,7 +72,8 @@ def test_the_frame_is_written_by_pandas(suffix, runs, capsys):
 
 def test_a_table_names_the_runs_of_a_row_and_other_commits_below(runs, capsys):
     found = find_runs(runs)
-    changed(found[1].folder, surroundings={"commit": "fedcba987654", "versions": "Python 5"})
+    around = {"machine": "abacus, 1 core", "commit": "fedcba987654", "versions": "Python 5"}
+    edit_session(found[1].folder, surroundings=around)
     table = comparison_table(find_runs(runs))
     assert table.runs == [["a", "b"]]
     assert table.with_its_runs.rows == [[*table.rows[0], "a b"]]
@@ -93,17 +87,15 @@ def test_a_table_names_the_runs_of_a_row_and_other_commits_below(runs, capsys):
 
 def test_labels_name_edited_code_and_changes_on_resuming(runs):
     first, second, _ = find_runs(runs)
-    changed(first.folder, code={"my_nets": "0123"})
-    update(first.folder, key="one")
-    update(second.folder, key="two", changes=[[30, "data.batch_size", 4, 8]])
+    edit_session(first.folder, code={"my_nets": "0123"})
+    edit_session(second.folder, step=30, changes=[["data.batch_size", 4, 8]])
     found = find_runs(runs)[:2]
     names = labels([group.runs[0] for group in groups(found)]).each
     assert len({*names}) == 2
     assert "batch_size 8 instead of 4 after step 30" in names[1]
     third = write_run(runs / "d", seed=1)
-    changed(third, code={"my_nets": "4567"})
-    update(third, key="three")
-    update(second.folder, changes=None, code={"my_nets": "89ab"})
+    edit_session(third, code={"my_nets": "4567"})
+    edit_session(second.folder, changes=[], code={"my_nets": "89ab"})
     names = labels([group.runs[0] for group in groups(find_runs(runs))]).each
     assert len({*names}) == 3
 
@@ -161,9 +153,8 @@ def test_a_change_on_resuming_is_named_whichever_run_comes_first(runs):
     for name in ("a", "b"):
         first, second, _ = find_runs(runs)
         changed_run = first if name == "a" else second
-        update(first.folder, key="one", changes=None)
-        update(second.folder, key="two", changes=None)
-        update(changed_run.folder, changes=[[724, "data.batch_size", 8, 32]])
+        for run in (first, second):
+            edit_session(run.folder, step=724, changes=[["data.batch_size", 8, 32]] if run is changed_run else [])
         firsts = [group.runs[0] for group in groups(find_runs(runs))]
         of_runs = dict(zip([run.name for run in firsts], labels(firsts).each, strict=True))
         assert "batch_size 32 instead of 8 after step 724" in of_runs[name]
@@ -181,7 +172,7 @@ def test_latest_run_of_a_seed_counts_and_the_table_names_the_others(tmp_path):
 def test_a_batch_size_that_was_changed_on_resuming_is_not_shared_with_runs_that_always_had_it(tmp_path):
     write_run(tmp_path / "a", data_arguments={"batch_size": 32})
     folder = write_run(tmp_path / "b", data_arguments={"batch_size": 32}, seed=3)
-    update(folder, changes=[[100, "data.batch_size", 8, 32]], key="another")
+    edit_session(folder, step=100, changes=[["data.batch_size", 8, 32]])
     table = comparison_table(find_runs(tmp_path))
     assert sorted(row[1] for row in table.rows) == [
         "PLIF, tau_0 = 2, batch_size 32", "PLIF, tau_0 = 2, batch_size 32 instead of 8 after step 100"

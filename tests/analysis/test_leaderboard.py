@@ -12,7 +12,7 @@ from plif_lightning.cli import main
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs, read_run
-from tests.writers import COST, PAPER, write_run
+from tests.writers import COST, PAPER, edit_session, write_run
 
 SEEDS = {1: 0.90, 2: 0.91, 3: 0.93}
 
@@ -215,8 +215,7 @@ def test_a_probe_has_a_gain_beside_the_run_without_it(tmp_path):
     for neuron in (None, "lif"):
         if neuron is not None:  # of other networks than the paper's, too
             for folder in tmp_path.iterdir():
-                record = RunFolder(folder)
-                update(record, settings={**read_run(folder).settings, "model.neuron": "lif"}, key=folder.name)
+                edit_session(RunFolder(folder), settings={**read_run(folder).settings, "model.neuron": "lif"})
         table = comparison_table(find_runs(tmp_path))
         cells = {row[5]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
         assert [cells[accuracy]["gain"] for accuracy in ("90.00", "50.00", "40.00")] == ["baseline", "-40.00", "-50.00"]

@@ -5,9 +5,8 @@ import re
 import pytest
 
 from plif_lightning.analysis.report import write_report
-from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs
-from tests.writers import write_run
+from tests.writers import edit_session, write_run
 
 ATTACK = "<script>window.attacked = 1</script><img src=x onerror='window.attacked=1'>"
 
@@ -68,7 +67,7 @@ def test_names_and_configurations_are_not_html(tmp_path, monkeypatch):
     monkeypatch.setattr("plif_lightning.analysis.report.FIGURES", {})
     run = write_run(tmp_path / "runs" / "<b>bold", title=ATTACK, data="Other", origin="</script>" + ATTACK)
     run.config.write_text(run.config.read_text() + f'note: "{ATTACK}"\n')
-    update(run, arguments=["fit", ATTACK])
+    edit_session(run, arguments=["fit", ATTACK])
     text = report(tmp_path).read_text()
     assert ATTACK not in text
     assert "<b>bold" not in text

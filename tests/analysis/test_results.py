@@ -14,12 +14,11 @@ from plif_lightning.cli import main
 from plif_lightning.runs.command import commands
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.published import add_published, read_published
-from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs, read_run
 from tests.cli.calls import FEW, SILENT, TINY, refused
 from tests.conftest import REPOSITORY
 from tests.test_configs import parsed
-from tests.writers import COST, PAPER, write_run
+from tests.writers import COST, PAPER, edit_session, write_run
 from tools import publish
 
 RESULTS = publish.ALL_RUNS
@@ -55,7 +54,8 @@ def test_published_run_keeps_measurements_and_drops_local_paths(tmp_path):
     assert commands(read) == commands(run)
     assert commands(read)[0][:5] == ["fit", "--config", "fashionmnist", "--trainer.max_epochs", "3"]
     assert "/far" not in (tmp_path / "results.jsonl").read_text()
-    assert read.record.keys() & {"process", "wandb"} == set()
+    assert "wandb" not in read.record
+    assert [session.process for session in read.sessions] == [{}]
 
 
 def test_long_run_keeps_selected_best_and_threshold_epochs(tmp_path):
@@ -119,8 +119,8 @@ def test_recorded_command_reproduces_the_configuration(tmp_path):
         assert again[block] == then[block]
     assert then["trainer"]["max_epochs"] == 2
     assert len(then["data"]["init_args"]["augmentation"]) == 2
-    assert run.section("surroundings").keys() >= {"machine", "versions"}
-    assert "torch " in run.section("surroundings")["versions"]
+    assert run.surroundings("machine")
+    assert "torch " in run.surroundings("versions")
 
 
 def test_of_the_same_settings_and_seed_the_latest_counts_everywhere(tmp_path):
@@ -204,7 +204,7 @@ def test_published_rows_stay_separate_where_runs_do(tmp_path, more):
 def test_run_changed_on_resuming_has_a_separate_row(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, arguments=("--config", SHIPPED, "--trainer.max_epochs=3"))
-    update(RunFolder(tmp_path / "b"), changes=[[20, "data.batch_size", 16, 32]], key="another")
+    edit_session(RunFolder(tmp_path / "b"), step=20, changes=[["data.batch_size", 16, 32]])
     runs = add_published(tmp_path / "results.jsonl", find_runs(tmp_path))
     cells = [row[2] for row in measured_table(runs).rows]
     given = "fashionmnist, trainer.max_epochs=3"
@@ -242,9 +242,8 @@ def test_published_commands_reproduce_their_configurations(monkeypatch):
         assert data["time_steps"] == run.setting("data.time_steps")
         assert {"test": "A", "holdout": "B"}[data["validation"]] == run.protocol
         assert config["seed_everything"] == run.setting("seed_everything")
-        around = run.section("surroundings")
-        assert all(around[name] for name in ("machine", "versions", "commit"))
-        assert "dirty" not in around["commit"]
+        assert all(run.surroundings(name) for name in ("machine", "versions", "commit"))
+        assert "dirty" not in run.surroundings("commit")
         assert run.samples["test"] > 0
         assert run.metrics[-1]["seconds"] > 0
 

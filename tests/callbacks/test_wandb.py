@@ -104,7 +104,7 @@ def test_a_preempted_run_of_an_agent_is_resumed_in_its_folder(tmp_path):
     with WandbServer() as server:
         agent = agent_of(path, server, tmp_path)
         until(lambda: agent.poll() is not None or folder.last.is_file())
-        os.kill(json.loads(folder.record.read_text())["process"]["pid"], signal.SIGTERM)
+        os.kill(json.loads(folder.record.read_text())["sessions"][-1]["process"]["pid"], signal.SIGTERM)
         said = "".join(agent.communicate(timeout=PATIENCE))
     assert (server.preempting, server.exit_codes) == ({"run1"}, {"run1": 0}), said[-3000:]
     assert "stopped by SIGTERM" in said

@@ -272,7 +272,7 @@ def test_edited_code_is_neither_averaged_nor_resumed(tmp_path, monkeypatch, caps
     main(["test", "--ckpt_path", "runs/1/checkpoints/best.ckpt", *SILENT])  # is no result of the run
     assert Path("runs/1/test_other").is_dir()
     main(["fit", *longer, "--accept_edited_code", "true"])
-    (change,) = [what for what in read_run(Path("runs/1")).record["changes"] if what[1] == "code"]
-    assert {*change[2]} == {*change[3]} == {"edited_nets"}
-    assert change[2] != change[3]
+    (change,) = [what for what in read_run(Path("runs/1")).identity.changes if what.name == "code"]
+    assert {*change.before} == {*change.now} == {"edited_nets"}
+    assert change.before != change.now
     assert read_run(Path("runs/1")).key not in keys

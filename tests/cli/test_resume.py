@@ -15,6 +15,7 @@ from plif_lightning.callbacks import EMA, RunCheckpoints
 from plif_lightning.callbacks import checkpoints as writing
 from plif_lightning.cli import main
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.identity import Difference
 from plif_lightning.runs.run import find_runs, read_run
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, resume, rows, until
 from tests.conftest import REPOSITORY
@@ -283,7 +284,7 @@ def test_settings_that_may_differ_are_taken_over(run):
     assert (config["trainer"]["max_epochs"], config["data"]["init_args"]["batch_size"]) == (3, 32)
     found = read_run(run)
     assert found.status == "finished"
-    assert found.record["changes"] == [[6, "data.batch_size", 16, 32]]
+    assert found.identity.changes == (Difference("data.batch_size", 16, 32, 6),)
 
 
 def test_a_new_run_begins_from_a_checkpoint_with_whatever_differs(run):

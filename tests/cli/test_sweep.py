@@ -24,7 +24,7 @@ from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs
 from tests.cli.calls import QUICKSTART, until
 from tests.conftest import PATIENCE, REPOSITORY
-from tests.writers import write_run
+from tests.writers import edit_session, write_run
 
 optuna = pytest.importorskip("optuna", reason="test extra `search`")
 D = optuna.distributions
@@ -469,7 +469,7 @@ def test_finished_run_with_edited_code_is_reported_and_kept(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "nets_of_sweep.py").write_text("SIZE = 1\n")
     folder = write_run(tmp_path / "runs/a", model={"loss": "nets_of_sweep.SIZE"})
-    update(folder, code={"nets_of_sweep": "0123456789ab"}, arguments=["fit"])
+    edit_session(folder, code={"nets_of_sweep": "0123456789ab"}, arguments=["fit"])
     job = Job("a", folder, ["fit"])
     Runner(1).run(job)
     assert job.state == "finished"

@@ -91,7 +91,7 @@ def test_classes_count_by_path_and_arguments(tmp_path, monkeypatch):
 def test_parsed_shipped_configuration_has_no_differences(name):
     """Found by a review: CIFAR-10 was not, by the default of an augmentation."""
     config = parsed(f"--config={name}", "--trainer.devices=1")
-    run = Run(RunFolder("run"), "run", "finished", config, record={"settings": settings(config)})
+    run = Run(RunFolder("run"), "run", "finished", config, record={"sessions": [{"settings": settings(config)}]})
     assert beyond_shipped(run) == []
 
 
