@@ -26,7 +26,6 @@ from plif_lightning.callbacks import (
     ConfusionMatrix,
     LayerMonitor,
     PredictionWriter,
-    RunCheckpoints,
     RunLogger,
     RunRecord,
     SampleRecord,
@@ -34,7 +33,7 @@ from plif_lightning.callbacks import (
     WeightRecord,
     slurm,
 )
-from plif_lightning.callbacks.checkpoints import CheckpointFiles, Ties
+from plif_lightning.callbacks.checkpoints import CheckpointFiles
 from plif_lightning.callbacks.config import SaveConfig
 from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import RUNS, is_fast_dev_run, new_folder, run_folder
@@ -43,11 +42,11 @@ from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
 from plif_lightning.cli.compare import compare
 from plif_lightning.cli.messages import Parser, refuse_silent, user_error_of
+from plif_lightning.cli.options import add_options
 from plif_lightning.cli.parser import option_names
 from plif_lightning.cli.start import Start, origin_of, origin_of_last, read_config, require_data_set, task_in
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
-from plif_lightning.deploy import Engine
 from plif_lightning.errors import Stopped, UserError
 from plif_lightning.network.network import DEFAULTS
 from plif_lightning.network.storage.checkpoint import load_checkpoint
@@ -108,55 +107,7 @@ class PlifCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         cast(Parser, parser).parse_integers_first()
         self.run_parser = parser
-        parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
-        parser.add_argument(
-            "--run_folder",
-            type=str | None,
-            default=None,
-            help="Folder of a fit, instead of runs/NAME/version_N: the run there is started, or resumed, or finished "
-            "already.",
-        )
-        parser.add_argument(
-            "--task",
-            type=str | None,
-            default=None,
-            help="Import path of a subclass of SpikingClassifier, such as my_task.Task; `--model my_task.Task` is the "
-            "same. Its arguments are the model's.",
-        )
-        parser.add_argument(
-            "--record_samples",
-            type=int,
-            default=10,
-            help="Samples, one per class, whose spikes in the best network are recorded when a fit ends.",
-        )
-        parser.add_argument(
-            "--test_after_fit", type=bool, default=False, help="Test the best checkpoint once, right after fit."
-        )
-        parser.add_argument(
-            "--best_of_ties",
-            type=Ties | None,
-            default=None,
-            help="Which of several epochs with the same validation accuracy is the best one (null: the last where a "
-            "held-out part validates, as in the authors' code; the first on the test set).",
-        )
-        parser.add_argument(
-            "--accept_edited_code",
-            type=bool,
-            default=False,
-            help="Resume a run although the code of its network, neurons or loss was edited; the record says so.",
-        )
-        parser.add_argument(
-            "--stop_after_step",
-            type=int | None,
-            default=None,
-            help="Stop after this step of the optimiser, as on Ctrl-C; the run can be resumed.",
-        )
-        parser.add_argument(
-            "--engine",
-            type=Engine | None,
-            default=None,
-            help="predict and test: form of the BN-folded network on a CPU; auto takes the fastest.",
-        )
+        add_options(parser)
         for name in FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
             # A user-defined network gets it where its class has such an argument.

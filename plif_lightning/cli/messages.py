@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from plif_lightning import configs
 from plif_lightning import data as data_module
-from plif_lightning.callbacks import RunCheckpoints
+from plif_lightning.cli.options import add_options
 from plif_lightning.cli.parser import parsed_yaml
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.errors import UserError
@@ -95,17 +95,13 @@ def user_error_of(error: BaseException | None) -> UserError | None:
     return None
 
 
-# Keys of `fit` beside network, data and Trainer.
-OWN_KEYS = ("config", "seed_everything", "ckpt_path", "run_folder", "record_samples", "test_after_fit", "best_of_ties")
-
-
 def all_keys() -> set[str]:
     """Every key that may be given to `fit`."""
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(L.Trainer, "trainer")
-    parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
+    add_options(parser)
     parser.add_class_arguments(SpikingClassifier, "model")
-    keys = {*OWN_KEYS, "engine", "data.class_path", "model.optimizer"}
+    keys = {"config", "seed_everything", "ckpt_path", "data.class_path", "model.optimizer"}
     keys |= {*parser.get_defaults(skip_validation=True).keys()}
     for kind in vars(data_module).values():
         if isinstance(kind, type) and issubclass(kind, SpikingDataModule):
@@ -150,12 +146,8 @@ def _silent(config: Any, command: str, names: Iterable[str]) -> Iterator[str]:
     for name in [*(f"limit_{stage}_batches" for stage in above), "val_check_interval"]:
         if trainer[name] == 0:
             yield f"trainer.{name} must be above 0, or nothing is trained or measured."
-    for name, value in (
-        ("trainer.gradient_clip_val", trainer.gradient_clip_val),
-        ("record_samples", config.record_samples),
-    ):
-        if value is not None and value < 0:
-            yield f"{name} must not be negative, got {value}."
+    if (clip := trainer.gradient_clip_val) is not None and clip < 0:
+        yield f"trainer.gradient_clip_val must not be negative, got {clip}."
     yield from _of_this_machine(config, on_gpu)
     if trainer.overfit_batches:
         yield "trainer.overfit_batches would replace the data's order: pass limit_train_batches instead."

@@ -81,7 +81,6 @@ def test_an_unknown_class_is_answered_with_the_nearest_data_set(value, way_out, 
         (["--trainer.limit_test_batches", "0"], "trainer.limit_test_batches must be above 0"),
         (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val must not be negative, got -1"),
         (["--trainer.val_check_interval", "0.0"], "trainer.val_check_interval must be above 0"),
-        (["--record_samples", "-1"], "record_samples must not be negative, got -1"),
         (["--data.num_workers", str(8 * cores() + 1)], "data.num_workers starts as many processes"),
         (["--trainer.devices", str(8 * cores() + 1)], "trainer.devices starts as many processes"),
         (["--ckpt_path", "."], "checkpoint . does not exist, or is not a file such as RUN"),
@@ -96,6 +95,11 @@ def test_silently_wrong_settings_are_refused_in_a_line(arguments, expected, caps
     assert expected in message
     assert "\n" not in message
     assert not list(Path().rglob("*.ckpt"))
+
+
+def test_a_negative_number_of_samples_is_refused(capsys):
+    message = refused(capsys, "fit", "--config", QUICKSTART, "--record_samples", "-1")
+    assert 'key "record_samples":\n  Not of type NonNegativeInt: -1' in message
 
 
 @pytest.mark.parametrize(

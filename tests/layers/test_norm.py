@@ -4,7 +4,7 @@ from torch import nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.layers.norm import TimeBatchNorm
-from plif_lightning.network import SpikingNetwork
+from plif_lightning.network import SpikingNetwork, step
 
 SHAPE = (5, 3, 4, 6, 7)  # T, N, C, H, W
 
@@ -174,3 +174,49 @@ def test_a_single_image_has_derivatives_forward():
     tangent = torch.rand_like(x)
     _, found = torch.func.jvp(norm.eval(), (x,), (tangent,))
     torch.testing.assert_close(found, tangent / (1 + norm.bn.eps) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("c6k3s1-BN-FC3b", "c6k1s2-BN-AP-FC3", "c6k3s1-BN-PLIF-ADD(c6k3s1-BN)-FC3"),
+        *("c3k3s1-BN-c3k3s1-BN-PLIF-FC3", "c3k3s1-BN-ADD(c3k3s1-BN)-PLIF-FC3"),
+    ],
+)
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("training", [True, False])
+def test_bn_without_neurons_has_the_references_gradient_for_a_single_image(text, steps, training):
+    """PyTorch's gradient of BN is wrong for a single image whose own stride, or its gradient's, is not its size."""
+    grads = []
+    for backend in ("reference", "cpu"):
+        torch.manual_seed(0)
+        net = SpikingNetwork((2, 8, 6), 3, steps, structure=text, backend=backend).double().train(training)
+        x = torch.rand(1, 2, 8, 6, dtype=torch.float64) * 2
+        weights = torch.randn(steps, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        (net(x) * weights).sum().backward()
+        grads.append([p.grad for p in net.parameters()])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_two_forwards_may_come_before_a_backward():
+    for backend in ("reference", "auto"):
+        net = SpikingNetwork((1, 8, 8), 3, 4, structure="c4k3s1-BN-c4k3s1-BN-PLIF-FC3", backend=backend).double()
+        x = torch.rand(5, 1, 8, 8).double()
+        (net(x).sum() + net(x).sum()).backward()
+        assert net.encoder.conv1.norm.bn.num_batches_tracked == 8
+
+
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+def test_bn_without_running_statistics_uses_the_batch_in_evaluation(statistics):
+    net = SpikingNetwork((1, 8, 8), 3, 4, structure="c4k3s1-BN-PLIF-FC3", norm_statistics=statistics)
+    net.encoder.conv1.norm.bn = torch.nn.BatchNorm2d(4, track_running_stats=False)
+    x, held, votes = torch.rand(4, 5, 1, 8, 8), None, []
+    expected = net(x)
+    with torch.no_grad():
+        assert torch.equal(net.eval()(x), expected)
+        if statistics == "per_step":
+            for frame in x:
+                y, held = step(net, frame, held)
+                votes.append(y)
+            torch.testing.assert_close(torch.stack(votes), expected)

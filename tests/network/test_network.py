@@ -1,8 +1,6 @@
 """The network against a step-by-step implementation, Table S1, and its documented properties."""
 
 import copy
-import math
-from fractions import Fraction
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ from torch.nn import functional
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, load_network, step, use_backend
 from plif_lightning.network.storage.fingerprint import fingerprint
-from plif_lightning.neurons import IF
 from tests.dynamics import oracle
 
 SMALL = {
@@ -173,43 +170,6 @@ def test_every_kind_of_neuron_trains(kwargs):
     assert not thresholds or all(p.grad.abs().sum() > 0 for p in thresholds[:1])
 
 
-# S-Sec. 10: one channel, a 1x1 kernel of constant weight w, IF neurons, V_reset = 0.
-
-
-@pytest.mark.parametrize("w", [0.5, 1.0, 1.7])
-@pytest.mark.parametrize("time_steps", [8, 21])
-def test_simplified_encoder_matches_the_papers_firing(w, time_steps):
-    p = torch.tensor([k / 64 for k in range(1, 65)], dtype=torch.float64)
-    # Sums of multiples of 1/64 are exact, so rounding cannot move a neuron across the threshold.
-    w = round(w * 64) / 64
-    spikes = IF()(w * p.expand(time_steps, 1, -1))[:, 0]
-    steps_to_fire = torch.ceil(1 / (w * p))
-    assert torch.equal(spikes.sum(0), torch.floor(time_steps / steps_to_fire))
-    fired = spikes.sum(0) > 0
-    first = spikes.argmax(0)[fired] + 1  # 1-based
-    assert torch.equal(first.double(), steps_to_fire[fired])
-
-
-def test_poisson_encoder_fires_with_probability_p():
-    torch.manual_seed(0)
-    p = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0]).view(1, 1, 1, 1, 5).expand(1, 200, 2, 9, 5)
-    network = SpikingNetwork((2, 9, 5), 3, 50, n_down=1, channels=2, fc_features=4, input_encoder="poisson")
-    spikes = network.inputs(p, 50)
-    assert spikes.shape == (50, 200, 2, 9, 5)
-    assert set(spikes.unique().tolist()) == {0.0, 1.0}
-    torch.testing.assert_close(spikes.mean((0, 1, 2, 3)), p[0, 0, 0, 0], atol=0.01, rtol=0)
-
-
-@pytest.mark.parametrize("time_steps", range(2, 65))
-def test_latency_encoder_fires_once_at_the_exact_step_of_every_intensity(time_steps):
-    pixels = torch.arange(256)
-    encoder = SpikingNetwork((1, 16, 16), 2, time_steps, channels=1, fc_features=1, input_encoder="latency").inputs
-    spikes = encoder((pixels / 255).view(1, 1, 1, 16, 16), time_steps)
-    assert torch.equal(spikes.sum(0), torch.ones(1, 1, 16, 16))
-    exact = [math.floor((time_steps - 1) * (1 - Fraction(p, 255))) for p in range(256)]
-    assert spikes.argmax(0).flatten().tolist() == exact
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -275,27 +235,6 @@ def test_in_float64_votes_and_gradients_have_all_its_digits():
     pairs = zip(gradients(ours, votes).values(), gradients(theirs, expected).values(), strict=True)
     for found, grad in pairs:
         torch.testing.assert_close(found, grad, rtol=1e-10, atol=1e-13)
-
-
-def test_layer_reports_its_form_and_why_not_a_faster_one():
-    net, x = small(sparse="always").eval(), inputs()
-    assert net.forms() == {}
-    net(x)
-    assert net.forms()["conv1"].startswith("one pass, ")
-    assert net.forms()["conv2"].startswith("fused, event-driven at ")  # with gradients
-    with torch.no_grad():
-        net(x)
-        assert net.forms()["conv2"].startswith("one pass, event-driven at ")
-        assert net.forms()["fc1"].startswith("event-driven at ")
-        use_backend(net, "auto", "never")(x)
-        assert net.forms()["conv2"].startswith("fused, dense")
-        handle = net.encoder.conv2.neuron.register_forward_hook(lambda module, given, out: None)
-        net(x)
-        assert net.forms()["conv2"].startswith("part by part, ")
-        assert "its BN or neurons have hooks" in net.forms()["conv2"]
-        handle.remove()
-        use_backend(net, "reference")(x)
-    assert "part by part, dense (the reference backend" in net.forms()["conv2"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.uint8])

@@ -1,6 +1,5 @@
 """Networks beyond the paper's, from their structure: every form of them, and SpikingJelly's models of the same name."""
 
-import copy
 from typing import get_args
 
 import pytest
@@ -8,13 +7,10 @@ import torch
 import yaml
 from torch.nn import functional
 
-import plif_lightning as pl
 from benchmarks.step import make_fire
 from plif_lightning import configs
 from plif_lightning.deploy import StreamingNetwork, cost, deployed, fold
 from plif_lightning.errors import UserError
-from plif_lightning.layers.blocks import ResidualBlock
-from plif_lightning.layers.readout import LeakyIntegrator
 from plif_lightning.network import SpikingNetwork, step, traces, use_backend
 from plif_lightning.neurons import CLIF, LIF, PLIF
 from plif_lightning.neurons.making import NeuronName
@@ -115,44 +111,12 @@ def test_the_cost_of_every_layer_is_counted(kind):
         assert layers["conv4"].spikes
 
 
-def test_a_readout_may_be_read_at_its_last_step():
-    text = "c8k3s2-BN-PLIF-RFC12-PLIF-FC3"
-    all_steps, last = trained(structure=text), trained(structure=f"{text}-LAST")
-    last.load_state_dict(all_steps.state_dict())
-    x = frames(last)
-    assert torch.equal(last(x), all_steps(x)[-1:])
-    torch.testing.assert_close(deployed(last)(x), all_steps(x)[-1:])
-    stream = StreamingNetwork(last)
-    for frame in x:
-        decision = stream.step(frame)
-    torch.testing.assert_close(decision, all_steps(x)[-1].double())
-    assert cost(last, x[0]).time_steps == last.time_steps
-
-
-def test_a_readout_gives_logits_or_their_leaky_integral():
-    net = trained(structure=STRUCTURES["integral"])
-    x = frames(net)
-    with torch.no_grad():
-        votes = net(x)
-        v, expected = torch.zeros(3, 3), []
-        readout = copy.deepcopy(net)
-        readout.voting = torch.nn.Identity()
-        for y in readout(x):
-            v = v + (y - v) / 4.0
-            expected.append(v)
-    torch.testing.assert_close(votes, torch.stack(expected))
-    with pytest.raises(UserError, match="init_tau of LI must be a number above 1, got 1"):
-        LeakyIntegrator(1)
-    with pytest.raises(UserError, match="LI has no argument tau"):
-        SpikingNetwork((1, 8, 8), 2, 2, structure="FC2-LI(tau=2)")
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # PyTorch's compiler looks at it
 def test_it_compiles_to_the_same_votes_and_gradients():
-    """What is compiled is counted in `test_counts`."""
+    """What is compiled is counted in `tests/layers/test_plan.py`."""
     kind, x, results = "sums before neurons", torch.rand(4, 2, 2, 12, 12), []
     for compiled in (False, True):
         torch.manual_seed(0)
@@ -166,24 +130,6 @@ def test_it_compiles_to_the_same_votes_and_gradients():
         results.append([votes.detach(), *(p.grad for p in net.parameters())])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_a_residual_block_combines_as_sew_resnet_does():
-    for how, expected in (("ADD", [[2.0, 1.0], [1.0, 0.0]]), ("AND", [[1.0, 0.0], [0.0, 0.0]]),
-                          ("IAND", [[0.0, 0.0], [1.0, 0.0]])):  # fmt: skip
-        branch = pl.network.over_time(torch.nn.Sequential(Constant([[1.0, 1.0], [0.0, 0.0]])))
-        shortcut = pl.network.over_time(torch.nn.Sequential(Constant([[1.0, 0.0], [1.0, 0.0]])))
-        block = ResidualBlock(how, branch, shortcut)
-        assert block(torch.zeros(1, 1, 2, 2))[0, 0].tolist() == expected
-
-
-class Constant(torch.nn.Module):
-    def __init__(self, value):
-        super().__init__()
-        self.value = torch.tensor(value)
-
-    def forward(self, x):
-        return self.value.expand(len(x), 2, 2)
 
 
 def test_layers_can_have_different_neurons_and_arguments():
@@ -327,70 +273,9 @@ def test_vgg_11_has_spikingjellys_parameters():
     assert [p.numel() for p in ours.parameters()] == [p.numel() for p in theirs.parameters() if p not in idle]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("c6k3s1-BN-FC3b", "c6k1s2-BN-AP-FC3", "c6k3s1-BN-PLIF-ADD(c6k3s1-BN)-FC3"),
-        *("c3k3s1-BN-c3k3s1-BN-PLIF-FC3", "c3k3s1-BN-ADD(c3k3s1-BN)-PLIF-FC3"),
-    ],
-)
-@pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("training", [True, False])
-def test_bn_without_neurons_has_the_references_gradient_for_a_single_image(text, steps, training):
-    """PyTorch's gradient of BN is wrong for a single image whose own stride, or its gradient's, is not its size."""
-    grads = []
-    for backend in ("reference", "cpu"):
-        torch.manual_seed(0)
-        net = SpikingNetwork((2, 8, 6), 3, steps, structure=text, backend=backend).double().train(training)
-        x = torch.rand(1, 2, 8, 6, dtype=torch.float64) * 2
-        weights = torch.randn(steps, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        (net(x) * weights).sum().backward()
-        grads.append([p.grad for p in net.parameters()])
-    for one, other in zip(*grads, strict=True):
-        torch.testing.assert_close(one, other)
-
-
 class Slow(PLIF):
     def __init__(self, init_tau: float = 8.0, **settings):
         super().__init__(init_tau, **settings)
-
-
-def test_a_float32_shortcut_is_not_rounded_to_the_bfloat16_of_its_branch():
-    structure = "ADD(c2k3s1-BN)-PLIF-FC3"
-    x = 4 * torch.rand(6, 8, 2, 12, 12, generator=torch.Generator().manual_seed(0))
-    spikes = {}
-    for backend in ("cpu", "reference"):
-        torch.manual_seed(0)
-        net = SpikingNetwork((2, 12, 12), 3, 6, structure=structure, backend=backend)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            y = net.encoder(x)
-        assert y.dtype == torch.float32
-        spikes[backend] = y
-    assert 0.1 < spikes["cpu"].mean() < 0.9
-    assert torch.equal(spikes["cpu"], spikes["reference"])
-
-
-def test_two_forwards_may_come_before_a_backward():
-    for backend in ("reference", "auto"):
-        net = SpikingNetwork((1, 8, 8), 3, 4, structure="c4k3s1-BN-c4k3s1-BN-PLIF-FC3", backend=backend).double()
-        x = torch.rand(5, 1, 8, 8).double()
-        (net(x).sum() + net(x).sum()).backward()
-        assert net.encoder.conv1.norm.bn.num_batches_tracked == 8
-
-
-@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
-def test_bn_without_running_statistics_uses_the_batch_in_evaluation(statistics):
-    net = SpikingNetwork((1, 8, 8), 3, 4, structure="c4k3s1-BN-PLIF-FC3", norm_statistics=statistics)
-    net.encoder.conv1.norm.bn = torch.nn.BatchNorm2d(4, track_running_stats=False)
-    x, state, votes = torch.rand(4, 5, 1, 8, 8), None, []
-    expected = net(x)
-    with torch.no_grad():
-        assert torch.equal(net.eval()(x), expected)
-        if statistics == "per_step":
-            for frame in x:
-                y, state = step(net, frame, state)
-                votes.append(y)
-            torch.testing.assert_close(torch.stack(votes), expected)
 
 
 def test_network_without_neurons_runs_single_steps():

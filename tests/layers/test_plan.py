@@ -7,6 +7,7 @@ from torch import nn
 import plif_lightning as pl
 from plif_lightning.kernels import block, ops, sparse
 from plif_lightning.network.network import use_backend
+from tests.network.test_network import inputs, small
 
 STRUCTURE = "c8k3s1-BN-PLIF-MPk2s2-c8k3s1-BN-PLIF-FC12-PLIF-FC4b"
 
@@ -127,3 +128,24 @@ def test_a_node_under_two_names_is_replaced_if_an_example_shows_one_call(with_ex
     assert len({module for module in converted.modules() if isinstance(module, pl.Neuron)}) == 2 - len(left)
     with torch.no_grad():
         assert torch.equal(converted.eval()(x), net.eval()(x))
+
+
+def test_layer_reports_its_form_and_why_not_a_faster_one():
+    net, x = small(sparse="always").eval(), inputs()
+    assert net.forms() == {}
+    net(x)
+    assert net.forms()["conv1"].startswith("one pass, ")
+    assert net.forms()["conv2"].startswith("fused, event-driven at ")  # with gradients
+    with torch.no_grad():
+        net(x)
+        assert net.forms()["conv2"].startswith("one pass, event-driven at ")
+        assert net.forms()["fc1"].startswith("event-driven at ")
+        use_backend(net, "auto", "never")(x)
+        assert net.forms()["conv2"].startswith("fused, dense")
+        handle = net.encoder.conv2.neuron.register_forward_hook(lambda module, given, out: None)
+        net(x)
+        assert net.forms()["conv2"].startswith("part by part, ")
+        assert "its BN or neurons have hooks" in net.forms()["conv2"]
+        handle.remove()
+        use_backend(net, "reference")(x)
+    assert "part by part, dense (the reference backend" in net.forms()["conv2"]
