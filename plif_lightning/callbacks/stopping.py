@@ -3,11 +3,10 @@
 import math
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -15,7 +14,6 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from plif_lightning.callbacks import slurm
 from plif_lightning.callbacks.checkpoints import run_checkpoints
@@ -29,8 +27,6 @@ from plif_lightning.runtime.process import ending, takes_signals
 _ENDING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 # A sweep forwards its signal to its runs, which may have received it already: within this time [s] it counts once.
 _ECHO = 1.0
-# Time that another process has to print its error after this one's [s].
-_LAST_WORDS = 2.0
 
 
 class StopOnSignal(Callback):
@@ -154,18 +150,6 @@ class StopOnSignal(Callback):
             return ""
         folder = run_folder(trainer)
         return f"Resume the run with: {_resuming(folder)}" if folder.last.is_file() else ""
-
-    def end_child_processes(self) -> None:
-        """Let child processes print their errors, then end them, so that this process prints the last message."""
-        launcher = self.trainer and self.trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
-            children = [*launcher.procs]
-            launcher.procs.clear()  # or Lightning's observer ends this process, too, once it sees that a child has died
-            for child in children:
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(_LAST_WORDS)
-                child.kill()
-                child.wait()
 
     def _stop(self, trainer: L.Trainer, received: signal.Signals | None) -> None:
         # After SIGUSR1 exit with the status of SIGTERM.

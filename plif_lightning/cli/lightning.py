@@ -410,7 +410,6 @@ def run(start: Start) -> int:
         if (user_error := user_error_of(error)) is not None:
             raise user_error from error
         if stop.resumption:
-            stop.end_child_processes()
             error.add_note(stop.resumption)  # the last line of the traceback
         raise
     return 0

@@ -183,7 +183,7 @@ class Fails(Callback):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
-def test_how_to_resume_is_the_last_line_after_every_processs_error(devices, tmp_path):
+def test_how_to_resume_ends_the_error_of_the_first_process(devices, tmp_path):
     (tmp_path / "fails.py").write_text(FAILS)
     done = command(
         *("fit", "--config", QUICKSTART, *TINY, *FEW, "--trainer.max_epochs", "2", "--run_folder", "run"),
@@ -193,9 +193,8 @@ def test_how_to_resume_is_the_last_line_after_every_processs_error(devices, tmp_
     )
     assert done.returncode == 1
     assert all(f"an error of process {rank}" in done.stderr for rank in range(devices))
-    lines = done.stderr.splitlines()
-    assert lines[-1].removeprefix("[rank0]: ").startswith("Resume the run with: ")
-    assert done.stderr.count("Resume the run with: ") == 1
+    (line,) = [line for line in done.stderr.splitlines() if "Resume the run with: " in line]
+    assert line.startswith(("Resume", "[rank0]: Resume"))
 
 
 EQUIVALENCE = """
