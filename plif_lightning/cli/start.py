@@ -21,7 +21,6 @@ from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.run import read_run
 from plif_lightning.runs.sessions import sessions_of
 from plif_lightning.runs.settings import Role, role, setting_in
-from plif_lightning.runtime import program
 from plif_lightning.runtime.files import atomic_write, relative
 from plif_lightning.structure import FROM_DATA, Numbers
 
@@ -144,50 +143,54 @@ def _expand_variables(folder: str) -> Path:
 
 def _fit(command: str, rest: list[str]) -> Start:
     """`fit --run_folder DIR` and `--ckpt_path RUN/checkpoints/last.ckpt` resume a run that has begun."""
-    argv = [command, *rest]
-    checkpoint, rest = take(rest, "--ckpt_path")
-    folders, options = take(rest, "--run_folder")
+    checkpoint, others = take(rest, "--ckpt_path")
+    folders, options = take(others, "--run_folder")
     path, named = _single_value("--ckpt_path", checkpoint), _single_value("--run_folder", folders)
-    resumed = f"{program.program_name()} fit --run_folder RUN starts the run of a folder, or resumes it"
-    if "--resume" in option_names(rest) or path == "last":
-        raise UserError(f"{'--resume auto' if path != 'last' else '--ckpt_path last'} is not needed: {resumed}.")
     folder = None if named is None else RunFolder(_expand_variables(named).absolute())
     if folder is None and path is not None and Path(path).is_file():
         its_run = RunFolder.of_checkpoint(Path(path))
         if its_run.last == Path(path).resolve():
             folder, path = its_run, None
+    argv = [command, *rest]
     if folder is not None and folder.last.is_file():
-        begun_from = Identity.of_record(load_mapping(folder.record, [], optional=True)).settings.get("ckpt_path")
-        if path not in (None, begun_from):
-            raise CheckpointError(
-                f"{folder.path} holds a run that began from {begun_from or 'new weights'}, not from {path}."
-            )
-        config = None if _names_data(options) else folder.config
-        if config is not None and not config.is_file():
-            raise UserError(f"{config} is missing: pass the run's configuration, such as --config NAME, too.")
-        of_run = [f"--run_folder={folder.path}", f"--ckpt_path={folder.last}"]
-        arguments = [command, *([] if config is None else [f"--config={config}"]), *options, *of_run]
-        return Start(argv, arguments, config, folder, is_named=True)
-    record = {} if folder is None else load_mapping(folder.record, [], optional=True)
-    if folder is not None and "ended" in record:
+        return _resumed(argv, folder, path, options)
+    if folder is not None and "ended" in load_mapping(folder.record, [], optional=True):
         raise Stopped(0, finished_in_words(folder))
-    if folder is not None and not _names_data(options) and not _INFORMATIVE & option_names(options):
-        sessions = sessions_of(record)
-        if not sessions or not sessions[0].arguments:
-            raise UserError(
-                f"{folder.path} holds no run to resume: start it with its data set, such as fit --config NAME "
-                f"--run_folder {named}."
-            )
-        # It was ended before its first checkpoint, and begins again as it was called.
-        origin, begun = take(take(sessions[0].arguments[1:], "--run_folder")[1], "--ckpt_path")
+    if folder is not None and not _names_data(options):  # it ended before its first checkpoint
+        origin, begun = _first_call(folder)
         path, options = path or _single_value("--ckpt_path", origin), [*begun, *options]
         argv = [command, *options, *([f"--ckpt_path={path}"] if path else []), f"--run_folder={named}"]
-    arguments = [command, *options, *([] if folder is None else [f"--run_folder={folder.path}"])]
-    if path is not None:
-        if setting_in(origin_of(Path(path)).config or {}, "model.folded"):
-            raise CheckpointError(f"{path} is folded, and cannot be trained: begin from the checkpoint of its run.")
-        arguments.append(f"--ckpt_path={path}")
+    if path is not None and setting_in(origin_of(Path(path)).config or {}, "model.folded"):
+        raise CheckpointError(f"{path} is folded, and cannot be trained: begin from the checkpoint of its run.")
+    of_folder = [] if folder is None else [f"--run_folder={folder.path}"]
+    arguments = [command, *options, *of_folder, *([] if path is None else [f"--ckpt_path={path}"])]
     return Start(argv, arguments, begun_from=path, is_named=named is not None)
+
+
+def _resumed(argv: list[str], folder: RunFolder, path: str | None, options: list[str]) -> Start:
+    """A run with a checkpoint goes on from it, with its stored configuration unless the options name a data set."""
+    begun_from = Identity.of_record(load_mapping(folder.record, [], optional=True)).settings.get("ckpt_path")
+    if path not in (None, begun_from):
+        raise CheckpointError(
+            f"{folder.path} holds a run that began from {begun_from or 'new weights'}, not from {path}."
+        )
+    config = None if _names_data(options) else folder.config
+    if config is not None and not config.is_file():
+        raise UserError(f"{config} is missing: pass the run's configuration, such as --config NAME, too.")
+    stored = [] if config is None else [f"--config={config}"]
+    arguments = [argv[0], *stored, *options, f"--run_folder={folder.path}", f"--ckpt_path={folder.last}"]
+    return Start(argv, arguments, config, folder, is_named=True)
+
+
+def _first_call(folder: RunFolder) -> tuple[list[str], list[str]]:
+    """Values of --ckpt_path, and the other options, with which a run was called first."""
+    sessions = sessions_of(load_mapping(folder.record, [], optional=True))
+    if not sessions or not sessions[0].arguments:
+        raise UserError(
+            f"{folder.path} holds no run to resume: start it with its data set, such as fit --config NAME "
+            f"--run_folder {relative(folder.path)}."
+        )
+    return take(take(sessions[0].arguments[1:], "--run_folder")[1], "--ckpt_path")
 
 
 def origin_of_last(folder: RunFolder) -> Origin:

@@ -257,16 +257,6 @@ def test_a_resume_with_other_settings_is_refused(arguments, expected, run, capsy
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_the_spellings_of_before_are_refused_with_the_new_command(run, capsys):
-    new = "fit --run_folder RUN starts the run of a folder, or resumes it."
-    for old in (
-        ["--config", str(run / "config.yaml"), "--ckpt_path", "last"],
-        ["--run_folder", str(run), "--resume", "auto"],
-        ["--run_folder", str(run), "--resume=auto"],
-    ):
-        assert new in refused(capsys, "fit", *old)
-
-
 def test_a_run_without_its_configuration_names_the_file_and_takes_another(run, capsys):
     (run / "config.yaml").rename("kept.yaml")
     said = refused(capsys, "fit", "--run_folder", str(run), "--trainer.max_epochs", "3")
