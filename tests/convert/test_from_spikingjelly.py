@@ -806,6 +806,24 @@ def test_a_reshape_that_no_block_can_run_leaves_the_others():
     require_equal(net, converted, x)
 
 
+class Hybrid(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru, self.fc, self.node = nn.GRU(4, 8), nn.Linear(8, 6), neuron.LIFNode(step_mode="m")
+
+    def forward(self, x):
+        y, _ = self.gru(x)
+        return self.node(self.fc(y))
+
+
+def test_a_layer_with_several_outputs_stays_as_it_is():
+    torch.manual_seed(0)
+    net = excited(Hybrid().double())
+    converted = pl.from_spikingjelly(net, frames(4))
+    assert len(converted.conversion.blocks) == 1
+    require_equal(net, converted, frames(4))
+
+
 class Numbers(Grey):
     def forward(self, x):
         y = super().forward(x)

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from plif_lightning.deploy import cost, fold
 from plif_lightning.deploy.costs import picojoules_a_byte
 from plif_lightning.network import Recurrent, SpikingNetwork, over_time, step, use_backend
-from plif_lightning.neurons import PLIF
+from plif_lightning.neurons import ILIF, PLIF
 from plif_lightning.signals.states import as_tuple
 from tests.deploy.conftest import frames, trained
 
@@ -275,6 +275,14 @@ def test_recurrent_operations_have_a_row():
         assert (row.dense, row.parameters, row.updates) == (5 * 8 * 8, 64, 0)
         assert rows[name].updates == 5 * 8
         assert (rows[name].inputs, row.inputs) == (1, 0)  # a conventional network sees one frame
+
+
+@pytest.mark.parametrize(("neuron", "value", "spikes"), [(ILIF, 3.0, True), (ILIF, 1.5, False), (PLIF, 3.0, False)])
+def test_whole_numbers_are_spikes_where_neurons_count(neuron, value, spikes):
+    net = over_time(torch.nn.Sequential(torch.nn.Linear(4, 6), neuron(), torch.nn.Linear(6, 3)))
+    net.net[1].register_forward_hook(lambda module, given, output: torch.full_like(output, value))
+    found = {layer.layer: layer for layer in cost(net, torch.rand(5, 3, 4)).layers}
+    assert found["net.2"].spikes == spikes
 
 
 def test_conventional_network_runs_at_each_step_of_a_sequence():

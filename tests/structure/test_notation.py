@@ -183,6 +183,15 @@ def test_a_mistake_is_pointed_at(text, character, message):
     assert arrow.strip() == "^"
 
 
+def test_60_characters_of_a_long_structure_are_shown_on_both_sides_of_a_mistake():
+    text = "c4k3s1-" * 10 + "?" + "-c4k3s1" * 10
+    with pytest.raises(UserError) as error:
+        parse(text)
+    _, shown, arrow = str(error.value).split("\n")
+    assert shown == f"    ...{text[10:130]}..."
+    assert shown[len(arrow) - 1] == "?"
+
+
 # --- numbers
 
 
