@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from plif_lightning.analysis import words
 from plif_lightning.analysis.select import (
-    NUMBERS,
     Group,
     data_title,
     groups,
     interval,
     names_of,
     paper_identity,
+    without_replaced,
 )
 from plif_lightning.analysis.tables import Table
 from plif_lightning.runs.identity import CODE, Difference
@@ -171,7 +171,7 @@ def _is_paper(run: Run) -> bool:
 
 
 def _changed_settings(base: Run, run: Run) -> list[Difference]:
-    """Settings in which two networks differ; a structure stands for the numbers it replaces, a class for its name."""
+    """Settings in which two networks differ."""
     here, there = ({one.fact: one for one in of.identity.beyond_defaults} for of in (run, base))
     none = Difference("", None, None)
     found = [
@@ -179,13 +179,7 @@ def _changed_settings(base: Run, run: Run) -> list[Difference]:
         for fact in dict.fromkeys((*here, *there))
         if here.get(fact, none).now != there.get(fact, none).now and fact[0].startswith((*_COMPARED, CODE))
     ]
-    names = {one.name for one in found}
-    if "model.structure" in names:
-        names -= NUMBERS
-    return [
-        one for one in found
-        if one.name in names and (one.name in run.settings or one.name.rpartition(".")[0] not in names)
-    ]  # fmt: skip
+    return without_replaced(found, run.settings)
 
 
 def _candidates(first_runs: Sequence[Run], baseline: Baseline | None) -> list[int]:

@@ -207,7 +207,8 @@ def beyond_shipped(run: Run) -> list[Difference]:
     shipped = _shipped_settings().get(run.data_set)
     changed = {change.name for change in run.identity.changes}
     unchanged = {name: value for name, value in run.settings.items() if name not in changed}
-    found = _as_named(Identity(unchanged).compared_with(Identity(shipped or _shipped_settings()[""])), unchanged)
+    differences = Identity(unchanged).compared_with(Identity(shipped or _shipped_settings()[""]))
+    found = _without_columns(without_replaced(differences, unchanged))
     found = [one for one in found if one.name in unchanged or one.name not in run.settings]
     if run.identity.is_of_another_program:  # unstated settings are unknown, not defaults
         found = [one for one in found if one.name in run.settings]
@@ -215,8 +216,8 @@ def beyond_shipped(run: Run) -> list[Difference]:
     return [Difference(n, before, run.value(n)) for n, before, *_ in found if not n.startswith(tuple(of_data))]
 
 
-def _as_named(differences: Sequence[Difference], settings: Mapping[str, Any]) -> list[Difference]:
-    """Differences of a run with these settings as a person would name them, without settings that have a column.
+def without_replaced(differences: Sequence[Difference], settings: Mapping[str, Any]) -> list[Difference]:
+    """Differences of a run with these settings as a person would name them.
 
     A structure stands for the numbers that it replaces, and a class for the arguments of another class.
     """
@@ -231,11 +232,18 @@ def _as_named(differences: Sequence[Difference], settings: Mapping[str, Any]) ->
         for one in differences
         if one.step is not None
         or (
-            one.name in names
-            and not role(one.name) & Role.COLUMN
-            and not f"{one.name}.".startswith(("model.neuron.", "model.network."))
-            and (one.name in settings or not any(one.name.startswith(f"{kind}.") for kind in classes))
+            one.name in names and (one.name in settings or not any(one.name.startswith(f"{kind}.") for kind in classes))
         )
+    ]
+
+
+def _without_columns(differences: Sequence[Difference]) -> list[Difference]:
+    """Differences without settings that have a column."""
+    of_column = ("model.neuron.", "model.network.")
+    return [
+        one
+        for one in differences
+        if one.step is not None or not (role(one.name) & Role.COLUMN or f"{one.name}.".startswith(of_column))
     ]
 
 
@@ -254,7 +262,7 @@ def distinguishing(runs: Sequence[Run]) -> list[list[Difference]]:
         runs: of the same data set.
     """
     facts = [{one.fact: one for one in run.identity.beyond_defaults} for run in runs]
-    named = [_as_named(run.identity.beyond_defaults, run.settings) for run in runs]
+    named = [_without_columns(without_replaced(run.identity.beyond_defaults, run.settings)) for run in runs]
     shipped = _shipped_settings().get(runs[0].data_set) or _shipped_settings()[""]
     rare: dict[Any, Any] = {}  # the usual value of each fact that not all runs share
     for fact in dict.fromkeys(one.fact for of_run in named for one in of_run if one.name not in shipped):
