@@ -3,6 +3,7 @@
 from plif_lightning.kernels.backend import Backend, BackendName, Sparse
 from plif_lightning.kernels.bits import SparseMaps, unpack
 from plif_lightning.kernels.block import EventBlock, PatchMoments, conv_fire_pool
+from plif_lightning.kernels.delays import delay_between_steps, linear_of_delayed
 from plif_lightning.kernels.density import NEVER, Skip
 from plif_lightning.kernels.fused import Norm, moments, moments_over_processes, norm_fire_pool, run
 from plif_lightning.kernels.layout import Pool, at_a_time, real_type
@@ -23,7 +24,9 @@ __all__ = [
     "conv_events",
     "conv_fire_pool",
     "conv_of_spikes",
+    "delay_between_steps",
     "linear_of_bits",
+    "linear_of_delayed",
     "linear_of_spikes",
     "moments",
     "moments_over_processes",

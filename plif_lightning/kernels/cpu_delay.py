@@ -5,6 +5,7 @@ A value v of a channel with whole delay k adds v on_time to the output k steps l
 
 import numpy as np
 
+from plif_lightning.kernels.cpu_sparse import transpose
 from plif_lightning.kernels.vectors import equal_16, lowest_bit
 from plif_lightning.runtime.compiled import compile_loop, inner
 
@@ -12,6 +13,8 @@ from plif_lightning.runtime.compiled import compile_loop, inner
 
 # A bit for each of 16 values.
 _ALL_16 = np.uint64(0xFFFF)
+# Channels that are shifted together, so that some lines of a cache are read at once.
+_AT_A_TIME = 128
 
 
 @inner
@@ -54,20 +57,34 @@ def forward(begin, end, slot, x, whole, on_time, late, out):
 
 
 @compile_loop
-def backward(begin, end, slot, grad, x, whole, on_time, late, grad_x, grad_shares):
-    """Gradients of rows begin .. end - 1 from `grad` [T, P, C]; `grad_x` is [T, P, C], or empty if nobody needs it.
+def backward_input(begin, end, slot, grad, whole, on_time, late, grad_x):
+    """The gradient of rows begin .. end - 1 of x, from that of the output; both [T, P, C]."""
+    steps, rows, channels = grad.shape
+    by_step, flat = grad.reshape((steps, rows * channels)), grad_x.reshape(grad_x.size)
+    stride = steps + 1
+    for c in range(channels):
+        stride = max(stride, steps + 1 + whole[c])
+    # The steps of each of some channels, one behind the other, so that a shift is a place in memory; then zeros.
+    there, here = np.zeros(_AT_A_TIME * stride, grad.dtype), np.empty((_AT_A_TIME, steps), grad.dtype)
+    for row in range(begin, end):
+        for first in range(0, channels, _AT_A_TIME):
+            number = min(_AT_A_TIME, channels - first)
+            transpose(by_step, 0, steps, row * channels + first, number, there, 0, stride)
+            for i in range(number):
+                at, now, after = i * stride + whole[first + i], on_time[first + i], late[first + i]
+                for t in range(steps):
+                    here[np.uintp(i), np.uintp(t)] = there[np.uintp(at + t)] * now + there[np.uintp(at + t + 1)] * after
+            transpose(here, 0, number, 0, steps, flat, row * channels + first, rows * channels)
 
-    Adds those of `on_time` and `late` to grad_shares[slot], [2, C] in float64.
-    """
+
+@compile_loop
+def backward_shares(begin, end, slot, grad, x, whole, grad_shares):
+    """Add the gradients of `on_time` and `late` of rows begin .. end - 1 to grad_shares[slot], [2, C] in float64."""
     steps, rows, channels = x.shape
     flat, found = x.reshape(x.size), np.empty(channels, np.int64)
     sums = grad_shares[slot]
     for row in range(begin, end):
         for t in range(steps):
-            for c in range(channels if grad_x.size else 0):
-                to = t + whole[c]
-                total = grad[to, row, c] * on_time[c] if to < steps else grad.dtype.type(0)
-                grad_x[t, row, c] = total + grad[to + 1, row, c] * late[c] if to + 1 < steps else total
             for i in range(_list_values(flat, (t * rows + row) * channels, channels, found)):
                 c = found[i]
                 value, to = np.float64(x[t, row, c]), t + whole[c]
@@ -75,3 +92,19 @@ def backward(begin, end, slot, grad, x, whole, on_time, late, grad_x, grad_share
                     sums[0, c] += value * grad[to, row, c]
                 if to + 1 < steps:
                     sums[1, c] += value * grad[to + 1, row, c]
+
+
+@compile_loop
+def delay_bits(begin, end, slot, bits, whole, out):
+    """Spikes of rows begin .. end - 1 as bits [T, P, C / 64], k steps later in `out`, which is zero before."""
+    steps, _, words = bits.shape
+    for row in range(begin, end):
+        for t in range(steps):
+            for w in range(words):
+                word = bits[t, row, w]
+                while word:
+                    bit = lowest_bit(word)
+                    to = t + whole[64 * w + bit]
+                    if to < steps:
+                        out[to, row, w] |= np.uint64(1) << np.uint64(bit)
+                    word &= word - np.uint64(1)

@@ -458,7 +458,7 @@ def conv_weight(begin, end, slot, bits, grad, out, height, width, channels, at_a
 
 
 @inner
-def _transpose(x, row, rows, column, columns, out, to, stride):
+def transpose(x, row, rows, column, columns, out, to, stride):
     """out[to + j stride + i] = x[row + i, column + j] for i < rows, j < columns."""
     full_rows, across = rows // 16 * 16, columns // 16 * 16
     for i in range(0, full_rows, 16):
@@ -470,11 +470,11 @@ def _transpose(x, row, rows, column, columns, out, to, stride):
 
 
 @compile_loop
-def linear(begin, end, slot, bits, weight, out, words, outputs):
+def linear(begin, end, slot, bits, weight, out, words, outputs, adds):
     """FC layer, blocks begin .. end - 1 of 64 outputs. bits are [R, K / 64], weight is [O, K], out [R, O] float32.
 
     Each block of the weight, `words` words of inputs by `outputs` outputs, is transposed once and used for all rows
-    while it is in the cache.
+    while it is in the cache. The sums replace `out`, or are added to it.
     """
     flat = out.reshape(out.size)
     indices = np.empty(64 * words, np.int32)
@@ -487,12 +487,13 @@ def linear(begin, end, slot, bits, weight, out, words, outputs):
         for first in range(0, bits.shape[1], words):
             last = min(first + words, bits.shape[1])
             inputs = min(64 * last, weight.shape[1]) - 64 * first
-            _transpose(weight, output, n, 64 * first, inputs, of_block, 0, stride)
+            transpose(weight, output, n, 64 * first, inputs, of_block, 0, stride)
             for r in range(bits.shape[0]):
                 m = _list(bits, r, first, last, indices, 0)
-                if m or first == 0:
+                replaces = first == 0 and not adds
+                if m or replaces:
                     to = r * out.shape[1] + output
-                    _sum(block, -64 * first, 0, 0, n, indices, (0, m), flat, to, first == 0)
+                    _sum(block, -64 * first, 0, 0, n, indices, (0, m), flat, to, replaces)
 
 
 @compile_loop
@@ -554,4 +555,4 @@ def linear_weight(begin, end, slot, bits, grad, out, outputs, at_a_time, words):
                     _sum(grad, 0, 0, output, n, indices, of_input, of_block, c * stride, chunk == 0)
             # Few rows of `out` at a time: their distance may be a power of two as well.
             for j in range(0, n, 16):
-                _transpose(block, 0, of_words, j, min(16, n - j), flat, (output + j) * inputs + 64 * first, inputs)
+                transpose(block, 0, of_words, j, min(16, n - j), flat, (output + j) * inputs + 64 * first, inputs)

@@ -9,8 +9,8 @@ from torch import Tensor
 from plif_lightning.kernels.bits import estimate_density
 from plif_lightning.kernels.dense import WIDENS_BFLOAT16, takes_patches
 
-# Layers of spikes, and a block of convolution, neurons and pool on frames of events.
-OpName = Literal["conv", "linear", "events"]
+# Layers of spikes, of delayed spikes, and a block of convolution, neurons and pool on frames of events.
+OpName = Literal["conv", "linear", "delayed", "events"]
 
 # Types of the event-driven loops; float64 and float16 are always dense.
 TYPES = (torch.float32, torch.bfloat16)
@@ -20,10 +20,13 @@ TYPES = (torch.float32, torch.bfloat16)
 BREAK_EVEN: dict[OpName, tuple[tuple[float, float], ...]] = {
     "conv": ((0.3, 0.35), (0.2, 0.3), (0.12, 0.15), (0.0, 0.05)),
     "linear": ((0.3, 0.3), (0.25, 0.15), (0.12, 0.12), (0.0, 0.0)),
+    # Both products or none. From 0.2 on a step takes as long as the dense one (256 to 2,048 inputs, one thread, Zen 4);
+    # with AMX not measured.
+    "delayed": ((0.2, 0.2), (0.1, 0.1), (0.0, 0.0), (0.0, 0.0)),
     "events": ((0.3, 0.2), (0.3, 0.2), (0.2, 0.1), (0.2, 0.1)),
 }
 # Narrower layers, in inputs or outputs, are always dense; with AMX smaller maps are, too.
-LEAST_WIDTH: dict[OpName, int] = {"conv": 64, "linear": 64, "events": 0}
+LEAST_WIDTH: dict[OpName, int] = {"conv": 64, "linear": 64, "delayed": 64, "events": 0}
 # FC layers of fewer inputs or outputs than this are event-driven at low densities alone, in float32: from 64 on, a step
 # takes a third to a seventh of the dense time at 2 % (256 to 2,048 inputs, one thread, Zen 4).
 _NARROW, _NARROW_DENSITY = 512, 0.05

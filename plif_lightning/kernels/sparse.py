@@ -244,13 +244,18 @@ def _conv_of_gradient(grad: Tensor, weight: Tensor, window: _ConvInput) -> Tenso
 # (45 ms per step for FC1 of Fashion-MNIST, torch 2.13), and give wrong results if strides differ.
 
 
-def _linear_events(bits: Tensor, weight: Tensor) -> Tensor:
+def linear_of_events(bits: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
+    """FC layer [R, O], float32, of spikes as bits [R, K / 64], by the weight [O, K]; no gradients.
+
+    Its sums are added to those in `added`, if there are any.
+    """
     weight = weight.detach().contiguous()
-    out = torch.empty(len(bits), len(weight), dtype=torch.float32, device="cpu")
+    out = torch.empty(len(bits), len(weight), dtype=torch.float32, device="cpu") if added is None else added
     blocks, (words, of_outputs) = words_for(len(weight)), _FC_BLOCK
     arrays = array_of_bits(bits), array_of_rows(weight), out.numpy()
     outputs = of_outputs // weight.element_size()
-    parallel(loops.cpu_sparse.linear, blocks, threads_for(weight.numel()), *arrays, words, outputs)
+    threads = threads_for(weight.numel())
+    parallel(loops.cpu_sparse.linear, blocks, threads, *arrays, words, outputs, added is not None)
     return out
 
 
@@ -284,7 +289,7 @@ class _LinearOfSpikes(torch.autograd.Function):
         ctx.save_for_backward(bits, weight, None if narrow is weight else narrow)
         ctx.settings = value, skip
         if skip.output:
-            return _times(_linear_events(bits, narrow), value, x.dtype).to(x.dtype)
+            return _times(linear_of_events(bits, narrow), value, x.dtype).to(x.dtype)
         return product(x.detach(), narrow.detach().t())
 
     @staticmethod

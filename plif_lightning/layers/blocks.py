@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from plif_lightning.kernels import Backend
 from plif_lightning.kernels.ops import outside_compile
+from plif_lightning.layers.delay import Delay
 from plif_lightning.layers.norm import TimeBatchNorm
 from plif_lightning.layers.parts import ConvParts, FCParts
 from plif_lightning.layers.plain import is_plain
-from plif_lightning.layers.plan import Sum, refuses_sum, run_conv, run_fc, run_norm
+from plif_lightning.layers.plan import Sum, refuses_sum, run_conv, run_delayed_fc, run_fc, run_norm
 from plif_lightning.neurons import Neuron
-from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, output_of, run_layers
+from plif_lightning.signals.signal import Layer, LayerModule, Signal, keeps_spikes, output_of, run_layers
 from plif_lightning.structure.layers import Combine
 
 
@@ -33,6 +34,9 @@ class FCBlock(FCParts):
     def run(self, x: Signal) -> Tensor:
         """Spikes [T, N, F']."""
         return run_fc(self, x)
+
+    def run_behind(self, before: Layer, x: Signal) -> Tensor | None:
+        return run_delayed_fc(self, before, x) if isinstance(before, Delay) else None
 
 
 class NeuronBlock(LayerModule):

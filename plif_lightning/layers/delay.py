@@ -9,10 +9,7 @@ from torch.nn import functional as F
 
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.errors import UserError, require_count, require_one_of
-from plif_lightning.kernels import Backend, loops
-from plif_lightning.kernels.layout import threads_for
-from plif_lightning.kernels.ops import outside_compile
-from plif_lightning.kernels.parallel import parallel
+from plif_lightning.kernels import Backend, delay_between_steps
 from plif_lightning.signals.signal import LayerModule, Signal
 from plif_lightning.signals.states import active_states, advance
 
@@ -51,6 +48,7 @@ class Delay(LayerModule):
     """
 
     carries = ("x",)
+    joins = True
     sigma: Tensor
     geometry = ("max_delay", "kernel", "rounds")
 
@@ -104,8 +102,13 @@ class Delay(LayerModule):
         delay: Tensor = _Within.apply(self.delay, self.max_delay)
         return delay.round() if self.is_whole else delay
 
-    def _between(self) -> tuple[Tensor, Tensor]:
-        """The whole part of the delays, at most `max_delay` - 1, and what is left: the share of the step after it.
+    def divides(self, x: Signal) -> bool:
+        """True if the compiled loops divide values x [T, N, C] between two steps."""
+        has_steps = active_states() is None and x.values.dim() == 3 and not x.is_held
+        return has_steps and not self.is_whole and self._has_loops(x.values)
+
+    def between(self) -> tuple[Tensor, Tensor]:
+        """The whole part of the delays [C], at most `max_delay` - 1, and the rest: the share of the step after it.
 
         Of a delay that is not a number the second is not, either.
         """
@@ -119,14 +122,14 @@ class Delay(LayerModule):
         if self.kernel == "gaussian" and not self.is_whole:
             return torch.softmax(-(((lags - self.used()) / self.sigma.clamp(min=_NARROWEST)) ** 2) / 2, 0)
         # Not (1 - |lag - delay|)+, which has no gradient at a whole delay.
-        whole, late = self._between()
+        whole, late = self.between()
         return torch.where(lags == whole, 1 - late, torch.where(lags == whole + 1, late, torch.zeros_like(late)))
 
     def _delayed(self, x: Tensor, before: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The output at every step, and the inputs that a next step needs; x: [T, N, C, *]."""
         if active_states() is None and self._has_loops(x):
-            whole, late = self._between()
-            rows = _between_steps(x.movedim(2, -1).flatten(1, -2), whole.long(), late)
+            whole, late = self.between()
+            rows = delay_between_steps(x.movedim(2, -1).flatten(1, -2), whole.long(), late)
             return rows.unflatten(1, x.shape[1:2] + x.shape[3:]).movedim(-1, 2), ()
         shares = self.shares().flip(0).to(x.dtype)  # from the earliest input to the newest
         shape = self.max_delay, *x.shape[1:]
@@ -146,35 +149,6 @@ class Delay(LayerModule):
     def extra_repr(self) -> str:
         width = f" of sigma {self.sigma.item():.3g}" if self.kernel == "gaussian" else ""
         return f"{len(self.delay)}, max_delay={self.max_delay}, kernel={self.kernel!r}{width}, rounds={self.rounds}"
-
-
-class _Between(torch.autograd.Function):
-    """Delays between two steps by the loops of `kernels.cpu_delay`, for x [T, P, C]."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, whole: Tensor, on_time: Tensor, late: Tensor) -> Tensor:
-        x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device="cpu")
-        ctx.save_for_backward(x, whole, on_time, late)
-        arrays = [tensor.numpy() for tensor in (x, whole, on_time, late, out)]
-        parallel(loops.cpu_delay.forward, x.shape[1], threads_for(x.numel()), *arrays)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, whole, on_time, late = ctx.saved_tensors
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else x.new_empty(0, 0, 0)
-        shares = torch.zeros(torch.get_num_threads(), 2, len(whole), dtype=torch.float64, device="cpu")
-        arrays = [tensor.numpy() for tensor in (grad.contiguous(), x, whole, on_time, late, grad_x, shares)]
-        parallel(loops.cpu_delay.backward, x.shape[1], threads_for(x.numel()), *arrays)
-        of_shares = shares.sum(0).to(late.dtype)
-        return grad_x if ctx.needs_input_grad[0] else None, None, of_shares[0], of_shares[1]
-
-
-@outside_compile
-def _between_steps(x: Tensor, whole: Tensor, late: Tensor) -> Tensor:
-    y: Tensor = _Between.apply(x, whole, 1 - late, late)
-    return y
 
 
 class _Within(torch.autograd.Function):

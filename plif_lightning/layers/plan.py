@@ -28,6 +28,7 @@ from plif_lightning.kernels import (
     conv_fire_pool,
     conv_of_spikes,
     density,
+    linear_of_delayed,
     linear_of_spikes,
     moments,
     norm_fire_pool,
@@ -36,6 +37,7 @@ from plif_lightning.kernels import (
 from plif_lightning.kernels.dense import computing_type, conv2d, linear
 from plif_lightning.kernels.density import OpName
 from plif_lightning.kernels.layout import KERNELS, STRIDES, channels_innermost, channels_last
+from plif_lightning.layers.delay import Delay
 from plif_lightning.layers.norm import TimeBatchNorm
 from plif_lightning.layers.parts import ConvParts, FCParts
 from plif_lightning.layers.plain import is_plain
@@ -324,7 +326,7 @@ def _run_convolution(block: ConvParts, x: Signal, choice: Choice) -> Tensor:
 
 def run_fc(block: FCParts, x: Signal) -> Tensor:
     """Spikes [T, N, F'] of an FC block, from the inputs that are not silent where that is faster."""
-    fc, dropout, recurrent = block.fc, block.dropout, block.recurrent
+    fc, dropout = block.fc, block.dropout
     if x.is_spikes and is_plain(fc) and isinstance(fc, nn.Linear):
         x = run_layer(dropout, x._replace(values=x.values.to(dtype_of(x.values, fc.weight))))
         value = dropout.scale if isinstance(dropout, TimeDropout) else 1.0
@@ -334,15 +336,52 @@ def run_fc(block: FCParts, x: Signal) -> Tensor:
     else:
         choice = None
         y = call_layer(fc, output_of(dropout, x))
+    return _run_behind_fc(block, y, x.steps, choice)
+
+
+def run_delayed_fc(block: FCParts, delay: Delay, x: Signal) -> Tensor | None:
+    """Spikes [T, N, F'] of an FC block behind a delay, from the spikes x before it; None where this is no faster."""
+    dropout = block.dropout
+    if not isinstance(dropout, TimeDropout) or not is_plain(dropout):
+        return None
+    found = linear_behind_delay(block.fc, delay, x, block.backend, dropout)
+    return None if found is None else _run_behind_fc(block, found[0], x.steps, Choice("FC", found[1]))
+
+
+def linear_behind_delay(
+    fc: nn.Module, delay: Delay, x: Signal, backend: Backend, dropout: TimeDropout | None = None
+) -> tuple[Tensor, Skip] | None:
+    """The output of an FC layer behind a delay, from the spikes x before it; None where this is no faster.
+
+    Dropout behind the delay has the same mask at all steps, so that it may come before it.
+    """
+    if not (x.is_spikes and isinstance(fc, nn.Linear) and is_plain(fc) and delay.divides(x)):
+        return None
+    skip = backend.skips("delayed", x.values, fc.weight)
+    if not skip.output or fc.weight.dtype != torch.float32 or dtype_of(x.values, fc.weight) != torch.float32:
+        return None
+    spikes, value = x.values, 1.0
+    if dropout is not None:
+        spikes, value = output_of(dropout, x), dropout.scale
+    whole, late = delay.between()
+    y = linear_of_delayed(spikes, fc.weight, whole.long(), late, value)
+    if y is None:
+        return None
+    return y if fc.bias is None else y + fc.bias, skip
+
+
+def _run_behind_fc(block: FCParts, y: Tensor, steps: int, choice: Choice | None) -> Tensor:
+    """The output of a block for that of its FC layer, [T, N, F']."""
+    recurrent = block.recurrent
     if recurrent is not None:
         assert block.neuron is not None
-        y = y if block.norm is None else output_of(block.norm, Signal(y, x.steps))
-        spikes, is_fused = recurrent_spikes(recurrent, block.neuron, Signal(y, x.steps))
+        y = y if block.norm is None else output_of(block.norm, Signal(y, steps))
+        spikes, is_fused = recurrent_spikes(recurrent, block.neuron, Signal(y, steps))
         form: Form = "recurrent, fused" if is_fused else "recurrent, a loop over steps"
         _note(block, (choice or Choice(form))._replace(form=form))
         return spikes
     _note(block, choice)
-    return run_norm(block.norm, block.neuron, Signal(y, x.steps), block.backend)
+    return run_norm(block.norm, block.neuron, Signal(y, steps), block.backend)
 
 
 def run_norm(norm: TimeBatchNorm | None, neuron: nn.Module | None, x: Signal, backend: Backend) -> Tensor:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.kernels import Backend, Sparse
+from plif_lightning.layers.delay import Delay
 from plif_lightning.layers.plain import is_plain
-from plif_lightning.layers.plan import call_layer, dtype_of, run_linear
+from plif_lightning.layers.plan import call_layer, dtype_of, linear_behind_delay, run_linear
 from plif_lightning.neurons import Neuron
 from plif_lightning.signals.hooks import has_hooks
 from plif_lightning.signals.signal import Layer, LayerModule, Signal, keeps_spikes, output_of, run_layers
@@ -101,6 +102,12 @@ class _Stateless(Layer):
             values = values.to(dtype_of(values, module.weight))
             return run_linear(module, values, self.backend.skips("linear", values, module.weight))
         return call_layer(module, values.flatten(0, 1)).unflatten(0, values.shape[:2])
+
+    def run_behind(self, before: Layer, x: Signal) -> Tensor | None:
+        if self.backend is None or not isinstance(before, Delay):
+            return None
+        found = linear_behind_delay(self.module, before, x, self.backend)
+        return None if found is None else found[0]
 
 
 class _InSequence(Layer):

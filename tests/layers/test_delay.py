@@ -10,7 +10,8 @@ from plif_lightning.deploy.costs import cost
 from plif_lightning.deploy.exporting import save_onnx, to_export, to_export_step
 from plif_lightning.deploy.nir import to_nir
 from plif_lightning.errors import UserError
-from plif_lightning.layers import delay as delays
+from plif_lightning.kernels import linear_of_delayed
+from plif_lightning.kernels.layout import threads_for
 from plif_lightning.network import use_backend
 from plif_lightning.network.user_networks import learned_by_layers
 from plif_lightning.signals.states import as_tuple
@@ -353,4 +354,64 @@ def test_threads_and_silent_rows_change_nothing():
     for one, two in zip(*results, strict=True):
         torch.testing.assert_close(one, two)
     assert torch.equal(results[0][0], results[1][0])
-    assert delays.threads_for(wide.numel()) == threads or threads == 1
+    assert threads_for(wide.numel()) == threads or threads == 1
+
+
+def firing(text, **settings):
+    """A network with neurons that fire at a random input."""
+    torch.manual_seed(0)
+    net = pl.SpikingNetwork((20,), 3, T, structure=text, **settings)
+    for layer in (net.classifier.fc1, net.classifier.fc2):
+        nn.init.normal_(layer.fc.weight, mean=0.1, std=0.5)
+    return net
+
+
+def results(net, x):
+    """Votes, gradients and the forms of a training step, with the same dropout each time."""
+    torch.manual_seed(1)
+    net.zero_grad()
+    votes = net(x)
+    votes.square().sum().backward()
+    return [votes.detach(), *(p.grad for p in net.parameters())], net.forms()
+
+
+@pytest.mark.parametrize("end", ["FC70b-PLIF-FC3", "RFC70-PLIF-FC3", "FC70-BN-PLIF-FC3", "FC3b"])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_an_fc_layer_of_delayed_spikes_adds_where_a_neuron_fired(end, dropout):
+    text = f"FC96-PLIF-DELAY(max_delay=5)-DP-{end}"
+    net = firing(text, dropout=dropout)
+    x = torch.rand(T, 3, 20)
+    dense, form = results(use_backend(net, "cpu", "never"), x)
+    events, form_of_events = results(use_backend(net, "cpu", "always"), x)
+    torch.testing.assert_close(events, dense, rtol=1e-4, atol=1e-5)
+    assert form_of_events["fc2"].split(", ")[-1].startswith("event-driven at ")
+    assert "fc2" not in form or not form["fc2"].split(", ")[-1].startswith("event-driven")
+
+
+def test_an_fc_layer_of_delayed_spikes_is_the_delay_and_the_layer():
+    x = (an_input((C,), torch.float32) > 0).float() * 1.25
+    layer, fc = a_delay(dtype=torch.float32), nn.Linear(C, 7, bias=False)
+    whole, late = layer.between()
+    values = values_and_gradients(
+        lambda x: linear_of_delayed(x, fc.weight, whole.long(), layer.between()[1], 1.25), x, fc.weight, layer.delay
+    )
+    expected = values_and_gradients(lambda x: fc(layer(x)), x, fc.weight, layer.delay)
+    torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
+    assert linear_of_delayed(x, fc.weight, whole.long(), late) is None  # spikes of another value
+    one = linear_of_delayed(x[:1], fc.weight, whole.long(), late, 1.25)
+    torch.testing.assert_close(one, fc(layer(x[:1])))
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "a hook", "rounds", "float64", "reference"])
+def test_another_delay_runs_apart_from_the_layer(kind, monkeypatch):
+    monkeypatch.setattr("plif_lightning.layers.plan.linear_of_delayed", None)
+    settings = {"gaussian": ",kernel=gaussian", "rounds": ",rounds=true"}.get(kind, "")
+    net = firing(f"FC96-PLIF-DELAY(max_delay=5{settings})-FC70-PLIF-FC3")
+    use_backend(net, "reference" if kind == "reference" else "cpu", "always")
+    if kind == "a hook":
+        net.classifier.delay1.register_forward_hook(lambda module, given, output: 0 * output)
+    x = torch.rand(T, 3, 20)
+    if kind == "float64":
+        net, x = net.double(), x.double()
+    votes = net.train(kind != "rounds")(x)
+    assert votes.any() != (kind == "a hook")
