@@ -197,6 +197,16 @@ def test_drawing_no_figure_is_a_failure(tmp_path, capsys):
     assert capsys.readouterr().err.count("is left out: no ") == 2
 
 
+@pytest.mark.parametrize(("steps", "shown"), [(20, [*range(20)]), (39, [*range(0, 40, 2)])])
+def test_twenty_of_many_steps_are_drawn(steps, shown, tmp_path, monkeypatch):
+    write_run(tmp_path / "a", data="CIFAR10DVS", frames=steps, time_steps=steps)
+    titles = []
+    monkeypatch.setattr("plif_lightning.analysis.figures.samples._step_titles", lambda of: titles.append(of) or [])
+    for name in ("S4", "S5"):
+        drawn(name, find_runs(tmp_path))
+    assert titles == [shown, shown]
+
+
 def test_figure_prefers_the_papers_data_set_and_names_its_run(tmp_path):
     write_run(tmp_path / "digits", (0.99,), data="Digits", title="scikit-learn digits", frames=8)
     write_run(tmp_path / "fashion", (0.5,))

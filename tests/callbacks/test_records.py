@@ -70,6 +70,26 @@ def test_recorded_samples_match_the_best_network():
     assert samples.rates[0] == pytest.approx(samples.spikes[:, 0].mean(0), abs=1e-3)
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_as_many_samples_as_asked_for_are_recorded(number):
+    fit("--trainer.max_epochs", "1", "--run_folder", "here", "--record_samples", str(number))
+    samples = read_samples(RunFolder(Path("here")))
+    assert (0 if samples is None else len(samples.label)) == number
+    assert ("cost" in read_run(Path("here")).record) == bool(number)
+
+
+def test_spikes_are_recorded_up_to_a_number_of_values(monkeypatch):
+    data = Digits(time_steps=3, validation="holdout")
+    data.prepare_data()
+    data.setup("fit")
+    network = SpikingClassifier((1, 8, 8), 10, 3, channels=4, fc_features=8).network.eval()
+    one = 3 * 4 * 8 * 8  # T C H W of the first layer
+    for most, expected in ((2 * one, 2), (2 * one - 1, 1), (one - 1, None)):
+        monkeypatch.setattr("plif_lightning.callbacks.records._MAX_SPIKES", most)
+        samples = record_samples(network, data, 4, torch.device("cpu"))
+        assert (None if samples is None else samples.spikes.shape[1]) == expected
+
+
 def test_histograms_are_of_w_over_tau():
     weight = torch.tensor([[1.0, -1.0], [2.0, 4.0]])
     row = weight_histogram("fc1", 3, weight, torch.tensor(0.5))

@@ -93,6 +93,15 @@ def test_tied_values_and_parameters_beside_the_declared_ones_have_names():
     assert (found["net.1.gain"][0], found["net.1.a"][0]) == (0.1, 0.2)
 
 
+@pytest.mark.parametrize(("layers", "more"), [(4, ""), (5, " and 1 more"), (7, " and 3 more")])
+def test_four_names_of_a_pattern_are_printed(layers, more, monkeypatch):
+    said = []
+    monkeypatch.setattr("plif_lightning.training.groups.rank_zero_info", said.append)
+    optimizer_of("-".join(["FC8-PLIF"] * (layers - 1) + ["FC3"]), parameter_groups=[{"match": "*.weight", "lr": 0.1}])
+    names = ", ".join(f"classifier.fc{i}.fc.weight" for i in range(1, 5))
+    assert said == [f"*.weight: {{'lr': 0.1}} for {names}{more}"]
+
+
 def test_neurons_parameters_have_the_names_of_their_values():
     groups = [{"match": "*.slope", "lr": 0.1}, {"match": "*.v_threshold", "lr": 0.2}]
     task, optimizer = optimizer_of("FC8-KLIF-FC3-KLIF", parameter_groups=groups, learn_threshold=True)
