@@ -149,3 +149,35 @@ def test_layer_reports_its_form_and_why_not_a_faster_one():
         handle.remove()
         use_backend(net, "reference")(x)
     assert "part by part, dense (the reference backend" in net.forms()["conv2"]
+
+
+def _hook(module):
+    module.register_forward_hook(lambda module, given, output: None)
+
+
+@pytest.mark.parametrize(
+    ("layer", "change", "form"),
+    [
+        ("c8k3s1-BN-PLIF", None, "fused, "),
+        ("c8k1s2-BN-PLIF", None, "fused, "),
+        ("c8k7s1-BN-PLIF", None, "its convolution is not 1x1, 3x3 or 5x5"),
+        ("c8k3s3-BN-PLIF", None, "its convolution is not 1x1, 3x3 or 5x5"),
+        ("c8k3s1-BN-PLIF", lambda block: _hook(block.conv), "its convolution has hooks"),
+        ("c8k3s1-BN-PLIF", lambda block: _hook(block.norm), "its BN or neurons have hooks"),
+        ("c8k3s1-BN-PLIF", lambda block: setattr(block.norm.bn, "momentum", None), "its BN is not affine with running"),
+        ("c8k3s1-BN-PLIF", lambda block: _hook(block), "it has hooks, or is of another class"),
+        ("c8k3s1-BN-ILIF", None, "its BN or neurons have hooks, fire integers"),
+    ],
+)  # fmt: skip
+def test_a_layer_says_why_no_faster_form_ran(layer, change, form):
+    torch.manual_seed(0)
+    net = pl.SpikingNetwork((2, 9, 9), 3, 4, structure=f"c8k3s1-BN-PLIF-{layer}-FC3", backend="cpu")
+    x = 3 * torch.rand(4, 2, 2, 9, 9)
+    torch.manual_seed(1)
+    expected = use_backend(net, "reference")(x)
+    use_backend(net, "cpu")
+    if change is not None:
+        change(net.layers()["conv2"])
+    torch.testing.assert_close(net(x), expected)
+    assert form in net.forms()["conv2"]
+    assert net.forms()["conv2"].startswith("part by part") == form.startswith(("its BN", "it has"))

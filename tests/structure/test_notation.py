@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -28,6 +28,8 @@ from plif_lightning.structure import (
 )
 from plif_lightning.structure import layers as kinds_of_layers
 from plif_lightning.structure.base import NotationBase, Part
+from plif_lightning.structure.layers import gives_spikes, neurons_in
+from plif_lightning.structure.shapes import every_layer
 
 PAPER = "{{c256k3s1-BN-PLIF}*3-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10"
 SEW = "c8k7s2-BN-PLIF-MPk3s2p1-{ADD({c8k3s1-BN-PLIF}*2)}*2-ADD(c9k3s2-BN-PLIF-c9k3s1-BN-PLIF|c9k1s2-BN-PLIF)-AP-FC10b"
@@ -307,3 +309,44 @@ def test_a_layer_that_does_not_say_what_it_makes_of_spikes_cannot_be_made():
     incomplete = type("Incomplete", (NotationBase,), {"prefix": "x"})
     with pytest.raises(TypeError, match="keeps_spikes"):
         incomplete()
+
+
+EVERY = "c4k3s1-BN-PLIF-MPk2s2-ADD(c4k3s1-BN-LIF|c4k1s1-BN-IF)-CLIF-MPk2s2-DP-FC8-PLIF-RFC6-KLIF-FC3"
+
+
+def test_neurons_and_pools_are_replaced_wherever_they_stand():
+    changed = parse(EVERY).substitute(
+        lambda neurons: replace(neurons, name=f"{neurons.name}x"), lambda pool: replace(pool, kind="AP")
+    )
+    assert str(changed) == re.sub(r"(PLIF|CLIF|KLIF|LIF|IF)\b", r"\1x", EVERY).replace("MP", "AP")
+    assert str(parse(EVERY)) == EVERY
+
+
+def test_neurons_and_layers_come_in_the_order_of_the_notation():
+    layers = parse(EVERY).layers
+    assert [neurons.name for neurons in neurons_in(layers)] == ["PLIF", "LIF", "IF", "CLIF", "PLIF", "KLIF"]
+    specs = layer_specs(parse(EVERY), (2, 8, 8), 3)
+    names = [spec.name for spec in every_layer(specs)]
+    assert names == ["conv1", "conv2", "conv3", "res1", "pool1", "fc1", "fc2", "fc3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "of_spikes", "of_numbers"),
+    [
+        ("c4k3s1-BN-PLIF", True, True), ("c4k3s1-BN", False, False), ("MPk2s2", True, False), ("APk2s2", False, False),
+        ("PLIF", True, True), ("AND(MPk2s2|MPk2s2)", True, False), ("ADD(c4k3s1-BN-PLIF)", False, False),
+        ("IAND(c4k3s1-BN-PLIF)", True, False), ("ADD(c4k3s1-BN)-PLIF", True, True),
+        ("DELAY(max_delay=2)", False, False),
+        ("DELAY(max_delay=2,rounds=true)", True, False), ("DELAY(max_delay=2,rounds=true)-MPk2s2", True, False),
+    ],
+)  # fmt: skip
+def test_what_a_sequence_of_layers_makes_of_spikes(text, of_spikes, of_numbers):
+    layers = parse(f"{text}-FC3").layers[:-1]
+    assert [gives_spikes(layers, spikes) for spikes in (True, False)] == [of_spikes, of_numbers]
+
+
+def test_a_delay_is_written_as_it_is_read():
+    text = "DELAY(max_delay=20,kernel=gaussian)-FC8-PLIF-DELAY(max_delay=3,rounds=true)-FC3"
+    assert str(parse(text)) == text
+    with pytest.raises(UserError, match="DELAY must stand before an FC layer or a convolution, not behind a readout"):
+        parse("FC8-DELAY(max_delay=3)")
