@@ -12,6 +12,7 @@ that survived. The same command goes on where an interrupted one stopped.
 import argparse
 import ast
 import difflib
+import functools
 import json
 import os
 import random
@@ -38,8 +39,8 @@ GROUPS = {
     "runs and command line": (("runs", "callbacks", "cli", "runtime"), 10),
     "analysis and plot": (("analysis", "plot"), 5),
 }
-# Not drawn: types (`int | None`), decorators (a compiled function computes the same without its own), and Triton, which
-# needs a GPU.
+# Not drawn: types (`int | None`), decorators (a compiled function computes the same without its own), `strict` of `zip`
+# (which no caller trips over), and Triton, which needs a GPU.
 LEFT_OUT = re.compile(r"core/(ReplaceBinaryOperator_BitOr_.*|RemoveDecorator)$")
 GPU = {"gpu.py", "triton_code.py"}
 COMMON = 12  # a name in more files of tests, `forward` say, tells nothing
@@ -58,11 +59,22 @@ def draw(number: int, seed: int) -> list[dict[str, Any]]:
         usable = sorted(
             (str(change.module_path.relative_to(ROOT)), change.start_pos[0], change.operator_name, change.occurrence)
             for change in made
-            if not LEFT_OUT.match(change.operator_name)
+            if not LEFT_OUT.match(change.operator_name) and not is_strictness(change.module_path, change.start_pos)
         )
         for file, line, operator, occurrence in random.Random(seed).sample(usable, round(number * share / total)):
             drawn.append({"group": group, "file": file, "line": line, "operator": operator, "occurrence": occurrence})
     return drawn
+
+
+def is_strictness(path: Path, place: tuple[int, int]) -> bool:
+    """True for the value of an argument `strict`."""
+    line, column = place
+    return source_lines(path)[line - 1][:column].endswith("strict=")
+
+
+@functools.cache
+def source_lines(path: Path) -> list[str]:
+    return path.read_text("utf-8").splitlines()
 
 
 def function_at(source: str, line: int) -> str | None:

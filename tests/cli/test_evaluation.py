@@ -1,4 +1,4 @@
-"""`test`, `validate` and `predict` of a checkpoint."""
+"""`test`, `validate` and `predict` of a checkpoint, with `plif_lightning.callbacks.predictions` and `.engine`."""
 
 import shutil
 from collections import Counter

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from plif_lightning.callbacks import EMA, RunCheckpoints
+from plif_lightning.callbacks import RunCheckpoints
 from plif_lightning.callbacks import checkpoints as writing
 from plif_lightning.cli import main
 from plif_lightning.runs.folder import RunFolder
@@ -361,48 +361,6 @@ def test_of_equal_accuracies_the_first_or_the_last_is_best_after_a_resume_too(mo
     assert read_run(Path("here")).best[0] == epochs[-1] + 1
 
 
-AVERAGED = ["--trainer.callbacks", "[{class_path: EMAWeightAveraging, init_args: {decay: 0.97}}]"]
-
-
-def test_an_average_warms_up_and_the_summary_names_it(capsys):
-    """timm's: 66 steps at a decay of 0.999 alone average little but the initial weights."""
-    argv = [*FEW, "--trainer.limit_train_batches", "40", "--trainer.max_epochs", "2", "--test_after_fit", "false"]
-    fit(*argv, "--trainer.callbacks", "EMA", "--run_folder", "run")
-    said = " ".join(capsys.readouterr().out.split())
-    assert "averaging validation, test and best.ckpt use averaged weights (EMA)" in said
-    assert ", averaged weights)" in said
-    accuracies = [float(row.get("val/acc") or row["test_as_val/acc"]) for row in rows("run/metrics.csv")]
-    assert accuracies[-1] > 0.2  # 10 % without warm-up
-
-
-def test_the_average_is_that_of_timm():
-    average, decay = 1.0, 0.9
-    ema = EMA(decay)
-    for step in range(1, 40):
-        of_timm = max(min(decay, 1 - (1 + step / 1.0) ** (-2 / 3)), 0.0)
-        expected = of_timm * average + (1 - of_timm) * step
-        average = ema._average(torch.tensor(average), torch.tensor(float(step)), torch.tensor(step)).item()
-        assert average == pytest.approx(expected, rel=1e-6)
-
-
-def test_averaged_weights_are_tested_and_saved(tmp_path):
-    from plif_lightning.network import load_network
-    from plif_lightning.runs.run import read_run
-
-    fit(*FEW, *AVERAGED, "--trainer.max_epochs", "2", "--model.channels", "6", "--run_folder", "run")
-    tested = read_run(Path("run")).test
-    best = load("run/checkpoints/best.ckpt")
-    main(["test", "--ckpt_path", "run/checkpoints/best.ckpt", *SILENT, "--trainer.limit_test_batches", "2"])
-    assert float(rows("run/test/metrics.csv")[0]["test/acc"]) == tested
-    # What is logged of tau is that of the network whose accuracy is logged.
-    logged = next(row for row in rows("run/metrics.csv") if row["tau/fc1"] and int(row["epoch"]) == best["epoch"])
-    a = best["state_dict"]["network.classifier.fc1.neuron.a"]
-    assert float(logged["tau/fc1"]) == pytest.approx(1 + (-a).exp().item(), rel=1e-6)
-    network = load_network("run/checkpoints/best.ckpt").state_dict()
-    assert all(torch.equal(value, best["state_dict"][f"network.{name}"]) for name, value in network.items())
-    assert any(not torch.equal(value, best["current_model_state"][name]) for name, value in best["state_dict"].items())
-
-
 def test_training_seconds_accumulate_over_resumes(run):
     before = float(rows(run / "metrics.csv")[-1]["seconds"])
     resume(run, "--trainer.max_epochs", "3")
@@ -433,25 +391,6 @@ def test_accumulation_schedule_resumes_within_an_epoch():
     one, other = (load(f"{name}/checkpoints/last.ckpt") for name in ("straight", "cut"))
     assert one["global_step"] == other["global_step"] == 3
     assert all(torch.equal(other["state_dict"][name], value) for name, value in one["state_dict"].items())
-
-
-def test_a_run_without_an_average_begins_from_the_weights_that_were_trained():
-    few = [*TINY, *FEW, "--trainer.limit_train_batches", "8", "--test_after_fit", "false", "--record_samples", "0"]
-    fit(*few, *AVERAGED, "--trainer.max_epochs", "1", "--run_folder", "run")
-    before = load("run/checkpoints/last.ckpt")
-    still = ["--model.optimizer.lr", "0", "--trainer.max_epochs", "2", "--run_folder", "other"]
-    fit(*few, *still, "--ckpt_path", "run/checkpoints/last.ckpt")
-    after = load("other/checkpoints/last.ckpt")["state_dict"]
-    name = "network.classifier.fc1.fc.weight"
-    assert torch.equal(after[name], before["current_model_state"][name])
-    assert not torch.equal(after[name], before["state_dict"][name])
-
-
-def test_tau_of_averaged_weights_stands_alone_where_not_every_epoch_is_validated():
-    """Found by a review: every other value was that of the weights in training."""
-    few = [*TINY, *FEW, "--test_after_fit", "false", "--record_samples", "0", "--trainer.max_epochs", "3"]
-    fit(*few, *AVERAGED, "--trainer.check_val_every_n_epoch", "2", "--run_folder", "run")
-    assert {row["epoch"] for row in rows("run/metrics.csv") if row["tau/fc1"]} == {"1"}
 
 
 def test_truncated_last_checkpoint_resumes_from_best(tmp_path, caplog):

@@ -1,4 +1,7 @@
-"""Networks beyond the paper's, from their structure: every form of them, and SpikingJelly's models of the same name."""
+"""Networks beyond the paper's, from their structure: every form of them, and SpikingJelly's models of the same name.
+
+Their places and shapes are those of `plif_lightning.structure.layers` and `plif_lightning.structure.shapes`.
+"""
 
 from typing import get_args
 
