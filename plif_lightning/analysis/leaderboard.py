@@ -253,8 +253,8 @@ _NO_GAIN = Gain(math.nan, math.nan, math.nan, 0)
 
 def _gain(cell: Group, base: Group) -> Gain:
     """The gain of a setting beside another."""
-    of_seed = {run.seed: run.accuracy for run in base.runs}
-    pairs = [(run.accuracy, None if run.seed is None else of_seed.get(run.seed)) for run in cell.runs]
+    of_seed = {run.seed_or_name: run.accuracy for run in base.runs}
+    pairs = [(run.accuracy, of_seed.get(run.seed_or_name)) for run in cell.runs]
     differences = [
         100 * (share - base_share) for share, base_share in pairs if share is not None and base_share is not None
     ]

@@ -31,8 +31,8 @@ def _config_first(point: dict[str, Any]) -> list[tuple[str, Any]]:
 def run_name(point: dict[str, Any]) -> str:
     """Return the folder name of a run: the name of its configuration, then all other parameters."""
     parts = [
-        Path(str(value)).stem if key == "config" else f"{key.rsplit('.', 1)[-1]}-{_text(value)}"
-        for key, value in _config_first(point)
+        Path(str(value)).stem if name == "config" else f"{name.rsplit('.', 1)[-1]}-{_text(value)}"
+        for name, value in _config_first(point)
     ]
     name = "_".join(re.sub(r"[^\w.+-]+", "-", text) for text in parts)
     return name[:_LONGEST]
@@ -76,7 +76,7 @@ def job_of(sweep: Sweep, root: Path, point: dict[str, Any], overrides: Sequence[
     """Return the run of a point; overrides come last, so they win."""
     name = name or run_name(point)
     options = [
-        f"--{key}={_file(str(value)) if key == 'config' else _text(value)}" for key, value in _config_first(point)
+        f"--{name}={_file(str(value)) if name == 'config' else _text(value)}" for name, value in _config_first(point)
     ]
     position = sweep.arguments.index(ARGS)
     arguments = [*sweep.arguments[:position], *options, *sweep.arguments[position + 1 :], *overrides]

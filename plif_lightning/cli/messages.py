@@ -80,7 +80,7 @@ class Parser(LightningArgumentParser):
                 near = nearest(unknown[2], vars(data_module)) or f" One of your own is MODULE.{unknown[2]}."
                 raise UserError(f"{unknown[1]} there is no class {unknown[2]}.{near}") from ex
             if named and "is not accepted" in message:  # by this class: another class may have such an argument
-                keys = {key for key in keys if key.rpartition(".")[2] != named[1]}
+                keys = {name for name in keys if name.rpartition(".")[2] != named[1]}
             user_error = UserError(f"{message}.{nearest(named[1], keys) if named else ''}")
         raise user_error from ex
 
@@ -109,9 +109,9 @@ def all_keys() -> set[str]:
     return keys - {f"model.{name}" for name in FROM_DATA}
 
 
-def nearest(key: str, keys: Iterable[str]) -> str:
+def nearest(written: str, keys: Iterable[str]) -> str:
     """` Did you mean X?` for the key with the most similar last part, or nothing."""
-    block, _, name = key.replace("init_args.", "").rpartition(".")
+    block, _, name = written.replace("init_args.", "").rpartition(".")
     by_name = {full.rpartition(".")[2]: full for full in sorted(keys, key=lambda full: full.startswith(block))}
     matches = difflib.get_close_matches(name, by_name, n=1, cutoff=0.7)
     return f" Did you mean {by_name[matches[0]]}?" if matches else ""

@@ -35,7 +35,7 @@ def _data_block(value: str) -> str:
     """Return the `data` block of a configuration as YAML."""
     path = configs.resolve(value)
     loaded = parsed_yaml(path.read_text("utf-8"), f"the configuration {path}") or {}
-    return yaml.safe_dump({key: block for key, block in loaded.items() if key == "data"})
+    return yaml.safe_dump({"data": loaded["data"]} if "data" in loaded else {})
 
 
 def data_of(argv: Sequence[str]) -> tuple[SpikingDataModule, bool]:

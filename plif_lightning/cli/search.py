@@ -17,7 +17,7 @@ from plif_lightning.runtime.files import file_lock
 from plif_lightning.runtime.program import needed_by
 
 
-def distribution(key: str, spec: dict[str, Any]) -> Any:
+def distribution(name: str, spec: dict[str, Any]) -> Any:
     """Optuna's distribution for a parameter of W&B's file.
 
     Raises:
@@ -41,7 +41,7 @@ def distribution(key: str, spec: dict[str, Any]) -> Any:
         if kind in (None, "uniform", "log_uniform_values"):
             return FloatDistribution(low, high, log=kind == "log_uniform_values")
     raise UserError(
-        f"parameter {key} must have `value`, `values`, or numbers `min` and `max` with the distribution uniform, "
+        f"parameter {name} must have `value`, `values`, or numbers `min` and `max` with the distribution uniform, "
         f"int_uniform, q_uniform or log_uniform_values, got {spec}."
     )
 
@@ -65,7 +65,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         root.mkdir(parents=True, exist_ok=True)
         self.sweep, self.root, self.overrides, self.cap, self.seed = sweep, root, overrides, cap, seed
-        self.space = {key: distribution(key, spec) for key, spec in sweep.parameters.items()}
+        self.space = {name: distribution(name, spec) for name, spec in sweep.parameters.items()}
         pruner: Any = optuna.pruners.NopPruner()
         if (early := sweep.early_terminate) is not None:
             min_epochs, max_epochs, eta = early.get("min_iter", 1), early.get("max_iter", "auto"), early.get("eta", 3)
@@ -113,8 +113,8 @@ class Search:
                         self._hold(lock_stack, trial.number)
                     else:
                         trial = optuna.trial.Trial(self.study, trials[left]._trial_id)
-                        for key, space in self.space.items():  # parameters not drawn by the killed process
-                            trial._suggest(key, space)
+                        for name, space in self.space.items():  # parameters not drawn by the killed process
+                            trial._suggest(name, space)
                 job = self._job(trial)
                 self._trials[job.name] = trial
                 self._begun.append(job)
@@ -139,13 +139,13 @@ class Search:
 
     def _job(self, trial: Any) -> Job:
         """The run of a trial."""
-        point = {key: self._value(key, value) for key, value in trial.params.items()}
-        free = {key: value for key, value in point.items() if "value" not in self.sweep.parameters[key]}
-        short = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in free.items()}
+        point = {name: self._value(name, value) for name, value in trial.params.items()}
+        free = {name: value for name, value in point.items() if "value" not in self.sweep.parameters[name]}
+        short = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in free.items()}
         return job_of(self.sweep, self.root, point, self.overrides, f"{trial.number:04d}_{run_name(short)}"[:100])
 
-    def _value(self, key: str, value: Any) -> Any:
-        return json.loads(value) if hasattr(self.space[key], "choices") else value
+    def _value(self, name: str, value: Any) -> Any:
+        return json.loads(value) if hasattr(self.space[name], "choices") else value
 
     def should_end(self, job: Job) -> bool:
         """Report the epochs that are new, and say if the pruner ends the run."""

@@ -165,17 +165,19 @@ def _add_best_epoch(
     """Add accuracy and layers of the epoch that was kept, and the training speed, if any epoch was validated."""
     path, checkpoints = run_folder(trainer).metrics, run_checkpoints(trainer)
     metrics = read_metrics(path) if path.is_file() else []
-    key = f"{data.val_name}/acc"
-    measured = [row for row in metrics if not math.isnan(row.get(key, math.nan))]
+    metric = f"{data.val_name}/acc"
+    measured = [row for row in metrics if not math.isnan(row.get(metric, math.nan))]
     if not measured:
         return
-    best = max(measured, key=lambda row: row[key])
+    best = max(measured, key=lambda row: row[metric])
     if checkpoints is not None:
         best = next((row for row in measured if row["epoch"] == checkpoints.best_epoch), best)
     name = "best test epoch" if data.validation == "test" else "best validation epoch"
     of_average = ", averaged weights" if averaging(trainer) else ""
     epochs = metrics[-1]["epoch"] + 1  # rows are fewer where the run began from a checkpoint
-    table.add_row(name, f"[bold]{_percent(best[key])}[/] (epoch {best['epoch'] + 1:.0f} of {epochs:.0f}{of_average})")
+    table.add_row(
+        name, f"[bold]{_percent(best[metric])}[/] (epoch {best['epoch'] + 1:.0f} of {epochs:.0f}{of_average})"
+    )
     if test is not None:
         table.add_row(
             "test accuracy", f"[bold green]{_percent(test['test/acc'])}[/] (measured once, on that epoch's weights)"
@@ -196,7 +198,7 @@ def print_evaluation(trainer: L.Trainer, data: SpikingDataModule) -> None:
     table.add_row("protocol", data.protocol)
     if (form := _callback(trainer, DeployedForm)) is not None:
         table.add_row("engine", f"{form.engine}: {form.forms}")
-    _add_metrics(table, {key: float(value) for key, value in trainer.callback_metrics.items()}, data)
+    _add_metrics(table, {name: float(value) for name, value in trainer.callback_metrics.items()}, data)
     if trainer.ckpt_path:
         table.add_row("checkpoint", _path_text(Path(trainer.ckpt_path)))
     writer, folder = _callback(trainer, PredictionWriter), run_folder(trainer)

@@ -79,8 +79,8 @@ def difference(old: Sources, new: Sources, labels: tuple[str, str] = ("as it was
 def _texts(value: Any) -> Iterator[str]:
     """Texts of a configuration that may name classes: an import path, or a structure."""
     if isinstance(value, Mapping):
-        for key, item in value.items():
-            if key == "structure" and isinstance(item, str):
+        for name, item in value.items():
+            if name == "structure" and isinstance(item, str):
                 yield item
             yield from _texts(item)
     elif isinstance(value, list):

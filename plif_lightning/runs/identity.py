@@ -195,7 +195,7 @@ def _canonical(name: str, value: Any, default: Any = None) -> Iterator[tuple[str
             yield from _canonical(f"{name}.{argument}", given, of_class.get(argument))
     elif isinstance(value, Mapping):
         # Their order may be their meaning.
-        yield name, [[int(key) if str(key).isdecimal() else key, _plain(item)] for key, item in value.items()]
+        yield name, [[int(n) if str(n).isdecimal() else n, _plain(item)] for n, item in value.items()]
     elif _plain(value) != _plain(default):
         yield name, _plain(value)
 
@@ -205,7 +205,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping) and "class_path" in value:
         return dict(_canonical("class", value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in sorted(value.items())}
+        return {str(n): _plain(item) for n, item in sorted(value.items())}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:

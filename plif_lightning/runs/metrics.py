@@ -61,7 +61,12 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _is_of_epoch(row: dict[str, Any]) -> bool:
     """True for metrics of an epoch; a test after the fit is logged under the last epoch but belongs to the best."""
-    return bool(row.get("epoch")) and not any(value and key and key.startswith("test/") for key, value in row.items())
+    return bool(row.get("epoch")) and not _is_of_test({name: value for name, value in row.items() if value and name})
+
+
+def _is_of_test(row: Mapping[str, Any]) -> bool:
+    """True if a row has metrics of the test set."""
+    return any(name.startswith("test/") for name in row)
 
 
 # Metrics that a validation measures.
@@ -71,14 +76,14 @@ _ACCURACIES = ("val/acc", "test_as_val/acc")
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
     try:
-        return {key: float(value) for key, value in row.items() if value}
+        return {name: float(value) for name, value in row.items() if value}
     except (ValueError, TypeError) as error:
         raise ValueError(f"every value must be a number ({error})") from None
 
 
 def layer_values(row: dict[str, float], quantity: str) -> dict[str, float]:
     """Return the values of a kind (`tau`, `rate`) by layer, in network order."""
-    return {key.removeprefix(f"{quantity}/"): value for key, value in row.items() if key.startswith(f"{quantity}/")}
+    return {name.removeprefix(f"{quantity}/"): value for name, value in row.items() if name.startswith(f"{quantity}/")}
 
 
 # Axis labels and heads of layer values; others are labelled by their names.
@@ -91,7 +96,7 @@ _STAGES = {"train", "val", "test_as_val", "test"}
 
 def layer_quantities(metrics: Iterable[Mapping[str, float]]) -> list[str]:
     """Kinds of values that rows hold for layers, as `KIND/LAYER`: `tau`, `rate` and whatever else a callback logs."""
-    quantities = {key.partition("/")[0] for row in metrics for key in row if "/" in key} - _STAGES
+    quantities = {name.partition("/")[0] for row in metrics for name in row if "/" in name} - _STAGES
     return sorted(quantities, key=lambda quantity: ([*LAYER_TITLES, quantity].index(quantity), quantity))
 
 
@@ -116,7 +121,7 @@ class MetricsTable:
             for line, row in lines:
                 try:
                     if _numbers(row).get("step", before) < before:
-                        self.rows.append({key: value for key, value in row.items() if value})
+                        self.rows.append({name: value for name, value in row.items() if value})
                 except ValueError as error:
                     _log.warning("%s, line %d: %s. The line is skipped.", path, line, error)
             if not self.rows:
@@ -127,9 +132,9 @@ class MetricsTable:
         rows."""
         row = {**metrics, "step": step}
         last = self.rows[-1] if self.rows else {}
-        same = all(last.get(key) == row.get(key) for key in ("epoch", "step"))
-        again = any(key in last and key in row for key in _ACCURACIES)
-        if same and not again and not any(key.startswith("test/") for key in (*row, *last)):
+        same = all(last.get(name) == row.get(name) for name in ("epoch", "step"))
+        again = any(name in last and name in row for name in _ACCURACIES)
+        if same and not again and not _is_of_test({**row, **last}):
             last.update(row)
         else:
             self.rows.append(row)

@@ -107,7 +107,7 @@ def add_published(path: Path, runs: Sequence[Run], order: Sequence[str] = ()) ->
     def sort_key(run: Run) -> tuple[Any, ...]:
         title = str(run.section("data").get("title"))
         rank = order.index(title) if title in order else len(order)
-        return rank, title, run.protocol, run.arguments, run.epochs, _seed_or_name(run)
+        return rank, title, run.protocol, run.arguments, run.epochs, str(run.seed_or_name)
 
     with atomic_write(path) as file:
         file.writelines(f"{json.dumps(_line(run), default=str)}\n" for run in sorted(kept, key=sort_key))
@@ -116,7 +116,3 @@ def add_published(path: Path, runs: Sequence[Run], order: Sequence[str] = ()) ->
 
 def _line(run: Run) -> dict[str, Any]:
     return {"run": run.name, "config": run.config, "record": run.record, "metrics": run.metrics}
-
-
-def _seed_or_name(run: Run) -> str:
-    return run.name if run.seed is None else str(run.seed)

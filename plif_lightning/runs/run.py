@@ -58,9 +58,9 @@ class Run:
     record: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def setting(self, key: str, default: Any = None) -> Any:
-        """Return a configuration value by its dotted key, such as `model.init_tau` or `data.time_steps`."""
-        return setting_in(self.config, key, default)
+    def setting(self, name: str, default: Any = None) -> Any:
+        """Return a configuration value by its dotted name, such as `model.init_tau` or `data.time_steps`."""
+        return setting_in(self.config, name, default)
 
     def section(self, name: str) -> dict[str, Any]:
         """A part of the record that holds names and values; empty if there is none."""
@@ -126,6 +126,11 @@ class Run:
         """The run's seed; None if no other run can share it."""
         seed = self.setting("seed_everything")
         return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
+
+    @property
+    def seed_or_name(self) -> int | str:
+        """The run's seed, or its name where no other run can share a seed."""
+        return self.name if self.seed is None else self.seed
 
     @property
     def data_set(self) -> str:
@@ -240,10 +245,10 @@ class Run:
         picojoules = positive(self.section("cost").get("pj_int8_reused"))
         return None if picojoules is None else picojoules / 1e6
 
-    def curve(self, key: str) -> tuple[list[float], list[float]]:
+    def curve(self, name: str) -> tuple[list[float], list[float]]:
         """Return epochs (from 1) and values of a metric."""
-        rows = [row for row in self.metrics if key in row]
-        return [row["epoch"] + 1 for row in rows], [row[key] for row in rows]
+        rows = [row for row in self.metrics if name in row]
+        return [row["epoch"] + 1 for row in rows], [row[name] for row in rows]
 
     def layers(self, kind: str) -> list[str]:
         """Return the layers that have values of a kind (`tau`, `rate`), in network order."""
@@ -259,7 +264,7 @@ def not_replaced(runs: Sequence[Run]) -> list[Run]:
     The later one is that which was started or resumed last.
     """
     by_start = sorted(runs, key=lambda run: run.started)
-    latest = {(run.key, run.name if run.seed is None else run.seed): id(run) for run in by_start}
+    latest = {(run.key, run.seed_or_name): id(run) for run in by_start}
     chosen = set(latest.values())
     return [run for run in runs if id(run) in chosen]
 
