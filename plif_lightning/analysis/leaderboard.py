@@ -21,14 +21,14 @@ from plif_lightning.analysis.tables import Table
 from plif_lightning.runs.identity import CODE, Difference
 from plif_lightning.runs.metrics import layer_values
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import Role, role
+from plif_lightning.runs.settings import Role, is_of, role
 from plif_lightning.structure.layers import FC, Conv, Neurons, Pool, Votes
 
 # Name of the setting that changes nothing.
 _PAPER = "the paper's"
 _BASELINE = "baseline"  # in the place of its gain
-# Settings that rows of a table may differ in, by the beginnings of their names.
-_COMPARED = ("model.", "data.probe")
+# Blocks and settings that rows of a table may differ in.
+_COMPARED = ("model", "data.probe")
 # Settings, by dotted names, of the runs that gains are beside.
 Baseline = Mapping[str, Any]
 
@@ -151,7 +151,7 @@ def _setups(runs: Sequence[Run], protocols: str = "B") -> list[list[Group]]:
     by_setup: dict[str, list[Group]] = defaultdict(list)
     for group in groups([run for run in runs if run.protocol in protocols]):
         run = group.runs[0]
-        beside_model = {name: value for name, value in run.settings.items() if not name.startswith(_COMPARED)}
+        beside_model = {name: value for name, value in run.settings.items() if not is_of(name, *_COMPARED)}
         content = [run.section("data").get(name) for name in ("content", "test_content")]
         by_setup[repr([data_title(run), sorted(beside_model.items()), run.identity.changes, content])].append(group)
     return [*by_setup.values()]
@@ -160,7 +160,7 @@ def _setups(runs: Sequence[Run], protocols: str = "B") -> list[list[Group]]:
 def _is_paper(run: Run) -> bool:
     """True for the paper's neurons, loss, BN and pools, without any other setting but of training and size."""
     for name, *_ in run.identity.compared_with(paper_identity()):
-        if name.startswith(_COMPARED) and not role(name) & Role.EFFORT:
+        if is_of(name, *_COMPARED) and not role(name) & Role.EFFORT:
             return False
     if run.structure is None:
         return False
@@ -177,7 +177,7 @@ def _changed_settings(base: Run, run: Run) -> list[Difference]:
     found = [
         Difference(fact[0], there.get(fact, none).now, here[fact].now if fact in here else run.value(fact[0]), fact[1])
         for fact in dict.fromkeys((*here, *there))
-        if here.get(fact, none).now != there.get(fact, none).now and fact[0].startswith((*_COMPARED, CODE))
+        if here.get(fact, none).now != there.get(fact, none).now and is_of(fact[0], *_COMPARED, CODE)
     ]
     return without_replaced(found, run.settings)
 

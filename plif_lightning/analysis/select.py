@@ -16,7 +16,7 @@ from plif_lightning.analysis import paper
 from plif_lightning.analysis.paper import Setting
 from plif_lightning.runs.identity import Difference, Identity
 from plif_lightning.runs.run import Run, not_replaced
-from plif_lightning.runs.settings import Role, role, setting_in
+from plif_lightning.runs.settings import Role, is_of, role, setting_in
 from plif_lightning.structure import Numbers
 from plif_lightning.structure.layers import neurons_in
 
@@ -212,8 +212,8 @@ def beyond_shipped(run: Run) -> list[Difference]:
     found = [one for one in found if one.name in unchanged or one.name not in run.settings]
     if run.identity.is_of_another_program:  # unstated settings are unknown, not defaults
         found = [one for one in found if one.name in run.settings]
-    of_data = () if shipped is not None else ("data.", "model.structure", *NUMBERS)
-    return [Difference(n, before, run.value(n)) for n, before, *_ in found if not n.startswith(tuple(of_data))]
+    of_data = () if shipped is not None else ("data", "model.structure", *NUMBERS)
+    return [Difference(n, before, run.value(n)) for n, before, *_ in found if not is_of(n, *of_data)]
 
 
 def without_replaced(differences: Sequence[Difference], settings: Mapping[str, Any]) -> list[Difference]:
@@ -226,24 +226,17 @@ def without_replaced(differences: Sequence[Difference], settings: Mapping[str, A
         names -= NUMBERS
     if "model.network" in settings:  # which has none of the network's arguments, but those that were given
         names -= {name for name in names if name not in settings and name in _of_network()}
-    classes = {n for n in names if any(other.startswith(f"{n}.") for other in (*settings, *names))}
-    return [
-        one
-        for one in differences
-        if one.step is not None
-        or (
-            one.name in names and (one.name in settings or not any(one.name.startswith(f"{kind}.") for kind in classes))
-        )
-    ]
+    names -= {n for n in names if n not in settings and any(n != kind and is_of(n, kind) for kind in names)}
+    return [one for one in differences if one.step is not None or one.name in names]
 
 
 def _without_columns(differences: Sequence[Difference]) -> list[Difference]:
     """Differences without settings that have a column."""
-    of_column = ("model.neuron.", "model.network.")
+    of_column = ("model.neuron", "model.network")
     return [
         one
         for one in differences
-        if one.step is not None or not (role(one.name) & Role.COLUMN or f"{one.name}.".startswith(of_column))
+        if one.step is not None or not (role(one.name) & Role.COLUMN or is_of(one.name, *of_column))
     ]
 
 

@@ -32,7 +32,7 @@ from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.record import begin, update
 from plif_lightning.runs.samples import RecordedSamples, write_samples
-from plif_lightning.runs.settings import Role, role
+from plif_lightning.runs.settings import Role, is_of, role
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.runtime.files import relative
 from plif_lightning.runtime.process import surroundings
@@ -98,7 +98,7 @@ class RunRecord(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over weights alone where a new run has another optimiser or schedule: their states hold old values."""
         changed = Identity.of(self.config).compared_with(Identity(checkpoint.get("settings") or {}))
-        optimisation = [n for n, *_ in changed if n.startswith("model.") and role(n) & Role.TRAINING]
+        optimisation = [n for n, *_ in changed if is_of(n, "model") and role(n) & Role.TRAINING]
         if self.begun_from is not None and optimisation:
             checkpoint |= {"optimizer_states": [], "lr_schedulers": []}
             _log.info("Optimiser and schedule differ from those of %s and are reinitialised.", self.begun_from)

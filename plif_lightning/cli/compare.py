@@ -10,7 +10,7 @@ from plif_lightning.runs.code import PACKAGE, difference, hashes_of, sources_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.loading import load_mapping
-from plif_lightning.runs.settings import Role, role, setting_in
+from plif_lightning.runs.settings import Role, is_of, role, setting_in
 from plif_lightning.runtime.files import relative
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def _of_evaluation(
         changed = [name for name in changed if name != "trainer.limit_test_batches"]
     of_data = ("data.class_path", "data.root")
     same_data = all(setting_in(stored, name) == setting_in(parsed, name) for name in of_data)
-    of_network = {name for name in changed if name == "task" or name.startswith("model.")}
+    of_network = {name for name in changed if is_of(name, "task", "model")}
     return changed, [name for name in changed if name in of_network or (same_data and role(name) & Role.SPLIT)]
 
 

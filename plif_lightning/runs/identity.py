@@ -14,9 +14,11 @@ from plif_lightning.runs.sessions import Session, sessions_of
 from plif_lightning.runs.settings import (
     Role,
     by_numbers,
+    class_name,
     default_ties,
     defaults,
     defaults_of,
+    is_of,
     limits_data,
     of_identity,
     protocol,
@@ -107,7 +109,7 @@ class Identity:
         """The value of a setting, its default included."""
         if name in self.settings:
             return self.settings[name]
-        if not name.startswith("data.") or "data" not in self.settings:
+        if not is_of(name, "data") or "data" not in self.settings:
             return defaults().get(name)
         path = self.settings["data"] if "." in self.settings["data"] else f"{_PACKAGE}data.{self.settings['data']}"
         module, _, kind = path.rpartition(".")
@@ -189,8 +191,7 @@ def _canonical(name: str, value: Any, default: Any = None) -> Iterator[tuple[str
         path = str(value["class_path"])
         module, _, kind = path.rpartition(".")
         of_class = defaults_of(getattr(importlib.import_module(module), kind)) if module else {}
-        # A class of this package by its name, which stays where a module is moved.
-        yield name, kind if path.startswith(_PACKAGE) else path
+        yield name, class_name(path)
         for argument, given in {**(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}.items():
             yield from _canonical(f"{name}.{argument}", given, of_class.get(argument))
     elif isinstance(value, Mapping):

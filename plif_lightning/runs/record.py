@@ -18,7 +18,7 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.identity import Difference, Identity, data_identity
 from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.sessions import Session, sessions_of
-from plif_lightning.runs.settings import defaults, nest_settings
+from plif_lightning.runs.settings import defaults, is_of, nest_settings
 from plif_lightning.runtime.files import atomic_write
 
 # Parts written at the end of a run; resumed training removes them.
@@ -125,7 +125,7 @@ def record_run(
     if files.record.exists():
         raise UserError(f"{folder} holds a run already: pass another folder.")
     known = {".".join(name.split(".")[:2]) for name in defaults()}
-    named = [".".join(name.split(".")[:2]) for name in settings if not name.startswith("data.")]
+    named = [".".join(name.split(".")[:2]) for name in settings if not is_of(name, "data")]
     require_known_arguments("record_run", named, known)
     for argument, share in (("accuracy", accuracy), ("validation_accuracy", validation_accuracy)):
         if share is not None and not 0 <= share <= 1:

@@ -16,7 +16,7 @@ from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.lock import in_use
 from plif_lightning.runs.metrics import layer_values, read_metrics
 from plif_lightning.runs.sessions import Session, sessions_of
-from plif_lightning.runs.settings import default_ties, defaults, protocol, setting_in
+from plif_lightning.runs.settings import class_name, default_ties, defaults, protocol, setting_in
 from plif_lightning.runtime import program
 from plif_lightning.structure import Structure, parse
 
@@ -135,8 +135,7 @@ class Run:
     @property
     def data_set(self) -> str:
         """Class name of the data module; the full path if it is not part of plif_lightning."""
-        path = str(self.setting("data.class_path", "?"))
-        return path.rsplit(".", 1)[-1] if path.startswith("plif_lightning.") else path
+        return class_name(str(self.setting("data.class_path", "?")))
 
     @property
     def structure(self) -> Structure | None:

@@ -113,12 +113,26 @@ def role(name: str) -> Role:
     return Role.NONE
 
 
+def is_of(name: str, *above: str) -> bool:
+    """True for a setting, and for those of a block or a class.
+
+    >>> is_of("model.neuron.k", "data.probe", "model.neuron"), is_of("model.neurons", "model.neuron")
+    (True, False)
+    """
+    return any(f"{name}.".startswith(f"{block}.") for block in above)
+
+
+def class_name(path: str) -> str:
+    """A class as identities have it: one of this package by its name, which stays where a module is moved."""
+    return path.rpartition(".")[2] if path.startswith("plif_lightning.") else path
+
+
 _ARGUMENTS = ("init_args", "dict_kwargs")
 
 
 def of_identity(block: str) -> list[str]:
     """Settings of a block of `ROLES`, by their names in it, that are part of a run's identity."""
-    of_block = {name.removeprefix(f"{block}."): of for name, of in ROLES.items() if name.startswith(f"{block}.")}
+    of_block = {name.removeprefix(f"{block}."): of for name, of in ROLES.items() if is_of(name, block)}
     return [name for name, of in of_block.items() if "." not in name and not of & (Role.PLACE | Role.HOW)]
 
 
