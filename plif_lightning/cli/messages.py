@@ -18,6 +18,7 @@ from plif_lightning.cli.options import add_options
 from plif_lightning.cli.parser import parsed_yaml
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.errors import UserError
+from plif_lightning.runs.settings import names_class
 from plif_lightning.runtime.process import cores
 from plif_lightning.structure import FROM_DATA
 from plif_lightning.training.task import SpikingClassifier
@@ -54,7 +55,7 @@ class Parser(LightningArgumentParser):
         defaults = super().get_defaults(*args, **kwargs)
         for path in self.default_config_files:
             for name, value in parsed_yaml(Path(path).read_text("utf-8"), path).get("model", {}).items():
-                if isinstance(value, dict) and "class_path" in value:
+                if names_class(value):
                     defaults[f"model.{name}.init_args"] = Namespace(value["init_args"])
         return defaults
 

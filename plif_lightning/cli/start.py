@@ -20,7 +20,7 @@ from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.run import read_run
 from plif_lightning.runs.sessions import sessions_of
-from plif_lightning.runs.settings import Role, role, setting_in
+from plif_lightning.runs.settings import Role, names_class, role, setting_in
 from plif_lightning.runtime.files import atomic_write, relative
 from plif_lightning.structure import FROM_DATA, Numbers
 
@@ -245,7 +245,7 @@ def _evaluation(command: str, rest: list[str], resources: ExitStack) -> Start:
     path = Path(named)
     origin = origin_of(path)
     assert origin.config is not None
-    if "class_path" not in origin.config["data"]:
+    if not names_class(origin.config["data"]):
         if not values(options, "--data") and not values(options, *CONFIG):
             raise CheckpointError(
                 "the checkpoint names no data set because another Trainer wrote it: pass --data NAME, such as --data "
@@ -291,7 +291,7 @@ def _config_of_evaluation(stored: dict[str, Any]) -> dict[str, Any]:
         config["seed_everything"] = stored["seed_everything"]
     if "precision" in stored.get("trainer", {}):
         config["trainer"] = {"precision": stored["trainer"]["precision"]}
-    if "class_path" in stored["data"]:
+    if names_class(stored["data"]):
         used = {name: value for name, value in stored["data"]["init_args"].items() if name != "augmentation"}
         config["data"] = {**stored["data"], "init_args": used}
     return config
@@ -305,7 +305,7 @@ def _require_modules(named: Any) -> None:
     """
     from plif_lightning.network.user_networks import imported_network  # which loads PyTorch
 
-    if isinstance(named, dict) and isinstance(named.get("class_path"), str):
+    if names_class(named) and isinstance(named["class_path"], str):
         imported_network(named["class_path"])
     for value in named.values() if isinstance(named, dict) else named if isinstance(named, list) else ():
         _require_modules(value)
@@ -320,7 +320,7 @@ def require_data_set(block: dict[str, Any]) -> None:
     from plif_lightning.data import SpikingDataModule  # which loads PyTorch
     from plif_lightning.network.user_networks import import_class
 
-    if "class_path" in block:
+    if names_class(block):
         import_class("data set", block["class_path"], SpikingDataModule, "plif_lightning.data.SpikingDataModule")
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
+from plif_lightning.runs.settings import names_class
 from plif_lightning.runtime.input_spec import InputSpec
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def read_to_test(
     if named:
         roots = [] if root is None else [f"--data.root={root}"]
         module, _ = data_of([*named, *roots, f"--data.time_steps={read.net.time_steps}"])
-    elif "class_path" in read.data:
+    elif names_class(read.data):
         module = data_in(for_evaluation(read.data, **({} if root is None else {"root": root})))
     else:
         raise UserError(f"{path} names no data set because another Trainer wrote it: pass --data NAME.")

@@ -20,6 +20,7 @@ from plif_lightning.runs.settings import (
     defaults_of,
     is_of,
     limits_data,
+    names_class,
     of_identity,
     protocol,
     role,
@@ -187,7 +188,7 @@ def _of_config(config: Mapping[str, Any], processes: int) -> Iterator[tuple[str,
 
 def _canonical(name: str, value: Any, default: Any = None) -> Iterator[tuple[str, Any]]:
     """A setting by its dotted name, if it differs from its default; of a class its name, and its arguments likewise."""
-    if isinstance(value, Mapping) and "class_path" in value:
+    if names_class(value):
         path = str(value["class_path"])
         module, _, kind = path.rpartition(".")
         of_class = defaults_of(getattr(importlib.import_module(module), kind)) if module else {}
@@ -203,7 +204,7 @@ def _canonical(name: str, value: Any, default: Any = None) -> Iterator[tuple[str
 
 def _plain(value: Any) -> Any:
     """A value as it returns from JSON; for a class, its name and non-default arguments."""
-    if isinstance(value, Mapping) and "class_path" in value:
+    if names_class(value):
         return dict(_canonical("class", value))
     if isinstance(value, Mapping):
         return {str(n): _plain(item) for n, item in sorted(value.items())}

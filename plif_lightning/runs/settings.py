@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from enum import Flag, auto
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 from plif_lightning.errors import UserError
 from plif_lightning.structure import NUMBERS, Numbers, numbers_of, parse
@@ -127,6 +127,11 @@ def class_name(path: str) -> str:
     return path.rpartition(".")[2] if path.startswith("plif_lightning.") else path
 
 
+def names_class(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    """True for a value of a configuration that names a class, with its arguments."""
+    return isinstance(value, Mapping) and "class_path" in value
+
+
 _ARGUMENTS = ("init_args", "dict_kwargs")
 
 
@@ -179,7 +184,7 @@ def flatten_settings(block: Mapping[str, Any], above: str = "") -> Iterator[tupl
         if above and not {"class_path", *_ARGUMENTS} & value.keys():  # {gamma: [3, 5]}
             yield name, json.dumps(value)
             continue
-        if "class_path" in value:
+        if names_class(value):
             yield name, value["class_path"]
         inner = {**value, **(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}
         yield from flatten_settings(
