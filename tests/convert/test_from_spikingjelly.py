@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import plif_lightning as pl
 from plif_lightning.convert import proof
+from plif_lightning.convert.blocks import Replacement
 from plif_lightning.convert.converted import Converted
 from plif_lightning.convert.surrogates import SURROGATES
 from plif_lightning.errors import UserError
@@ -830,6 +831,15 @@ class Numbers(Grey):
         if x.shape[0] == 3:
             raise KeyError("three")
         return y, float(y.mean()), "text"
+
+
+def test_a_node_may_be_called_alone_as_often_as_one_likes():
+    converted = pl.from_spikingjelly(excited(Grey(nn.BatchNorm2d(1)).double()))
+    (node,) = (
+        part for part in converted.modules() if isinstance(part, Replacement) and part.calls and not part.followed
+    )
+    x = 2 * torch.rand(4, 2, 1, 6, 6).double()
+    assert torch.equal(node(x), node(x))
 
 
 def test_numbers_beside_tensors_are_passed_on_and_errors_leave_no_trace(monkeypatch):

@@ -1,5 +1,7 @@
 """Blocks: what each computes, in every form, how it prints, and what it refuses."""
 
+import copy
+
 import pytest
 import torch
 
@@ -55,9 +57,11 @@ def test_neurons_alone_and_behind_a_bn_are_their_parts_in_sequence(shape, backen
     x, neuron, norm = 3 * torch.rand(6, 4, *shape), pl.PLIF(), TimeBatchNorm(5, of_maps=len(shape) > 1)
     alone, behind = use_backend(NeuronBlock(neuron), backend), use_backend(NormBlock(norm, neuron), backend)
     assert torch.equal(alone(x), neuron(x))
+    apart = copy.deepcopy(norm)
     for mode in (True, False):
         y = behind.train(mode)(x)
-        torch.testing.assert_close(y, neuron(norm.train(mode)(x)))
+        torch.testing.assert_close(y, neuron(apart.train(mode)(x)))
+        torch.testing.assert_close(norm.state_dict(), apart.state_dict())
         assert 0 < y.mean() < 1
     assert behind.keeps_spikes(False)
 
