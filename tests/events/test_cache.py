@@ -243,3 +243,19 @@ def kill_builds(folder, number):
 
 def test_a_killed_build_leaves_nothing_or_all_of_it(tmp_path):
     kill_builds(tmp_path, 3)
+
+
+@pytest.mark.parametrize("size", [0, 100, 16 * 2**16, 16 * 2**16 + 1, 40 * 2**16])
+def test_a_hash_sees_a_byte_of_any_block(size, tmp_path):
+    """All of a file up to 1 MiB, otherwise the first and the last byte of 16 blocks at equal distances."""
+    file = tmp_path / "file"
+    file.write_bytes(bytes(size))
+    found = {cache._digest(file)}
+    firsts = [block * (size - 2**16) // 15 if size > 2**20 else block * 2**16 for block in range(16)]
+    places = {at for first in firsts for at in (first, first + 2**16 - 1) if at < size}
+    for at in places:
+        changed = bytearray(size)
+        changed[at] = 1
+        file.write_bytes(changed)
+        found.add(cache._digest(file))
+    assert len(found) == 1 + len(places)

@@ -28,6 +28,15 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
     assert run.tested_samples == 10_000
 
 
+def test_the_best_epoch_of_a_record_is_that_of_its_validation_accuracies_or_the_one_it_names(tmp_path):
+    folder = write_run(tmp_path / "a", (0.5, 0.75, 0.7))
+    assert read_run(folder.path).best_metrics["epoch"] == 1
+    update(folder, best_epoch=3)
+    assert read_run(folder.path).best_metrics["epoch"] == 2
+    update(folder, best_epoch=4)
+    assert read_run(folder.path).best_metrics == {}
+
+
 def test_protocol_b_reports_the_single_test(tmp_path):
     write_run(tmp_path / "a", validation="holdout", test=0.9)
     folder = write_run(tmp_path / "b", validation="holdout")

@@ -12,7 +12,7 @@ from plif_lightning.callbacks import LayerMonitor, RunCheckpoints, RunLogger
 from plif_lightning.data import Digits
 from plif_lightning.data.loading import as_batch, merge_time_steps
 from plif_lightning.errors import NonFiniteError, UserError
-from plif_lightning.network import load_network
+from plif_lightning.network import SpikingNetwork, load_network, use_backend
 from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.training.seeds import StepSeeds
 from plif_lightning.training.task import SpikingClassifier
@@ -579,3 +579,17 @@ def test_gradients_are_clipped_in_bf16_with_a_fused_optimiser(algorithm):
     run.fit(module, datamodule=Digits(time_steps=3, validation="test"))
     weight = module.network.encoder.conv1.norm.bn.weight
     torch.testing.assert_close(weight, torch.ones_like(weight), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ({"backend": "reference"}, ("reference", "auto")),
+        ({"sparse": "always"}, ("auto", "always")),
+        ({}, ("cpu", "never")),
+    ],
+)
+def test_each_choice_of_kernels_reaches_a_network_of_ones_own(settings, chosen):
+    own = use_backend(SpikingNetwork((1, 8, 8), 10, 4, channels=2, fc_features=4), "cpu", "never")
+    backend = SpikingClassifier((1, 8, 8), 10, 4, network=own, loss="cross_entropy", **settings).network.encoder.backend
+    assert (backend.name, backend.sparse) == chosen
