@@ -8,7 +8,7 @@ import pytest
 
 import plif_lightning as pl
 from plif_lightning.analysis.leaderboard import comparison_table
-from plif_lightning.analysis.select import groups
+from plif_lightning.analysis.select import counted, groups
 from plif_lightning.analysis.words import labels
 from plif_lightning.cli import main
 from plif_lightning.errors import UserError
@@ -217,3 +217,14 @@ def test_runs_of_a_row_are_one_column_of_its_file(tmp_path):
 def test_unknown_surroundings_are_missing(tmp_path):
     pl.record_run(tmp_path / "theirs", {}, 0.9, data="MNIST", samples=(100, 10), epochs=3)
     assert pl.read_runs(tmp_path).loc["theirs", ["commit", "machine", "versions"]].isna().all()
+
+
+def test_a_curve_averages_runs_with_a_result_or_those_that_ended_or_all(tmp_path):
+    def of_seeds(**runs):
+        for seed, (name, settings) in enumerate(runs.items()):
+            write_run(tmp_path / name, seed=seed, validation="holdout", **settings)
+        return [run.name for run in counted(find_runs(tmp_path))]
+
+    assert of_seeds(stopped={"finished": False}, other={"finished": False}) == ["other", "stopped"]
+    assert of_seeds(untested={}) == ["untested"]
+    assert of_seeds(tested={"test": 0.9}) == ["tested"]
