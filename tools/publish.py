@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
@@ -19,10 +20,11 @@ if __package__ is None:
 from plif_lightning.analysis.figures import write_figures
 from plif_lightning.analysis.leaderboard import gains_table
 from plif_lightning.analysis.measured import measured_table
-from plif_lightning.analysis.select import interval
+from plif_lightning.analysis.select import data_title, interval
 from plif_lightning.analysis.tables import Table, markdown
 from plif_lightning.runs.metrics import layer_values
 from plif_lightning.runs.published import read_published
+from plif_lightning.structure.layers import neurons_in
 from tests.conftest import REPOSITORY
 
 PAGE = REPOSITORY / "configs" / "RESULTS.md"
@@ -82,17 +84,22 @@ def accuracies() -> Table:
     return Table("", "", ["data set", "network, training", "accuracy [%]", "paper [%]", "minutes"], rows, [])
 
 
-def binary_adding() -> Table:
-    """Accuracies of each run on binary adding, by both protocols, beside the benchmark's."""
+def by_network(data: str, theirs: Mapping[str, str]) -> Table:
+    """Accuracies of each run on a data set, by both protocols, beside the benchmark's, where it has it."""
     found = defaultdict(list)
     for run in read_published(ALL_RUNS):
-        if run.section("data").get("title") == "binary adding":
+        if data_title(run) == data and any("test_each_epoch/acc" in row for row in run.metrics):
             chosen = run.setting("model.network") or run.setting("model.neuron")
             path = str(chosen["class_path"] if isinstance(chosen, dict) else chosen)
             name = OWN.get(path, path.rpartition(".")[2].removeprefix("Undecayed"))
-            name += ", BN" * ("-BN-" in str(run.setting("model.structure")))
-            name += f", tau = {run.setting('model.init_tau'):.0f}" if name.startswith("LIF") else ""
-            found["recurrent, " * str(run.setting("model.structure")).startswith("R") + name].append(run)
+            structure = str(run.setting("model.structure"))
+            if "." not in path and run.structure is not None:  # or what its layers name
+                named = dict.fromkeys(neurons.name for neurons in neurons_in(run.structure.layers))
+                name = "+".join(path.upper() if neurons == "PLIF" else neurons for neurons in named)
+            name += ", delays" * ("DELAY(" in structure) + ", BN" * ("-BN-" in structure)
+            is_fixed = name.startswith("LIF") and "BN" not in name
+            name += f", tau = {run.setting('model.init_tau'):.0f}" if is_fixed else ""
+            found["recurrent, " * structure.startswith("R") + name].append(run)
     rows = []
     for network, runs in sorted(found.items()):
         runs.sort(key=lambda run: run.seed or 0)
@@ -100,9 +107,10 @@ def binary_adding() -> Table:
         chosen = [run.accuracy or 0.0 for run in runs]
         minutes = [run.metrics[-1]["seconds"] / 60 for run in runs]
         ends = dict.fromkeys(f"{end:.0f}" for end in (min(minutes), max(minutes)))
-        rows.append([network, of_seeds(best), THEIRS.get(network, ""), of_seeds(chosen), " to ".join(ends)])
+        rows.append([network, of_seeds(best), theirs.get(network, ""), of_seeds(chosen), " to ".join(ends)])
     columns = ["network", "best epoch on the test set (A)", "Ma et al. (A)", "held-out epoch (B)", "minutes"]
-    return Table("", "", columns, rows, [])
+    shown = [i for i, _ in enumerate(columns) if i != 2 or theirs]
+    return Table("", "", [columns[i] for i in shown], [[row[i] for i in shown] for row in rows], [])
 
 
 def of_seeds(shares: list[float]) -> str:
@@ -132,7 +140,8 @@ def compact(table: Table) -> str:
 def renewed(page: str) -> str:
     """The page with the tables that the results give."""
     page = with_table(page, "Accuracy", compact(accuracies()))
-    page = with_table(page, "Binary adding", compact(binary_adding()))
+    page = with_table(page, "Binary adding", compact(by_network("binary adding", THEIRS)))
+    page = with_table(page, "MNIST by rows", compact(by_network("MNIST by rows", {})))
     return with_table(page, "Leaderboard", compact(gains_table(read_published(LEADERBOARD))))
 
 
