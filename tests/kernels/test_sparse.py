@@ -240,12 +240,12 @@ def test_declared_spikes_with_other_values_run_dense(dtype, other, place):
 @pytest.mark.parametrize("skip", [Skip(a, b) for a in (False, True) for b in (False, True)])
 def test_each_product_follows_skip(skip, monkeypatch):
     taken = []
-    for name in ("conv_events", "_conv_weight_events", "_linear_events", "linear_weight_of_bits"):
+    for name in ("conv_events", "_conv_weight_events", "linear_of_events", "linear_weight_of_bits"):
         form = getattr(sparse, name)
         monkeypatch.setattr(sparse, name, lambda *of, f=form, name=name, **by: (taken.append(name), f(*of, **by))[1])
     results(conv_of_spikes, maps(4, 20, 8, 8, share=0.1), values(4, 20, 3, 3), skip)
     results(linear_of_spikes, spikes(10, 100, share=0.1), values(4, 100), skip)
-    expected = ["conv_events", "_linear_events"] * skip.output
+    expected = ["conv_events", "linear_of_events"] * skip.output
     expected += ["_conv_weight_events", "linear_weight_of_bits"] * skip.gradient
     assert sorted(taken) == sorted(expected)
 
@@ -269,7 +269,7 @@ def network(sparse="always", **changes):
 
 def taken_in(net, x, monkeypatch):
     taken = []
-    for name in ("conv_events", "_linear_events"):
+    for name in ("conv_events", "linear_of_events"):
         form = getattr(sparse, name)
         monkeypatch.setattr(sparse, name, lambda *of, f=form, name=name, **by: (taken.append(name), f(*of, **by))[1])
     votes = net(x)
@@ -288,20 +288,20 @@ def halve_input(module, given):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda net: None, ["conv_events", "_linear_events", "_linear_events"]),
+        (lambda net: None, ["conv_events", "linear_of_events", "linear_of_events"]),
         (lambda net: use_backend(net, "cpu", "never"), []),
         (lambda net: use_backend(net, "reference", "always"), []),
-        (lambda net: net.encoder.conv1.register_forward_hook(halve), ["_linear_events"] * 2),
-        (lambda net: net.encoder.register_forward_hook(halve), ["conv_events", "_linear_events"]),
-        (lambda net: net.encoder.conv2.register_forward_pre_hook(halve_input), ["_linear_events"] * 2),
-        (lambda net: net.classifier.register_forward_pre_hook(halve_input), ["conv_events", "_linear_events"]),
-        (lambda net: net.classifier.fc1.register_forward_pre_hook(halve_input), ["conv_events", "_linear_events"]),
-        (lambda net: net.classifier.fc1.fc.register_forward_hook(halve), ["conv_events", "_linear_events"]),
-        (lambda net: net.classifier.fc1.dropout.register_forward_hook(halve), ["conv_events", "_linear_events"]),
-        (lambda net: net.classifier.fc1.neuron.register_forward_hook(halve), ["conv_events", "_linear_events"]),
+        (lambda net: net.encoder.conv1.register_forward_hook(halve), ["linear_of_events"] * 2),
+        (lambda net: net.encoder.register_forward_hook(halve), ["conv_events", "linear_of_events"]),
+        (lambda net: net.encoder.conv2.register_forward_pre_hook(halve_input), ["linear_of_events"] * 2),
+        (lambda net: net.classifier.register_forward_pre_hook(halve_input), ["conv_events", "linear_of_events"]),
+        (lambda net: net.classifier.fc1.register_forward_pre_hook(halve_input), ["conv_events", "linear_of_events"]),
+        (lambda net: net.classifier.fc1.fc.register_forward_hook(halve), ["conv_events", "linear_of_events"]),
+        (lambda net: net.classifier.fc1.dropout.register_forward_hook(halve), ["conv_events", "linear_of_events"]),
+        (lambda net: net.classifier.fc1.neuron.register_forward_hook(halve), ["conv_events", "linear_of_events"]),
         (
             lambda net: setattr(net, "classifier", torch.nn.Sequential(*net.classifier)),
-            ["conv_events", "_linear_events", "_linear_events"],
+            ["conv_events", "linear_of_events", "linear_of_events"],
         ),
     ],
 )
@@ -322,11 +322,11 @@ def test_layers_skip_silent_spiking_inputs(change, expected, monkeypatch):
 def test_replaced_neurons_do_not_count_as_spiking(monkeypatch):
     net = network()
     net.classifier.fc1.neuron = torch.nn.Sigmoid()
-    assert taken_in(net, values(2, 1, 12, 12), monkeypatch)[0] == ["conv_events", "_linear_events"]
+    assert taken_in(net, values(2, 1, 12, 12), monkeypatch)[0] == ["conv_events", "linear_of_events"]
 
 
 def test_an_average_pool_gives_no_spikes(monkeypatch):
-    assert taken_in(network(pooling="avg"), values(2, 1, 12, 12), monkeypatch)[0] == ["_linear_events"]
+    assert taken_in(network(pooling="avg"), values(2, 1, 12, 12), monkeypatch)[0] == ["linear_of_events"]
 
 
 def test_no_images_and_no_rows_are_no_error():
