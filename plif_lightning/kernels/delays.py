@@ -74,7 +74,8 @@ class _LinearOfDelayed(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bits: Tensor, whole: Tensor, on_time: Tensor, late: Tensor, value: float
     ) -> Tensor:
         steps, rows, _ = x.shape
-        bits, delayed = bits.view(steps, rows, -1), torch.zeros(steps, rows, bits.shape[1], dtype=torch.int64)
+        bits = bits.view(steps, rows, -1)
+        delayed = torch.zeros(bits.shape, dtype=torch.int64, device="cpu")
         arrays = array_of_bits(bits), whole.numpy(), array_of_bits(delayed)
         parallel(loops.cpu_delay.delay_bits, rows, threads_for(bits.numel()), *arrays)
         ctx.save_for_backward(weight, delayed, whole, on_time, late)

@@ -31,7 +31,7 @@ class Session:
 
     def recorded(self) -> dict[str, Any]:
         """The session as `run.json` holds it, without what is unknown or empty."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, 0.0, [], (), {})}
+        return {name: value for name, value in asdict(self).items() if value not in (None, [], (), {})}
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
