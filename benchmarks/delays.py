@@ -1,4 +1,4 @@
-"""What a delay before an FC layer costs: a training step of the layer alone, and behind a delay.
+"""What a delay before an FC layer costs: a training step with the delay beside one without.
 
     python benchmarks/delays.py [--density 0.02] [--rounds 15]
 

@@ -93,7 +93,7 @@ def by_network(data: str, theirs: Mapping[str, str]) -> Table:
             path = str(chosen["class_path"] if isinstance(chosen, dict) else chosen)
             name = OWN.get(path, path.rpartition(".")[2].removeprefix("Undecayed"))
             structure = str(run.setting("model.structure"))
-            if "." not in path and run.structure is not None:  # or what its layers name
+            if "." not in path and run.structure is not None:  # its layers may name others
                 named = dict.fromkeys(neurons.name for neurons in neurons_in(run.structure.layers))
                 name = "+".join(path.upper() if neurons == "PLIF" else neurons for neurons in named)
             name += ", delays" * ("DELAY(" in structure) + ", BN" * ("-BN-" in structure)

@@ -154,10 +154,11 @@ def _fit(command: str, rest: list[str]) -> Start:
     argv = [command, *rest]
     if folder is not None and folder.last.is_file():
         return _resumed(argv, folder, path, options)
-    if folder is not None and "ended" in load_mapping(folder.record, [], optional=True):
+    record = {} if folder is None else load_mapping(folder.record, [], optional=True)
+    if folder is not None and "ended" in record:
         raise Stopped(0, finished_in_words(folder))
     if folder is not None and not _names_data(options):  # it ended before its first checkpoint
-        origin, begun = _first_call(folder)
+        origin, begun = _first_call(folder, record)
         path, options = path or _single_value("--ckpt_path", origin), [*begun, *options]
         argv = [command, *options, *([f"--ckpt_path={path}"] if path else []), f"--run_folder={named}"]
     if path is not None and setting_in(origin_of(Path(path)).config or {}, "model.folded"):
@@ -168,7 +169,7 @@ def _fit(command: str, rest: list[str]) -> Start:
 
 
 def _resumed(argv: list[str], folder: RunFolder, path: str | None, options: list[str]) -> Start:
-    """A run with a checkpoint goes on from it, with its stored configuration unless the options name a data set."""
+    """Resume a run from its last checkpoint, with its stored configuration unless the options name a data set."""
     begun_from = Identity.of_record(load_mapping(folder.record, [], optional=True)).settings.get("ckpt_path")
     if path not in (None, begun_from):
         raise CheckpointError(
@@ -182,9 +183,9 @@ def _resumed(argv: list[str], folder: RunFolder, path: str | None, options: list
     return Start(argv, arguments, config, folder, is_named=True)
 
 
-def _first_call(folder: RunFolder) -> tuple[list[str], list[str]]:
+def _first_call(folder: RunFolder, record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Values of --ckpt_path, and the other options, with which a run was called first."""
-    sessions = sessions_of(load_mapping(folder.record, [], optional=True))
+    sessions = sessions_of(record)
     if not sessions or not sessions[0].arguments:
         raise UserError(
             f"{folder.path} holds no run to resume: start it with its data set, such as fit --config NAME "

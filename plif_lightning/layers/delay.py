@@ -48,7 +48,6 @@ class Delay(LayerModule):
     """
 
     carries = ("x",)
-    joins = True
     sigma: Tensor
     geometry = ("max_delay", "kernel", "rounds")
 
@@ -103,9 +102,9 @@ class Delay(LayerModule):
         return delay.round() if self.is_whole else delay
 
     def divides(self, x: Signal) -> bool:
-        """True if the compiled loops divide values x [T, N, C] between two steps."""
+        """True if a call does no more than to divide values x [T, N, C] between two steps by the compiled loops."""
         has_steps = active_states() is None and x.values.dim() == 3 and not x.is_held
-        return has_steps and not self.is_whole and self._has_loops(x.values)
+        return self.is_plain_call and has_steps and not self.is_whole and self._has_loops(x.values)
 
     def between(self) -> tuple[Tensor, Tensor]:
         """The whole part of the delays [C], at most `max_delay` - 1, and the rest: the share of the step after it.

@@ -342,7 +342,7 @@ def run_fc(block: FCParts, x: Signal) -> Tensor:
 def run_delayed_fc(block: FCParts, delay: Delay, x: Signal) -> Tensor | None:
     """Spikes [T, N, F'] of an FC block behind a delay, from the spikes x before it; None where this is no faster."""
     dropout = block.dropout
-    if not isinstance(dropout, TimeDropout) or not is_plain(dropout):
+    if not (block.is_plain_call and isinstance(dropout, TimeDropout) and is_plain(dropout)):
         return None
     found = linear_behind_delay(block.fc, delay, x, block.backend, dropout)
     return None if found is None else _run_behind_fc(block, found[0], x.steps, Choice("FC", found[1]))

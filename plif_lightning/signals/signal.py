@@ -42,14 +42,12 @@ class Layer:
         kept: numbers that it carries for each value of its output, of which a step reads and writes one, as a delay
             does; 0 for layers without such a memory.
         is_plain_call: `run` is all that a call of it does.
-        joins: the layer behind it may compute it, too, see `run_behind`.
     """
 
     kept: int = 0
     carries: tuple[str, ...] = ()
     geometry: tuple[str, ...] = ()
     is_plain_call = True
-    joins = False
 
     def run(self, x: Signal) -> Any:
         """The output's values: of T steps, or of one if x is held and all outputs are equal."""
@@ -132,17 +130,9 @@ def run_layers(layers: Iterable[Any], x: Signal) -> Signal:
     waiting = [*layers]
     while waiting:
         layer = waiting.pop(0)
-        both = _run_both(layer, waiting[0], x) if waiting and isinstance(layer, Layer) and layer.joins else None
-        if both is not None:
-            del waiting[0]
-        x = run_layer(layer, x) if both is None else both
+        values = waiting[0].run_behind(layer, x) if waiting and isinstance(waiting[0], Layer) else None
+        if values is None:
+            x = run_layer(layer, x)
+        else:
+            x = Signal(values, x.steps, keeps_spikes(waiting.pop(0), keeps_spikes(layer, x.is_spikes)))
     return x
-
-
-def _run_both(layer: Layer, behind: Any, x: Signal) -> Signal | None:
-    """The output of two layers, where the second computes both."""
-    if not (isinstance(behind, Layer) and behind.is_plain_call and layer.is_plain_call):
-        return None
-    values = behind.run_behind(layer, x)
-    spikes = behind.keeps_spikes(layer.keeps_spikes(x.is_spikes))
-    return None if values is None else Signal(values, x.steps, spikes)

@@ -119,7 +119,7 @@ def test_the_cost_of_every_layer_is_counted(kind):
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # PyTorch's compiler looks at it
 def test_it_compiles_to_the_same_votes_and_gradients():
-    """What is compiled is counted in `tests/layers/test_plan.py`."""
+    """`tests/layers/test_plan.py` counts the graphs that are compiled."""
     kind, x, results = "sums before neurons", torch.rand(4, 2, 2, 12, 12), []
     for compiled in (False, True):
         torch.manual_seed(0)
