@@ -62,7 +62,7 @@ def pack_spikes(x: Tensor, value: float = 1.0) -> Bits:
     counts = np.zeros((threads, 2), np.int64)
     x = x.detach().contiguous()
     parallel(
-        loops.cpu_sparse.pack_bits, len(x), threads, array_of_rows(x), _as(value, x.dtype), array_of_bits(words), counts
+        loops.cpu_bits.pack_bits, len(x), threads, array_of_rows(x), _as(value, x.dtype), array_of_bits(words), counts
     )
     number, not_binary = counts.sum(0)
     return Bits(words, int(number), not not_binary)
@@ -81,7 +81,7 @@ def unpack(bits: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
 
 def _unpack_into(x: Tensor, bits: Tensor) -> Tensor:
     threads = threads_for(x.numel())
-    parallel(loops.cpu_sparse.unpack_bits, len(x), threads, array_of_bits(bits), _as(1.0, x.dtype), array_of_rows(x))
+    parallel(loops.cpu_bits.unpack_bits, len(x), threads, array_of_bits(bits), _as(1.0, x.dtype), array_of_rows(x))
     return x
 
 
@@ -89,7 +89,7 @@ def number_of_spikes(bits: Tensor) -> int:
     """Number of bits that are set."""
     threads = threads_for(bits.numel())
     counts = np.zeros(threads, np.int64)
-    parallel(loops.cpu_sparse.count, len(bits), threads, array_of_bits(bits), counts)
+    parallel(loops.cpu_bits.count, len(bits), threads, array_of_bits(bits), counts)
     return int(counts.sum())
 
 
@@ -98,7 +98,7 @@ def estimate_density(x: Tensor, value: float) -> tuple[float, bool]:
     """Estimated density of x [R, K], from a deterministic sample of its rows, and if its spikes all have a value."""
     x = x.detach().contiguous()
     rows = min(len(x), -(-_SAMPLE // x.shape[1]))
-    spikes, not_binary = loops.cpu_sparse.sample(rows, array_of_rows(x), _as(value, x.dtype))
+    spikes, not_binary = loops.cpu_bits.sample(rows, array_of_rows(x), _as(value, x.dtype))
     return spikes / (rows * x.shape[1]), not_binary == 0
 
 
@@ -135,7 +135,7 @@ class SparseMaps(NamedTuple):
         inputs = channels * height * width
         bits = torch.empty(n, words_for(inputs), dtype=torch.int64, device="cpu")
         arrays = array_of_bits(self.bits), array_of_bits(bits)
-        parallel(loops.cpu_sparse.flatten, n, threads_for(n * inputs), *arrays, height * width)
+        parallel(loops.cpu_bits.flatten, n, threads_for(n * inputs), *arrays, height * width)
         return bits
 
     def arrays(self, table: NDArray[Any] | None = None) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -154,12 +154,12 @@ class SparseMaps(NamedTuple):
         n, channels, height, width = self.shape
         rows, bits = n * height, array_of_bits(self.bits)
         if threads_for(_LISTED * rows * width) == 1:
-            return loops.cpu_sparse.list_maps(bits, rows, width, channels)
+            return loops.cpu_bits.list_maps(bits, rows, width, channels)
         counts, offsets = np.empty(rows, np.int64), np.empty(rows * width + 1, np.int64)
-        parallel(loops.cpu_sparse.count_rows, rows, threads_for(bits.size), bits, width, counts)
+        parallel(loops.cpu_bits.count_rows, rows, threads_for(bits.size), bits, width, counts)
         bounds = counts.cumsum()
         offsets[-1] = total = bounds[-1] if rows else 0
         indices = np.empty(total, np.int32)
         threads = threads_for(_LISTED * (rows * width + total))
-        parallel(loops.cpu_sparse.list_rows, rows, threads, bits, bounds - counts, width, channels, indices, offsets)
+        parallel(loops.cpu_bits.list_rows, rows, threads, bits, bounds - counts, width, channels, indices, offsets)
         return indices, offsets

@@ -3,7 +3,8 @@
 import numpy as np
 
 from plif_lightning.kernels.cpu import aligned_rows
-from plif_lightning.kernels.cpu_sparse import linear_of_table, pack_bits
+from plif_lightning.kernels.cpu_bits import pack_bits
+from plif_lightning.kernels.cpu_sparse import linear_of_table
 from plif_lightning.kernels.layout import LANES
 from plif_lightning.kernels.machine_code import call, keep
 from plif_lightning.runtime.compiled import compile_loop, inner

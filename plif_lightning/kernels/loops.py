@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plif_lightning.kernels import cpu as cpu
     from plif_lightning.kernels import cpu_backward as cpu_backward
+    from plif_lightning.kernels import cpu_bits as cpu_bits
     from plif_lightning.kernels import cpu_block as cpu_block
     from plif_lightning.kernels import cpu_delay as cpu_delay
     from plif_lightning.kernels import cpu_recurrent as cpu_recurrent
