@@ -3,13 +3,14 @@
     python benchmarks/converted.py [--rounds 9] [NETWORK ...]
 
 Forward and backward in training, and inference; random images, T = 4, batch 8, float32, the same weights. The weight of
-every BN is 1.5, so that layers fire. `spikformer` and `ms_resnet` are small networks as their repositories write them:
-convolution and BN over [T N, *], nodes over [T, N, *].
+every BN is 1.5, so that layers fire. `spikformer`, `ms_resnet` and `tet_vgg` are written as in their repositories:
+convolution and BN over [T N, *], in `tet_vgg` within a container of its own, nodes over [T, N, *].
 """
 
 import argparse
 import statistics
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,27 @@ def ms_resnet() -> nn.Module:
     return Network(conv(3, 64), nn.Sequential(*(Shortcut(64) for _ in range(4))), 64)
 
 
+class OverFrames(nn.Module):
+    """TET's `SeqToANNContainer`: layers over [T N, *]."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.module = nn.Sequential(*layers) if len(layers) > 1 else layers[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.module(x.flatten(0, 1).contiguous())
+        return y.view(*x.shape[:2], *y.shape[1:])
+
+
+def tet_vgg() -> nn.Module:
+    layers: list[nn.Module] = []
+    sizes = (3, 64, 128, 256, 256, 512, 512, 512, 512)
+    for i, (before, after) in enumerate(pairwise(sizes)):
+        layers += [OverFrames(nn.Conv2d(before, after, 3, 1, 1), nn.BatchNorm2d(after)), node()]
+        layers += [OverFrames(nn.AvgPool2d(2))] if i % 2 else []
+    return nn.Sequential(*layers, nn.Flatten(2), OverFrames(nn.Linear(512 * 9, 10)))
+
+
 def multi_step(net: nn.Module) -> nn.Module:
     functional.set_step_mode(net, "m")
     return net
@@ -113,6 +135,7 @@ def multi_step(net: nn.Module) -> nn.Module:
 NETWORKS = {
     "spikformer": (spikformer, 32),
     "ms_resnet": (ms_resnet, 32),
+    "tet_vgg": (tet_vgg, 48),
     "sew_resnet18": (
         lambda: multi_step(
             sew_resnet.sew_resnet18(cnf="ADD", num_classes=10, spiking_neuron=neuron.LIFNode, **SETTINGS)

@@ -1,11 +1,11 @@
 """Runs as a pandas data frame, a row a run, for custom tables and plots."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plif_lightning.analysis import words
-from plif_lightning.analysis.select import groups
+from plif_lightning.analysis.select import Group, groups
 from plif_lightning.errors import UserError
 from plif_lightning.runs.metrics import layer_quantities, layer_values
 from plif_lightning.runs.published import runs_in
@@ -35,10 +35,10 @@ def read_runs(folder: str | Path = "runs") -> "pd.DataFrame":
         `spikes` for a sample; `firing_rate`; `energy_uj`; `tau.LAYER`, `rate.LAYER` and whatever else is logged as
         `KIND/LAYER`, of the best epoch; `structure` of the network, in the paper's notation; `key`, equal for runs that
         tables average, and `averaged`, True for the runs that they take (finished, with an accuracy, the latest of a
-        seed); `code`, the user's modules with their hashes; `commit`, `machine`, `versions`; `started` and every
-        other number of `run.json`; `changes` on resuming; then every setting, defaults included, by its name on the
-        command line, such as `model.init_tau`. A class is its import path, a list its JSON. Unknown values are missing
-        (NaN or None).
+        seed), or `left_out`, why they do not; `code`, the user's modules with their hashes; `commit`, `machine`,
+        `versions`; `started` and every other number of `run.json`; `changes` on resuming; then every setting, defaults
+        included, by its name on the command line, such as `model.init_tau`. A class is its import path, a list its
+        JSON. Unknown values are missing (NaN or None).
 
     Raises:
         UserError: the folder does not exist, or has no runs.
@@ -50,8 +50,8 @@ def read_runs(folder: str | Path = "runs") -> "pd.DataFrame":
         import pandas as pd
 
     runs = runs_in(folder)
-    averaged = {id(run) for group in groups(runs) for run in group.runs}
-    rows = [_row(run, id(run) in averaged) for run in runs]
+    averaged = groups(runs)
+    rows = [_row(run, averaged) for run in runs]
     order = dict.fromkeys(name for block in ("results", "settings") for row in rows for name in row[block])
     values = [{**row["settings"], **row["results"]} for row in rows]
     index = pd.Index([row["name"] for row in rows], name="run")
@@ -59,7 +59,8 @@ def read_runs(folder: str | Path = "runs") -> "pd.DataFrame":
     return frame.astype(dict.fromkeys(_NUMBERS, "float64"))
 
 
-def _row(run: Run, is_averaged: bool) -> dict[str, Any]:
+def _row(run: Run, averaged: Sequence[Group]) -> dict[str, Any]:
+    reason, of_run = words.why_left_out(run, averaged)
     best, last = run.best, run.metrics[-1] if run.metrics else {}
     layers = {quantity: layer_values(run.best_metrics, quantity) for quantity in layer_quantities([run.best_metrics])}
     outcomes = {
@@ -78,7 +79,8 @@ def _row(run: Run, is_averaged: bool) -> dict[str, Any]:
         **{f"{quantity}.{layer}": value for quantity, values in layers.items() for layer, value in values.items()},
         "structure": run.record.get("structure"),
         "key": run.key,
-        "averaged": is_averaged,
+        "averaged": any(run is own for group in averaged for own in group.runs),
+        "left_out": f"{reason} ({of_run})" if of_run else reason or None,
         "code": ", ".join(f"{name} {digest}" for name, digest in run.identity.code.items()) or None,
         **{name: run.surroundings(name) for name in ("commit", "machine", "versions")},
         "started": run.started or None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from plif_lightning.analysis.select import Group, data_title, groups, names_of
 from plif_lightning.analysis.tables import Table
-from plif_lightning.analysis.words import labels_of, left_out, notes_on_groups
+from plif_lightning.analysis.words import labels_of, left_out, length, notes_on_groups
 from plif_lightning.runs.metrics import LAYER_TITLES, layer_quantities, layer_values
 from plif_lightning.runs.run import Run
 
@@ -21,10 +21,11 @@ def layer_table(runs: Sequence[Run]) -> Table:
         layers = dict.fromkeys(
             layer for quantity in quantities for run in group.runs for layer in layer_values(run.best_metrics, quantity)
         )
-        title = data_title(group.runs[0])
-        rows += [[title, label, layer, *(_mean(group, quantity, layer) for quantity in quantities)] for layer in layers]
+        of_group = [data_title(group.runs[0]), label, *length(group)]
+        rows += [[*of_group, layer, *(_mean(group, quantity, layer) for quantity in quantities)] for layer in layers]
         names += [names_of(group)] * len(layers)
-    columns = ["data set", "setting", "layer", *(LAYER_TITLES.get(quantity, quantity) for quantity in quantities)]
+    columns = ["data set", "setting", "protocol", "T", "epochs", "layer"]
+    columns += [LAYER_TITLES.get(quantity, quantity) for quantity in quantities]
     means = "Means over seeds of the values in the best epoch."
     notes = [*left_out(runs), *shared, means, *notes_on_groups(averaged)] if rows else left_out(runs)
     return Table("layers", "Layers", columns, rows, notes, names)

@@ -100,8 +100,8 @@ def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> T
     note = (
         "Accuracy on the test set: of the best epoch there (A), or of the epoch chosen on a held-out part (B). Means "
         "over seeds, with Student's 95 % interval, or Wilson's of one run and of seeds that all reached the same. "
-        "Gain: beside the baseline, over the seeds of both, with the interval of the differences; empty where no run "
-        "with the baseline's settings shares data, epochs and all settings but the network's."
+        "Gain: beside the baseline, over the seeds that both have, with the interval of the differences; empty where "
+        "no run of the baseline's settings shares a seed, data, epochs and all settings outside of --model."
     )
     notes = [*shared, note, *words.left_out(runs)] if rows else words.left_out(runs)
     if baseline is not None and not any(_candidates([cell.runs[0] for cell in setup], baseline) for setup in setups):
@@ -125,15 +125,9 @@ def _comparison_rows(setup: Sequence[tuple[Group, str]], baseline: Baseline | No
         silent = Counter(layer for of in cell.runs for layer in _silent_layers(of))
         rows.append(
             [
-                *(
-                    data_title(run),
-                    label,
-                    cell.protocol,
-                    str(run.setting("data.time_steps", "")),
-                    words.numbers(cell.epochs),
-                ),
+                *(data_title(run), label, *words.length(cell)),
                 *(f"{cell.accuracy:.2f}", words.interval(cell.low, cell.high)),
-                words.gain(*gain, len(cell.runs)) if cell is not base else _BASELINE if len(setup) > 1 else "",
+                words.gain(*gain) if cell is not base else _BASELINE if len(setup) > 1 else "",
                 str(len(cell.runs)),
                 "; ".join(f"{layer} ({n} of {len(cell.runs)})" for layer, n in silent.items()),
             ]
@@ -240,15 +234,21 @@ def _change(change: Difference, run: Run, base: Run) -> str:
 
 
 class Gain(NamedTuple):
-    """Mean difference of accuracy [points] over the seeds that both have, its 95 % interval, and their number."""
+    """Mean difference of accuracy [points] over the seeds that both have, and its 95 % interval.
+
+    Attributes:
+        seeds: their number.
+        of_seeds: the seeds of the side that has more.
+    """
 
     mean: float
     low: float
     high: float
     seeds: int
+    of_seeds: int
 
 
-_NO_GAIN = Gain(math.nan, math.nan, math.nan, 0)
+_NO_GAIN = Gain(math.nan, math.nan, math.nan, 0, 0)
 
 
 def _gain(cell: Group, base: Group) -> Gain:
@@ -259,10 +259,11 @@ def _gain(cell: Group, base: Group) -> Gain:
         100 * (share - base_share) for share, base_share in pairs if share is not None and base_share is not None
     ]
     if cell is base or not differences:
-        return _NO_GAIN._replace(mean=0.0, seeds=len(cell.runs)) if cell is base else _NO_GAIN
+        seeds = len(cell.runs)
+        return _NO_GAIN._replace(mean=0.0, seeds=seeds, of_seeds=seeds) if cell is base else _NO_GAIN
     # Equal differences of accuracies in float32 differ in their last digits, and would have an interval.
     ends = interval(differences, None) if max(differences) - min(differences) > 1e-4 else (math.nan, math.nan)
-    return Gain(statistics.fmean(differences), *ends, len(differences))
+    return Gain(statistics.fmean(differences), *ends, len(differences), max(len(cell.runs), len(base.runs)))
 
 
 _COLUMNS = (
@@ -300,11 +301,15 @@ def leaderboard_table(runs: Sequence[Run], baseline: Baseline | None = None) -> 
 def _left_out(runs: Sequence[Run], cells: Sequence[Group], baseline: Baseline | None) -> list[str]:
     """Name the runs of protocol B that no leaderboard has, and why."""
     placed = {id(run) for cell in cells for run in cell.runs}
-    rest = [run.name for setup in _setups(runs) for cell in setup for run in cell.runs if id(run) not in placed]
+    rest = [cell for setup in _setups(runs) for cell in setup if id(cell.runs[0]) not in placed]
     notes = words.left_out([run for run in runs if run.protocol == "B"])
     if rest:
-        shared = "shares data, T, epochs and all settings but the network's with them"
-        notes.append(f"Left out, because no other run with {_with_setting(baseline)} {shared}: {', '.join(rest)}.")
+        shared = "shares data, T, epochs and all settings outside of --model with them"
+        names = (
+            f"{', '.join(names_of(cell))} ({label}, {words.numbers(cell.epochs)} epochs)"
+            for cell, label in zip(rest, words.labels_of([*rest, *cells])[0], strict=False)
+        )
+        notes.append(f"Left out, because no other run with {_with_setting(baseline)} {shared}: {'; '.join(names)}.")
     return notes
 
 
@@ -346,7 +351,7 @@ def _gain_cell(row: Standing | None) -> str:
         return ""
     if row.is_baseline:
         return f"{row.cell.accuracy:.2f}"
-    text = words.gain(*row.gain, len(row.cell.runs))
+    text = words.gain(*row.gain)
     return f"**{text}**" if row.verdict else text
 
 
@@ -361,7 +366,7 @@ def _row(standing: Standing) -> list[str]:
         number(standing.validation, 2),
         number(standing.cell.accuracy, 2),
         words.interval(standing.cell.low, standing.cell.high) if seeds > 1 else "",
-        _BASELINE if standing.is_baseline else words.gain(*gain._replace(low=math.nan), seeds),
+        _BASELINE if standing.is_baseline else words.gain(*gain._replace(low=math.nan)),
         words.interval(gain.low, gain.high, "+"),
         standing.verdict,
         str(seeds),

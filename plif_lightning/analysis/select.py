@@ -102,6 +102,10 @@ class Group:
         """Number of epochs of each run."""
         return [run.epochs for run in self.runs]
 
+    def of_seed(self, run: Run) -> Run:
+        """The run that counts for the seed of another."""
+        return next(own for own in self.runs if own.seed_or_name == run.seed_or_name)
+
     @property
     def has_all_samples(self) -> bool:
         """True if the runs saw all of the paper's data set."""
@@ -146,11 +150,6 @@ def counted(alike: Sequence[Run]) -> list[Run]:
     or all."""
     finished = [run for run in alike if run.status == "finished"]
     return not_replaced([run for run in alike if run.has_result] or finished or alike)
-
-
-def runs_without_a_test(runs: Sequence[Run]) -> list[Run]:
-    """Finished runs of protocol B without a test of the best checkpoint, so without an accuracy."""
-    return [run for run in runs if run.status == "finished" and run.protocol == "B" and run.test is None]
 
 
 def samples_of(run: Run) -> tuple[int, int] | None:
@@ -263,12 +262,16 @@ def distinguishing(runs: Sequence[Run]) -> list[list[Difference]]:
         usual = max(dict.fromkeys(values), key=values.count)
         if len({*values}) > 1:
             rare[fact] = usual
+    contents = [run.identity.content for run in runs]
+    is_of_several = len({*contents} - {""}) > 1
     found = []
-    for run, of_run in zip(runs, facts, strict=True):
+    for run, of_run, content in zip(runs, facts, contents, strict=True):
         # Code and changes on resuming are no settings and have no usual value.
         own = [of_run[fact] for fact in rare if fact in of_run]
         own = [one for one in own if repr(one.now) != rare[one.fact] or one.name not in run.settings]
+        if is_of_several and content:
+            own.append(Difference("content of the data", None, content))
         changes = [one for one in of_run.values() if one.step is not None]
-        all_of_run = {one.fact: one for one in (*beyond_shipped(run), *changes, *own)}
+        all_of_run = {one.fact: one for one in (*beyond_shipped(run), *own, *changes)}
         found.append(list(all_of_run.values()))
     return found

@@ -12,9 +12,9 @@ from plif_lightning.analysis.select import (
     Group,
     data_title,
     distinguishing,
+    groups,
     is_limited,
     names_of,
-    runs_without_a_test,
     samples_of,
     setting_of,
 )
@@ -38,13 +38,18 @@ def numbers(numbers: Iterable[int]) -> str:
     return " to ".join(map(str, dict.fromkeys((ordered[0], ordered[-1]))))
 
 
+def length(group: Group) -> tuple[str, str, str]:
+    """Protocol, T and number of epochs of a group's runs."""
+    return group.protocol, str(group.runs[0].setting("data.time_steps", "")), numbers(group.epochs)
+
+
 def interval(low: float, high: float, sign: str = "") -> str:
     """`[92.10, 93.05]`; empty where it is unknown. `sign`: `+` for differences."""
     return "" if math.isnan(low) else f"[{low:{sign}z.2f}, {high:{sign}z.2f}]"
 
 
 def gain(mean: float, low: float, high: float, shared: int, seeds: int) -> str:
-    """`+0.51 [+0.20, +0.82]`; empty where it is unknown. `shared` of the row's seeds have a run beside them."""
+    """`+0.51 [+0.20, +0.82]`; empty where it is unknown. `shared`: seeds that both have, of those of the larger."""
     if math.isnan(mean):
         return ""
     of_some = f"({shared} of {seeds} seeds)" if shared < seeds else ""
@@ -98,23 +103,33 @@ def source(run: Run) -> str:
     return ", ".join(parts)
 
 
+def why_left_out(run: Run, averaged: Sequence[Group]) -> tuple[str, str]:
+    """Why no row averages a run, and what only this run's reason says; empty where one does.
+
+    Args:
+        run: the run.
+        averaged: all groups, see `groups`.
+    """
+    if run.status in ("running", "resumable", "failed"):
+        return "they have not come to their end", f"{run.status}, epoch {run.epochs}"
+    if run.status == "finished" and run.accuracy is None:
+        untested = "their test set was never measured (test --ckpt_path RUN/...)"
+        return (untested if run.protocol == "B" else "no accuracy was measured"), ""
+    later = [group.of_seed(run) for group in averaged if any(run is one for one in group.replaced)]
+    return ("a later run, in brackets, has the same settings and seed", later[0].name) if later else ("", "")
+
+
 def left_out(runs: Sequence[Run]) -> list[str]:
-    """Name the runs that have no accuracy, and why."""
-    notes = []
-    if unended := [run for run in runs if run.status in ("running", "resumable", "failed") and run.metrics]:
-        names = ", ".join(f"{run.name} ({run.status}, epoch {run.epochs})" for run in unended)
-        notes.append(f"Left out, because they have not come to their end: {names}.")
-    if untested := runs_without_a_test(runs):
-        names = ", ".join(run.name for run in untested)
-        notes.append(f"Left out, because their test set was never measured (test --ckpt_path RUN/...): {names}.")
-    if unknown := [run for run in runs if run.status == "finished" and run.accuracy is None and run not in untested]:
-        names = ", ".join(run.name for run in unknown)
-        notes.append(f"Left out, because no accuracy was measured: {names}.")
-    return notes
+    """Name the runs that no row averages, and why."""
+    averaged, names_by_reason = groups(runs), defaultdict[str, list[str]](list)
+    for run in runs:
+        reason, of_run = why_left_out(run, averaged)
+        names_by_reason[reason].append(f"{run.name} ({of_run})" if of_run else run.name)
+    return [f"Left out, because {why}: {', '.join(names)}." for why, names in names_by_reason.items() if why]
 
 
 def notes_on_groups(found: Sequence[Group]) -> list[str]:
-    """Notes on groups whose runs differ in commit, versions or machine, or that leave out earlier runs of a seed."""
+    """Notes on groups whose runs differ in commit, versions or machine, or that differ in code."""
     alike: dict[tuple[str, tuple[str, ...]], list[tuple[Group, dict[str, str]]]] = defaultdict(list)
     for group in found:
         for name, plural in (("commit", "commits"), ("versions", "versions"), ("machine", "machines")):
@@ -128,8 +143,9 @@ def notes_on_groups(found: Sequence[Group]) -> list[str]:
             group, run_of = rows[0]
             averaged, which = ", ".join(names_of(group)), "; ".join(f"{value} ({run})" for value, run in run_of.items())
         notes.append(f"{averaged} are averaged over several {plural}: {which}.")
-    if left_out := [run.name for group in found for run in group.replaced]:
-        notes.append(f"Left out, because a later run has the same settings and seed: {', '.join(left_out)}.")
+    codes = [group.runs[0].identity.code for group in found]
+    if sum(map(bool, codes)) > 1:
+        notes.append("How code differs: runs --compare RUN RUN.")
     return notes
 
 

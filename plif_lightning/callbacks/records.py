@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
@@ -22,7 +21,7 @@ from plif_lightning.data import SpikingDataModule
 from plif_lightning.data.loading import BatchRequest, time_first
 from plif_lightning.deploy.costs import Cost, cost, mean_cost
 from plif_lightning.errors import UserError
-from plif_lightning.layers.blocks import FCBlock
+from plif_lightning.layers.plan import FCBlock
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.user_networks import neurons_of, record_spikes
 from plif_lightning.runs.code import sources_of
@@ -101,7 +100,7 @@ class RunRecord(Callback):
         optimisation = [n for n, *_ in changed if is_of(n, "model") and role(n) & Role.TRAINING]
         if self.begun_from is not None and optimisation:
             checkpoint |= {"optimizer_states": [], "lr_schedulers": []}
-            _log.info("Optimiser and schedule differ from those of %s and are reinitialised.", self.begun_from)
+            _log.warning("Optimiser and schedule differ from those of %s and are reinitialised.", self.begun_from)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Only now that the checkpoint has been restored: if that fails, a finished run must stay unchanged.
@@ -240,8 +239,9 @@ class SampleRecord(Callback):
         if next(neurons_of(pl_module.network), None) is None:
             return  # a user-defined network, without spikes that are known
         network = _with_weights_of(pl_module.network, folder.best)  # which the fit leaves
-        samples = record_samples(network, data, self.max_samples, pl_module.device)
-        mean_cost_of_samples = _cost_of(network, data, self.max_samples, pl_module.device)
+        chosen = _first_of_each_class(data.val_set.labels().tolist(), self.max_samples)
+        samples = record_samples(network, data, chosen, pl_module.device)
+        mean_cost_of_samples = _cost_of(network, data, chosen, pl_module.device)
         if samples is not None:
             write_samples(folder, samples)
         if mean_cost_of_samples is not None:
@@ -259,22 +259,19 @@ def _with_weights_of(network: nn.Module, checkpoint: Path) -> nn.Module:
 
 @torch.no_grad()
 def record_samples(
-    network: nn.Module, data: SpikingDataModule, max_samples: int, device: torch.device
+    network: nn.Module, data: SpikingDataModule, chosen: list[int], device: torch.device
 ) -> RecordedSamples | None:
-    """Record a validation sample per class, up to `max_samples`, with the spikes of the first layer and the votes.
+    """Record validation samples by their numbers, with the spikes of the first layer and the votes.
 
     None if a single sample has too many spikes, or is no map, which figures show.
     """
-    dataset = data.val_set
-    assert dataset is not None
+    assert data.val_set is not None
     if len(data.input_shape) != 3:
         return None
-    labels = dataset.labels().tolist()
     frames, rates, votes = [], [], []
     spikes: list[Tensor] = []
     heard: dict[str, Tensor] = {}
     first = next(name for name, _ in neurons_of(network))
-    chosen = _first_of_each_class(labels, max_samples)
     with record_spikes(network, heard.__setitem__):
         for x in _inputs(network, data, chosen, device):
             votes.append(network(x).cpu())
@@ -284,11 +281,13 @@ def record_samples(
             rates.append(fired.float().mean(0))
             frames.append((x if has_time(x, data.input_shape) else x[None]).cpu())
     if not spikes:
-        _log.info("No samples are recorded: one has more than %s neurons and steps in %s.", f"{_MAX_SPIKES:,}", first)
+        _log.warning(
+            "No samples are recorded: one has more than %s neurons and steps in %s.", f"{_MAX_SPIKES:,}", first
+        )
         return None
     stacked = torch.cat(frames, 1)
     return RecordedSamples(
-        np.asarray([labels[i] for i in chosen]),
+        data.val_set.labels()[chosen].numpy(),
         list(data.class_names),
         (stacked if not stacked.is_floating_point() else stacked.half()).numpy(),
         torch.stack(rates).half().numpy(),
@@ -307,12 +306,10 @@ def _inputs(network: nn.Module, data: SpikingDataModule, chosen: list[int], devi
         yield time_first(x.to(dtype) if x.is_floating_point() or not counts else x, data.input_shape)
 
 
-def _cost_of(network: nn.Module, data: SpikingDataModule, max_samples: int, device: torch.device) -> Cost | None:
+def _cost_of(network: nn.Module, data: SpikingDataModule, chosen: list[int], device: torch.device) -> Cost | None:
     """The mean cost of these samples; None for a user-defined network with operations that cannot be counted."""
-    assert data.val_set is not None
-    chosen = _first_of_each_class(data.val_set.labels().tolist(), max_samples)
     try:
         return mean_cost([cost(network, x) for x in _inputs(network, data, chosen, device)])
     except UserError as error:
-        _log.info("The cost of a sample is not recorded: %s", error)
+        _log.warning("The cost of a sample is not recorded: %s", error)
         return None

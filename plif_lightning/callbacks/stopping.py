@@ -22,7 +22,7 @@ from plif_lightning.errors import Stopped
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runtime import program
 from plif_lightning.runtime.files import relative
-from plif_lightning.runtime.process import ending, takes_signals
+from plif_lightning.runtime.process import OF_SCHEDULER, ending, takes_signals
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 # A sweep forwards its signal to its runs, which may have received it already: within this time [s] it counts once.
@@ -63,9 +63,7 @@ class StopOnSignal(Callback):
 
         SIGUSR1 is that of most, and saves outside of SLURM as well.
         """
-        scheduler_signal = (
-            (slurm.requeue_signal(trainer) or getattr(signal, "SIGUSR1", None)) if takes_signals() else None
-        )
+        scheduler_signal = (slurm.requeue_signal(trainer) or OF_SCHEDULER) if takes_signals() else None
         if scheduler_signal is not None:
             signal.signal(scheduler_signal, self._receive)
         try:

@@ -14,6 +14,7 @@ from plif_lightning.runs.settings import Role, is_of, role, setting_in
 from plif_lightning.runtime.files import relative
 
 _log = logging.getLogger(__name__)
+_LIMITS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
 
 
 def compare(start: Start, origin: Origin, parsed: dict[str, Any]) -> list[str]:
@@ -41,19 +42,24 @@ def compare(start: Start, origin: Origin, parsed: dict[str, Any]) -> list[str]:
         refused = [name for name in changed if not role(name) & Role.LENGTH]
     else:
         changed, refused = _of_evaluation(changed, stored, parsed, new)
+
+    def differing(names: Sequence[str]) -> str:
+        values = ((name, _value(old, stored, name), _value(new.settings, parsed, name)) for name in names)
+        return "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
+
     if refused:
-        values = ((name, _value(old, stored, name), _value(new.settings, parsed, name)) for name in refused)
-        differing = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
         raise CheckpointError(
-            f"the checkpoint belongs to other settings: {differing}. Leave them out, or start a new run"
+            f"the checkpoint belongs to other settings: {differing(refused)}. Leave them out, or start a new run"
             + (" with --config, --ckpt_path and another --run_folder." if start.command == "fit" else ".")
         )
-    if start.command == "fit":
-        _compare_length(start.folder, origin, parsed["trainer"], changed)
     if edited := _code_difference(start.folder, parsed):
         _refuse_or_name(edited, start, parsed)
-        changed.append("code")
-    return changed
+    folder = start.folder
+    if start.command == "fit" and folder and _is_finished(folder, origin, parsed["trainer"], changed):
+        if others := [name for name in changed if name not in _LIMITS]:
+            raise CheckpointError(f"the run is finished: {differing(others)}. Pass another --run_folder.")
+        raise Stopped(0, finished_in_words(folder))
+    return [*changed, "code"] if edited else changed
 
 
 def _of_evaluation(
@@ -100,27 +106,29 @@ def _value(of: Mapping[str, Any], config: Mapping[str, Any], name: str) -> str:
     return repr(of[name] if name in of else setting_in(config, name))
 
 
-def _compare_length(
-    folder: RunFolder | None, origin: Origin, trainer: Mapping[str, Any], changed: Sequence[str]
-) -> None:
-    """Refuse a length that a resumed run has passed, or on which its callbacks depend; end a run that is finished."""
-    assert folder is not None
+def _is_finished(folder: RunFolder, origin: Origin, trainer: Mapping[str, Any], changed: Sequence[str]) -> bool:
+    """True if a run is finished, and its length is not to grow.
+
+    Raises:
+        CheckpointError: the run has passed the length, or its callbacks depend on it.
+    """
     assert origin.config is not None
     stored = origin.config["trainer"]
-    limits = ("max_epochs", "max_steps", "max_time")
-    done = {"max_epochs": origin.epochs, "max_steps": origin.step}
-    reached = {name: n for name, n in done.items() if trainer[name] is not None and 0 <= trainer[name] <= n}
-    is_finished = "ended" in load_mapping(folder.record, [], optional=True)
-    if is_finished and (reached or all(stored[name] == trainer[name] for name in limits)):
-        raise Stopped(0, finished_in_words(folder))
+    done = {"trainer.max_epochs": origin.epochs, "trainer.max_steps": origin.step}
+    limits = {name: trainer[name.removeprefix("trainer.")] for name in _LIMITS}
+    reached = {name: n for name, n in done.items() if limits[name] is not None and 0 <= limits[name] <= n}
     for name, n in reached.items():
-        if trainer[name] < n:
+        if limits[name] < n:
             raise CheckpointError(
-                f"the run has {n} {name.removeprefix('max_')} already, and trainer.{name} is {trainer[name]}: leave it "
+                f"the run has {n} {name.removeprefix('trainer.max_')} already, and {name} is {limits[name]}: leave it "
                 "out, or start a new run in another folder."
             )
+    is_same = all(stored[name.removeprefix("trainer.")] == value for name, value in limits.items())
+    if "ended" in load_mapping(folder.record, [], optional=True) and (reached or is_same):
+        return True
     if "trainer.max_epochs" in changed and "StochasticWeightAveraging" in str(stored["callbacks"]):
         raise CheckpointError(
             "trainer.max_epochs cannot be changed: StochasticWeightAveraging begins at a share of it. Leave it out, or "
             "start a new run in another folder."
         )
+    return False

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins import LayerSync, TorchSyncBatchNorm
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from plif_lightning import configs
@@ -335,7 +335,7 @@ class SyncOnGPUs(TorchSyncBatchNorm):
         trainer = model.trainer
         self.is_applied = trainer.world_size > 1 and isinstance(trainer.accelerator, CUDAAccelerator)
         if self.is_applied:
-            _log.info("sync_batchnorm is on: BN statistics are taken over all GPUs.")
+            rank_zero_info("sync_batchnorm is on: BN statistics are taken over all GPUs.")
         return super().apply(model) if self.is_applied else model
 
     def revert(self, model: Any) -> Any:

@@ -13,7 +13,6 @@ from plif_lightning.analysis.frame import write_frame
 from plif_lightning.analysis.layers import layer_table
 from plif_lightning.analysis.leaderboard import comparison_table, gains_table, leaderboard_table
 from plif_lightning.analysis.measured import measured_table
-from plif_lightning.analysis.select import runs_without_a_test
 from plif_lightning.analysis.tables import (
     PAPER_TABLES,
     Table,
@@ -108,7 +107,7 @@ def runs(argv: list[str]) -> int:
         write_frame(frame, options.out)
         print(options.out)
     elif options.compare:
-        print(frame[differing].T.to_string(na_rep=""))
+        print(frame[differing].T.to_string(na_rep="", float_format=lambda value: f"{value:.10g}"))
         first, *others = names
         sources = {name: kept_sources(RunFolder(Path(root) / name)) for name in names}
         for name in others:
@@ -170,14 +169,14 @@ def tables(argv: list[str]) -> int:
     if options.only is None:
         chosen.remove("layers")  # which is long
     paper_tables = [make(runs, baseline) for name, make in TABLES.items() if name in chosen]
-    if options.only is None and runs:
-        paper_tables = [table for table in paper_tables if table.has_runs]
-    for table in paper_tables if options.only else ():
+    if options.only is None and runs:  # of runs without any result, the table that says why
+        paper_tables = [table for table in paper_tables if table.has_runs] or paper_tables[:1]
+    for table in paper_tables if runs or options.only else ():
         if not table.rows:
             print(f"note: {heading(table)}: no run belongs to it. {' '.join(table.notes)}", file=sys.stderr)
     if options.results is not None:
         paper_tables.append(measured_table(add_published(options.results, runs, [*paper.TITLES.values()])))
-        for run in runs_without_a_test(runs):
+        for run in [run for run in runs if run.status == "finished" and run.protocol == "B" and run.test is None]:
             command = f"{program.program_name()} test --ckpt_path {shlex.quote(str(run.folder.best))}"
             print(f"note: {run.name} has no row: its test set was never measured. {command}", file=sys.stderr)
     if options.show_runs:

@@ -244,7 +244,6 @@ class Header(Callback):
         if trainer.is_global_zero:
             data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
             print_header(trainer, pl_module.network, data)
-            _log.info("%s; %s", data.describe(), kernels_of(pl_module.network, trainer.strategy.root_device))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         forms, self._printed_forms = {} if self._printed_forms else self.record.forms, bool(self.record.forms)

@@ -28,7 +28,7 @@ from plif_lightning.runs.metrics import value_in_words
 from plif_lightning.runs.run import Run, read_run
 from plif_lightning.runtime import program
 from plif_lightning.runtime.files import relative
-from plif_lightning.runtime.process import on_termination
+from plif_lightning.runtime.process import OF_SCHEDULER, cores, on_termination
 
 
 def share(text: str, points: int) -> slice:
@@ -57,8 +57,7 @@ class Runner:
         self.processes = processes
         self._environment = dict(os.environ)
         if processes > 1:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            self._environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+            self._environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
         self.stopped = Event()
 
     def run(self, job: Job, should_end: Callable[[], bool] = lambda: False) -> None:
@@ -326,5 +325,6 @@ def sweep(argv: list[str]) -> int:
         require_count("a search has no end by itself: run_cap, or --cap,", cap)
         runs, description = Search(read, root, overrides, cap, options.seed), f"{cap} runs by {read.method} search"
     _print(f"{read.name}: {description} in {relative(root)}")
-    with on_termination(_interrupt):
+    # A job's processes all get the scheduler's signal: without a handler it would end the sweep before its runs save.
+    with on_termination(_interrupt, OF_SCHEDULER):
         return make_finished(read, root, runs, Runner(options.jobs))

@@ -13,7 +13,8 @@ from plif_lightning.convert.grouping import Plan, plan_of_sequences
 from plif_lightning.convert.neurons import layer_over_time, neurons_in_place
 from plif_lightning.convert.recognise import Vocabulary
 from plif_lightning.convert.surgery import holders_of, names_of_shared, put
-from plif_lightning.layers.blocks import ConvBlock, FCBlock, NormBlock
+from plif_lightning.layers.blocks import NormBlock
+from plif_lightning.layers.plan import ConvBlock, FCBlock
 from plif_lightning.layers.pooling import TimeDropout
 from plif_lightning.network.network import use_backend
 from plif_lightning.network.over_time import OverTime

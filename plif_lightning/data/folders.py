@@ -2,11 +2,14 @@
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from plif_lightning.errors import DataNotFoundError, UserError
+from plif_lightning.events.cache import Arrays, ArrayWriter, cached, find, key_of
 
 _log = logging.getLogger(__name__)
 # Number of names in a message.
@@ -88,6 +91,25 @@ class ClassFolders:
         if train not in self._files:
             self._files[train] = self._list_files(train)
         return self._files[train]
+
+    def arrays(
+        self,
+        folder: Path,
+        options: Sequence[Any],
+        train: bool,
+        build: Callable[[list[tuple[str, int]], ArrayWriter], None],
+    ) -> Arrays:
+        """The arrays that `build` makes of the files of a set, from the cache in `folder` unless files were changed.
+
+        `options` are what else they depend on, beside the classes.
+        """
+        if not self.exist and (stored := find(folder)) is not None:
+            return stored
+        files = self.files(train)
+        stated = [(os.path.basename(path), label, os.stat(path).st_size) for path, label in files]  # noqa: PTH116, PTH119
+        return cached(
+            folder, key_of(*options, self.classes(), stated), partial(build, files), [path for path, _ in files]
+        )
 
     def _list_files(self, train: bool) -> list[tuple[str, int]]:
         files: list[tuple[str, int]] = []

@@ -3,7 +3,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from plif_lightning.data.base import caches_in
 from plif_lightning.data.folders import ClassFolders
 from plif_lightning.data.images import ImageDataModule
 from plif_lightning.errors import UserError, require_count, require_one_of
-from plif_lightning.events.cache import Arrays, ArrayWriter, cached, find, key_of
+from plif_lightning.events.cache import Arrays, ArrayWriter
 from plif_lightning.runtime.process import cores
 
 Colour = Literal["auto", "grey", "rgb"]
@@ -89,13 +89,8 @@ class ImageFolder(ImageDataModule):
         if train not in self._cache:
             folder_of_cache = caches_in(self.store, self.folders.root, ".plif_lightning")
             folder = folder_of_cache / f"{self.size or 'whole'}-{self.colour}-{'train' if train else 'test'}"
-            stored = None if self.folders.exist else find(folder)
-            if stored is None:
-                files = self.folders.files(train)
-                stated = [(os.path.basename(path), label, os.stat(path).st_size) for path, label in files]  # noqa: PTH116, PTH119
-                key = key_of(_FORMAT, self.size, self.colour, self.class_names, stated)
-                stored = cached(folder, key, partial(self._decode, files), [path for path, _ in files])
-            self._cache[train] = stored
+            options = _FORMAT, self.size, self.colour
+            self._cache[train] = self.folders.arrays(folder, options, train, self._decode)
         return self._cache[train]
 
     def _decode(self, files: list[tuple[str, int]], writer: ArrayWriter) -> None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from plif_lightning.data.base import SpikingDataModule, SplitInventory, as_index
 from plif_lightning.data.folders import ClassFolders
 from plif_lightning.data.generated import SequenceDataset
 from plif_lightning.errors import UserError
-from plif_lightning.events.cache import Arrays, ArrayWriter, cached, find, key_of
+from plif_lightning.events.cache import Arrays, ArrayWriter
 from plif_lightning.runtime.program import needed_by
 
 # Increment when the same files produce other arrays.
@@ -78,13 +78,7 @@ class SequenceFolder(SpikingDataModule):
         """`values` of all sequences, float32 [sum of T, F], their `offset`, `label`, `name` and `classes`."""
         if train not in self._cache:
             folder = caches_in(self.store, self.folders.root, ".plif_lightning") / f"sequences-{split_name(train)}"
-            stored = None if self.folders.exist else find(folder)
-            if stored is None:
-                files = self.folders.files(train)
-                stated = [(os.path.basename(path), label, Path(path).stat().st_size) for path, label in files]  # noqa: PTH119
-                key = key_of(_FORMAT, self.columns, self.class_names, stated)
-                stored = cached(folder, key, partial(self._read_all, files), [path for path, _ in files])
-            self._cache[train] = stored
+            self._cache[train] = self.folders.arrays(folder, (_FORMAT, self.columns), train, self._read_all)
         return self._cache[train]
 
     def _read_all(self, files: Sequence[tuple[str, int]], writer: ArrayWriter) -> None:

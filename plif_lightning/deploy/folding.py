@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from plif_lightning.errors import UserError
-from plif_lightning.layers.parts import ConvParts, FCParts
+from plif_lightning.layers.plan import ConvBlock, FCBlock
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.stepping import plain
 from plif_lightning.network.storage.fingerprint import fingerprint
@@ -56,8 +56,8 @@ def fold(net: nn.Module, dtype: torch.dtype | None = None) -> SpikingNetwork:
     """
     folded = copy.deepcopy(network_of(net)).eval().to(dtype)
     for block in folded.layers().values():
-        if isinstance(block, (ConvParts, FCParts)) and block.norm is not None:
-            _fold(block.norm.bn, block.conv if isinstance(block, ConvParts) else block.fc)
+        if isinstance(block, (ConvBlock, FCBlock)) and block.norm is not None:
+            _fold(block.norm.bn, block.conv if isinstance(block, ConvBlock) else block.fc)
             block.norm = None
     folded.arguments = {**folded.arguments, "folded": True}
     return folded

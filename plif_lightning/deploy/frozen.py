@@ -22,8 +22,7 @@ from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import EventBlock, Pool, SparseMaps, at_a_time, conv_events, linear_of_bits, ops, table_of
 from plif_lightning.kernels.bits import pack_spikes
 from plif_lightning.kernels.layout import POOLS, Geometry, rows_of
-from plif_lightning.layers.blocks import ConvBlock, FCBlock
-from plif_lightning.layers.plan import images_channels_last, refuses_conv
+from plif_lightning.layers.plan import ConvBlock, FCBlock, images_channels_last, refuses_conv
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.inspect import OnSpikes, record_spikes
 from plif_lightning.network.network import require_input
@@ -31,7 +30,7 @@ from plif_lightning.network.stepping import State
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.signals.signal import Layer, Signal, keeps_spikes, output_of, run_layers
-from plif_lightning.signals.states import LayerState, active_states, advance, as_tuple, carry_states, stateful_modules
+from plif_lightning.signals.states import LayerState, active_states, advance, as_tuple, run_step, stateful_modules
 from plif_lightning.structure import LayerSpec
 
 Engine = Literal["float32", "int8"]
@@ -138,7 +137,7 @@ class _Conv(Frozen):
         neuron, weight, bias = block.neuron, block.conv.weight.detach(), block.conv.bias
         assert neuron is not None
         self.neurons = {name: neuron}
-        self._conv, self._pool = block.conv, block.kernel_pool
+        self._conv, self._pool = block.conv, block.pool_name or "none"
         self.form = "dense" if not events else "event-driven, int8" if int8 else "event-driven"
         self._fuses_pool = neuron.fires  # the kernels pool and pack spikes, not numbers
         pools: tuple[Pool, Pool] = (self._pool if neuron.fires else "none", "none")
@@ -324,20 +323,17 @@ class DeployedNetwork(nn.Module):
         Raises:
             UserError: another shape of frame, or a state of another network or batch.
         """
-        names = list(self._stateful)
         sizes = {len(v) for of_layer in (state or {}).values() for v in as_tuple(of_layer)}
-        if frame.shape[1:] != self.input_shape or (state and list(state) != names) or sizes - {len(frame)}:
-            sample = ", ".join(map(str, self.input_shape))
+        if frame.shape[1:] != self.input_shape or sizes - {len(frame)}:
+            sample, samples = ", ".join(map(str, self.input_shape)), ", ".join(map(str, sorted(sizes)))
+            of_state = f" and a state of {samples} samples" if sizes else ""
             raise UserError(
-                f"a step takes a frame [N, {sample}] and the state of {', '.join(names)} that the step before "
-                f"returned for as many samples, got {list(frame.shape)} and the state of {', '.join(state or ())}."
+                f"a step takes a frame [N, {sample}] and the state that the step before returned for as many samples, "
+                f"got {list(frame.shape)}{of_state}."
             )
-        before = {self._stateful[name]: state_of_module for name, state_of_module in (state or {}).items()}
-        with carry_states(before) as states:
-            votes = self._run(Signal(frame.to("cpu", torch.float32)[None], 1))
-        return votes[0], {
-            name: states.after[module] for name, module in self._stateful.items() if module in states.after
-        }
+        signal = Signal(frame.to("cpu", torch.float32)[None], 1)
+        votes, after = run_step(self._stateful, state, lambda: self._run(signal))
+        return votes[0], after
 
     def _run(self, x: Signal) -> Tensor:
         """Votes [T, N, classes] of x [T or 1, N, C, H, W]."""
@@ -422,5 +418,4 @@ def freeze(folded: SpikingNetwork, engine: Engine) -> DeployedNetwork:
         is_spikes = keeps_spikes(block, is_spikes)
     if engine == "int8" and not any("int8" in layer.form for layer in layers.values()):
         _log.warning("int8: no layer has weights in 8 bits. Recurrent layers, and layers without spikes, keep theirs.")
-    _log.info("deployed: %s", "; ".join(f"{name} {layer.form}" for name, layer in layers.items()))
     return DeployedNetwork(folded, layers)

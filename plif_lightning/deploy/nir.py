@@ -22,7 +22,7 @@ from plif_lightning.layers.delay import Delay as DelayLayer
 from plif_lightning.layers.recurrent import is_recurrent
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.neurons import LIF, PLIF, Neuron
-from plif_lightning.structure.layers import FC, Conv, Delay, LayerSpec, Neurons, Pool, Readout, Residual, Votes
+from plif_lightning.structure.layers import FC, Conv, Delay, LayerSpec, Neurons, Pool, Residual
 from plif_lightning.structure.sizes import pair
 
 _log = logging.getLogger(__name__)
@@ -163,8 +163,6 @@ class _Writer:
                     outputs = self.pool(name, layer, spec.before, spec.after, outputs, spec.from_neurons)
                 case Residual():
                     outputs = self.residual(spec, layer, outputs)
-                case Votes() | Readout():
-                    raise AssertionError(layer)  # no placed layer
                 case _:
                     assert_never(layer)
         return outputs

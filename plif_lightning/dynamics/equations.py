@@ -259,6 +259,7 @@ class Program(NamedTuple):
 _programs: dict[str, Program] = {}
 
 
+@torch.enable_grad()
 def program_of(equations: Equations, firing: Firing) -> Program:
     """The program of a neuron; a learned threshold is a parameter, other constants are part of it.
 
@@ -267,11 +268,6 @@ def program_of(equations: Equations, firing: Firing) -> Program:
     Raises:
         UserError: an equation cannot be recorded; names the line.
     """
-    with torch.enable_grad():
-        return _record_program(equations, firing)
-
-
-def _record_program(equations: Equations, firing: Firing) -> Program:
     learned = isinstance(firing.v_threshold, Tensor)
     names = (*equations.parameters, *(["v_threshold"] if learned else []))
     x, *inputs = (Value("input", name) for name in ("x", *equations.state, *names))
@@ -287,13 +283,9 @@ def _record_program(equations: Equations, firing: Firing) -> Program:
     start = equations.start(constants)
     back = [by_x, *by_states, *by_parameters]
     text = as_text([step.s, *step.after, *(constant(0.0) if value is None else value for value in back)])
-    key = _digest(f"{equations.state} {names} {start}\n{text}")
+    key = hashlib.blake2b(f"{equations.state} {names} {start}\n{text}".encode(), digest_size=8).hexdigest()
     program = Program(key, equations.state, names, start, step.s, step.after, by_x, by_states, by_parameters)
     return _programs.setdefault(key, program)
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def register(program: Program) -> str:

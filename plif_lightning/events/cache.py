@@ -202,7 +202,7 @@ def find(folder: Path, key: str | None = None, files: Sequence[str | Path] = ())
                 arrays.verify(changed=True)
                 if _same_files(candidate, files):
                     return arrays
-                _log.info("%s is built again: files that it was made of have changed.", candidate)
+                _log.warning("%s is built again: files that it was made of have changed.", candidate)
             except DamagedArraysError as error:
                 _log.warning("%s It is built again, if its files are there.", error)
     return None

@@ -1,6 +1,7 @@
 """Read a recording from a file of any format, without a Python loop over events."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -98,15 +99,8 @@ def read_any(path: str | Path, columns: Sequence[str] | None = None, time_unit: 
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise RecordingError(f"{path} must end in one of {', '.join(SUFFIXES)}.")
-    try:
+    with _errors_of(path):
         return _READERS[suffix](path) if suffix in _READERS else _TABLES[suffix](path, columns, time_unit)
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise RecordingError(f"{path} does not exist.") from error
-    except Exception as error:  # h5py, NumPy, lz4 and the others each raise different errors for a damaged file
-        reason = " ".join(str(error).split())[:200]
-        raise RecordingError(f"{path} cannot be read ({reason}). It is truncated, damaged or another file.") from error
 
 
 def sensor_of(path: str | Path) -> Sensor | None:
@@ -117,11 +111,19 @@ def sensor_of(path: str | Path) -> Sensor | None:
     """
     path = Path(path)
     find = _SENSORS.get(path.suffix.lower())
-    try:
+    with _errors_of(path):
         return None if find is None else find(path)
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Name the file in the errors of its reader."""
+    try:
+        yield
     except UserError:
         raise
     except FileNotFoundError as error:
         raise RecordingError(f"{path} does not exist.") from error
-    except Exception as error:
-        raise RecordingError(f"{path} cannot be read ({error}). It is truncated, damaged or another file.") from error
+    except Exception as error:  # h5py, NumPy, lz4 and the others each raise different errors for a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise RecordingError(f"{path} cannot be read ({reason}). It is truncated, damaged or another file.") from error

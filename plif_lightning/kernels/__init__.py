@@ -1,7 +1,7 @@
 """Fused and event-driven kernels of the reference's functions, for the CPU and for CUDA."""
 
 from plif_lightning.kernels.backend import Backend, BackendName, Sparse
-from plif_lightning.kernels.bits import SparseMaps, unpack
+from plif_lightning.kernels.bits import SparseMaps
 from plif_lightning.kernels.block import EventBlock, PatchMoments, conv_fire_pool
 from plif_lightning.kernels.delays import delay_between_steps, linear_of_delayed
 from plif_lightning.kernels.density import NEVER, Skip
@@ -34,5 +34,4 @@ __all__ = [
     "real_type",
     "run",
     "table_of",
-    "unpack",
 ]

@@ -183,7 +183,6 @@ class _ConvFirePool(torch.autograd.Function):
         learned: Tensor,
         mean: Tensor,
         invstd: Tensor,
-        of_batch: bool,
         of_all_processes: bool,
         seed: Tensor,
         patch_mean: Tensor | None,
@@ -234,7 +233,7 @@ class _ConvFirePool(torch.autograd.Function):
                 (slope * (of_y + of_means) + constant * patch_mean[:, None]).sum(0).mul(of_step).view_as(conv)
             ).to(grad_conv.dtype)
         grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
-        return None, grad_conv.to(conv.dtype), grad_weight, grad_bias, grad_learned, *[None] * 12
+        return None, grad_conv.to(conv.dtype), grad_weight, grad_bias, grad_learned, *[None] * 11
 
 
 def _backward_of_events(
@@ -345,7 +344,8 @@ def conv_fire_pool(
     with in_real_precision(x.device):
         norm = norm.to(real_type(x))
         images: Tensor = _ConvFirePool.apply(
-            x, conv, norm.weight, norm.bias, rows_of(dynamics, x), *norm[2:], no_seed() if seed is None else seed,
-            *(patches or (None, None)), skip.output, skip.gradient, pool, dynamics.key, stride,
+            x, conv, norm.weight, norm.bias, rows_of(dynamics, x), norm.mean, norm.invstd, norm.of_all_processes,
+            no_seed() if seed is None else seed, *(patches or (None, None)), skip.output, skip.gradient, pool,
+            dynamics.key, stride,
         )  # fmt: skip
         return images.unflatten(0, x.shape[:2])

@@ -45,9 +45,11 @@ def _multiplies_bfloat16() -> bool:
 WIDENS_BFLOAT16 = not _multiplies_bfloat16()
 
 
-def computing_type(x: Tensor) -> torch.dtype:
-    """The type that a layer computes in, if its weight has the type of x."""
-    return torch.get_autocast_dtype(x.device.type) if autocast_in_force(x.device) else x.dtype
+def computing_type(x: Tensor, weight: Tensor | None = None) -> torch.dtype:
+    """The type that a layer computes in; without a weight, for one of the type of x."""
+    if autocast_in_force(x.device):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
 
 
 def _is_bfloat16_on_cpu(x: Tensor) -> bool:

@@ -223,7 +223,7 @@ def norm_fire_pool(
     Returns:
         Spikes [T, N, C, H', W'] in the dtype of y; the last states [N, C, H, W] each, none without `last`.
     """
-    check_inputs(y, dynamics, states, time_steps)
+    steps = check_inputs(y, dynamics, states, time_steps)
     real = real_type(y)
     first = None if states is None else torch.stack([state.to(real) for state in states])
     seed = no_seed() if seed is None else seed
@@ -231,6 +231,6 @@ def norm_fire_pool(
         norm = norm.to(real)
         spikes, after = _NormFirePool.apply(
             y, norm.weight, norm.bias, rows_of(dynamics, y), first, added, *norm[2:], seed, last, POOLS[pool],
-            dynamics.key, len(y) if time_steps is None else time_steps,
+            dynamics.key, steps,
         )  # fmt: skip
     return spikes, after.unbind() if last else ()

@@ -1,7 +1,4 @@
-"""Blocks of a network: convolution, FC layer, neurons alone, residual block; and sequences of them.
-
-A part of a block may be replaced by another module that takes the same arguments: `plan` then calls that module.
-"""
+"""Blocks of a network without a weight of their own, and sequences of blocks."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -10,33 +7,12 @@ from torch import Tensor, nn
 
 from plif_lightning.kernels import Backend
 from plif_lightning.kernels.ops import outside_compile
-from plif_lightning.layers.delay import Delay
 from plif_lightning.layers.norm import TimeBatchNorm
-from plif_lightning.layers.parts import ConvParts, FCParts
 from plif_lightning.layers.plain import is_plain
-from plif_lightning.layers.plan import Sum, refuses_sum, run_conv, run_delayed_fc, run_fc, run_norm
+from plif_lightning.layers.plan import ConvBlock, FCBlock, Sum, refuses_sum, run_conv, run_norm
 from plif_lightning.neurons import Neuron
-from plif_lightning.signals.signal import Layer, LayerModule, Signal, keeps_spikes, output_of, run_layers
+from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, output_of, run_layers
 from plif_lightning.structure.layers import Combine
-
-
-class ConvBlock(ConvParts):
-    """Convolution, BN, neurons and pool, see `ConvParts`. Convolution and BN of a held input run once, not T times."""
-
-    def run(self, x: Signal) -> Tensor:
-        """Pooled spikes [T, N, C', H', W']."""
-        return run_conv(self, x)
-
-
-class FCBlock(FCParts):
-    """Dropout, FC layer and neurons, see `FCParts`."""
-
-    def run(self, x: Signal) -> Tensor:
-        """Spikes [T, N, F']."""
-        return run_fc(self, x)
-
-    def run_behind(self, before: Layer, x: Signal) -> Tensor | None:
-        return run_delayed_fc(self, before, x) if isinstance(before, Delay) else None
 
 
 class NeuronBlock(LayerModule):

@@ -1,5 +1,7 @@
-"""How a block runs: `choose` takes a form, `Backend.skips` tells from a sample whether silent inputs are skipped.
+"""Blocks of a convolution or an FC layer, and how they run.
 
+`choose` takes a form, `Backend.skips` tells from a sample whether silent inputs are skipped. A part of a block may be
+replaced by another module that takes the same arguments, which is then called.
 (Deployed networks are fixed once, in `deploy.frozen.deployed`.)
 
 A convolutional block runs in the first of these forms that applies:
@@ -13,17 +15,18 @@ A convolutional block runs in the first of these forms that applies:
 A residual block's sum and the neurons behind it run in the fused form of its last convolution (`Sum`), where they can.
 """
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from plif_lightning.dynamics.reference import autocast_in_force
 from plif_lightning.kernels import (
     NEVER,
     Backend,
     Norm,
     PatchMoments,
+    Pool,
     Skip,
     conv_fire_pool,
     conv_of_spikes,
@@ -39,12 +42,11 @@ from plif_lightning.kernels.density import OpName
 from plif_lightning.kernels.layout import KERNELS, STRIDES, channels_innermost, channels_last
 from plif_lightning.layers.delay import Delay
 from plif_lightning.layers.norm import TimeBatchNorm
-from plif_lightning.layers.parts import ConvParts, FCParts
 from plif_lightning.layers.plain import is_plain
-from plif_lightning.layers.pooling import TimeDropout
-from plif_lightning.layers.recurrent import recurrent_spikes
+from plif_lightning.layers.pooling import Pool2d, TimeDropout, draw_seed
+from plif_lightning.layers.recurrent import RecurrentLinear, recurrent_spikes
 from plif_lightning.neurons import Neuron
-from plif_lightning.signals.signal import Signal, output_of, run_layer
+from plif_lightning.signals.signal import Layer, LayerModule, Signal, keeps_spikes, output_of, run_layer
 from plif_lightning.signals.states import active_states, advance
 
 Form = Literal["part by part", "one pass", "fused", "FC", "recurrent, fused", "recurrent, a loop over steps"]
@@ -58,7 +60,7 @@ class Choice(NamedTuple):
         skip: products that skip silent inputs, and the density of a sample of the input.
         convolves: the kernels compute the convolution, without its bias; otherwise it is called as a module.
         innermost: the convolution gets its input with C innermost in memory, as kernels want its output.
-        pools: a kernel of the form computes the pool, too.
+        pool: the pool that a kernel of the form computes, too.
         reason: why a faster form did not run; empty where there is none.
     """
 
@@ -66,7 +68,7 @@ class Choice(NamedTuple):
     skip: Skip = NEVER
     convolves: bool = False
     innermost: bool = False
-    pools: bool = False
+    pool: Pool = "none"
     reason: str = ""
 
     def __str__(self) -> str:
@@ -79,6 +81,102 @@ class Choice(NamedTuple):
         return f"{form}{product}{density}{f' ({reasons})' if reasons else ''}"
 
 
+class ConvBlock(LayerModule):
+    """Conv2d (no bias) - BN - neuron - pool over [T, N, C, H, W]; with a bias instead of BN if BN is folded.
+
+    Convolution and BN of a held input run once, not T times.
+
+    Args:
+        conv: convolution over single images [N, C, H, W].
+        norm: BN of its output; None if it is folded into the convolution, which then has a bias.
+        neuron: the spiking neurons; None for a block without spiking output.
+        pool: pool of the spikes [T, N, C, H, W]; None for a block without a pool.
+
+    Attributes:
+        choice: how the last call ran; None before the first.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        norm: TimeBatchNorm | None,
+        neuron: Neuron | None,
+        pool: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+        self.neuron = neuron
+        self.pool = pool
+        self.backend = Backend("reference")  # until `use_backend`
+        self.choice: Choice | None = None
+
+    def run(self, x: Signal) -> Tensor:
+        """Pooled spikes [T, N, C', H', W']."""
+        return run_conv(self, x)
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return keeps_spikes(self.pool, keeps_spikes(self.neuron, spikes=False))
+
+    @property
+    def pool_name(self) -> Pool | None:
+        """The kernels' name of the pooling; None if they do not have it."""
+        if self.pool is None:
+            return "none"
+        return self.pool.name if isinstance(self.pool, Pool2d) and is_plain(self.pool, self.pool.pool) else None
+
+    @property
+    def normalises_by_batch(self) -> bool:
+        """True if BN normalises with statistics of the batch."""
+        return self.norm is not None and self.norm.bn.training
+
+    def seed(self, pool: Pool) -> Tensor | None:
+        """Seed of the tie-breaking in max-pooling; None if the pool draws nothing."""
+        return draw_seed(self.training) if pool == "max_random" else None
+
+
+class FCBlock(LayerModule):
+    """Dropout - FC - BN - neuron over [T, N, F].
+
+    Args:
+        dropout: dropout of the input.
+        fc: the FC layer.
+        neuron: the spiking neurons; None for a readout.
+        recurrent: weight from their spikes of the previous step to their input; None without.
+        norm: BN of the FC layer's output, without the recurrent part; None without, or if it is folded.
+
+    Attributes:
+        choice: how the last call ran; None before the first, and for an input that is not spikes.
+    """
+
+    def __init__(
+        self,
+        dropout: TimeDropout,
+        fc: nn.Linear,
+        neuron: Neuron | None,
+        recurrent: RecurrentLinear | None = None,
+        norm: TimeBatchNorm | None = None,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.fc = fc
+        self.norm = norm
+        self.recurrent = recurrent
+        self.neuron = neuron
+        self.backend = Backend("reference")  # until `use_backend`
+        self.choice: Choice | None = None
+
+    def run(self, x: Signal) -> Tensor:
+        """Spikes [T, N, F']."""
+        return run_fc(self, x)
+
+    def run_behind(self, before: Layer, x: Signal) -> Tensor | None:
+        return run_delayed_fc(self, before, x)
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return keeps_spikes(self.neuron, spikes=False)
+
+
 def images_channels_last(images: Tensor) -> Tensor:
     """[N, C, H, W] with C innermost: the kernels require it, convolutions are faster with it and preserve it."""
     images = channels_innermost(images)
@@ -86,11 +184,6 @@ def images_channels_last(images: Tensor) -> Tensor:
     # Strides of dimensions of size 1 are ambiguous, and a convolution infers the layout from strides alone.
     strides = (h * w * c, 1, w * c, c)
     return images if images.stride() == strides else images.as_strided((n, c, h, w), strides)
-
-
-def dtype_of(x: Tensor, weight: Tensor) -> torch.dtype:
-    """The type that a convolution or FC layer computes in."""
-    return computing_type(x) if autocast_in_force(x.device) else torch.promote_types(x.dtype, weight.dtype)
 
 
 class Sum(NamedTuple):
@@ -129,7 +222,7 @@ def refuses_fusion(norm: TimeBatchNorm | None, neuron: nn.Module | None) -> str:
     return ""
 
 
-def refuses_conv(block: ConvParts) -> str:
+def refuses_conv(block: ConvBlock) -> str:
     """Why the kernels cannot compute the convolution of a block; empty if they can."""
     conv = block.conv
     if not is_plain(conv) or not isinstance(conv, nn.Conv2d) or (conv.bias is None) != (block.norm is not None):
@@ -142,7 +235,7 @@ def refuses_conv(block: ConvParts) -> str:
     return ""
 
 
-def refuses_sum(block: ConvParts, neuron: nn.Module | None, x: Signal) -> str:
+def refuses_sum(block: ConvBlock, neuron: nn.Module | None, x: Signal) -> str:
     """Why no single kernel takes the BN of a residual block's last convolution, the sum and `neuron`; else empty."""
     device = x.values.device
     if block.backend.chosen(device) != "cpu" or not block.backend.fuses(device, computing_type(x.values)):
@@ -152,11 +245,11 @@ def refuses_sum(block: ConvParts, neuron: nn.Module | None, x: Signal) -> str:
     return refuses_fusion(block.norm, neuron)
 
 
-def choose(block: ConvParts, x: Signal, of_sum: bool = False) -> Choice:
+def choose(block: ConvBlock, x: Signal, of_sum: bool = False) -> Choice:
     """How a block runs, decided once a call: here where a part of it is called as a module, otherwise in `_by_kernels`.
 
     Args:
-        block: a ConvBlock.
+        block: the block.
         x: its input, [T, N, C, H, W] or held.
         of_sum: its output is an addend of the neurons' input, see `refuses_sum`.
     """
@@ -168,19 +261,19 @@ def choose(block: ConvParts, x: Signal, of_sum: bool = False) -> Choice:
         return Choice("part by part", innermost=True, reason="it has hooks, or is of another class")
     unfused = "" if of_sum else refuses_fusion(block.norm, neuron)
     is_step = active_states() is not None
-    pools = block.pool_name is not None and not (of_sum or is_step)
+    pool: Pool = "none" if of_sum or is_step else block.pool_name or "none"
     form: Form = "part by part" if unfused else "fused"
     if reason := refuses_conv(block):
-        return Choice(form, innermost=True, pools=pools, reason=unfused or reason)
-    return _by_kernels(block, x, Choice(form, convolves=True, pools=pools, reason=unfused), of_sum)
+        return Choice(form, innermost=True, pool=pool, reason=unfused or reason)
+    return _by_kernels(block, x, Choice(form, convolves=True, pool=pool, reason=unfused), of_sum)
 
 
-def _by_kernels(block: ConvParts, x: Signal, choice: Choice, of_sum: bool) -> Choice:
+def _by_kernels(block: ConvBlock, x: Signal, choice: Choice, of_sum: bool) -> Choice:
     """How a block runs whose convolution the kernels know: in one pass, or in the form of `choice`."""
     values, unfused = x.values, choice.reason
     recomputes = not unfused and not of_sum and _has_few_channels(block, x)
     skip = NEVER
-    if x.is_spikes or (recomputes and block.kernel_pool != "avg"):
+    if x.is_spikes or (recomputes and choice.pool != "avg"):
         operator: OpName = "events" if recomputes else "conv"
         skip = block.backend.skips(operator, *_product(block, values), stride=block.conv.stride[0])
     one_pass = choice._replace(form="one pass", skip=skip, reason="")
@@ -190,13 +283,13 @@ def _by_kernels(block: ConvParts, x: Signal, choice: Choice, of_sum: bool) -> Ch
     if not unfused and (torch.is_grad_enabled() or block.normalises_by_batch):
         reason = reason or "gradients, or statistics of the batch, need the convolution's output"
     elif not unfused and skip.output:
-        if not (of_sum or x.is_held or active_states() is not None) and block.kernel_pool != "avg":
+        if not (of_sum or x.is_held or active_states() is not None) and choice.pool != "avg":
             return one_pass
         reason = "its pool averages, its input is held, or it runs single time-steps"
-    return choice._replace(skip=skip, innermost=True, reason=reason)
+    return choice._replace(skip=skip, reason=reason)
 
 
-def _has_few_channels(block: ConvParts, x: Signal) -> bool:
+def _has_few_channels(block: ConvBlock, x: Signal) -> bool:
     """True where few inputs, as of events, are cheaper to convolve twice than the output to store: 3x3 with stride 1.
 
     They are no spikes, take no gradient, and have more than a single step.
@@ -210,17 +303,17 @@ def _has_few_channels(block: ConvParts, x: Signal) -> bool:
     )
 
 
-def _product(block: ConvParts, x: Tensor) -> tuple[Tensor, Tensor]:
+def _product(block: ConvBlock, x: Tensor) -> tuple[Tensor, Tensor]:
     """Images [T N, C, H, W] in the type of the convolution, C innermost, and its weight."""
     images = images_channels_last(x.flatten(0, 1))
-    return images.to(dtype_of(images, block.conv.weight)), block.conv.weight
+    return images.to(computing_type(images, block.conv.weight)), block.conv.weight
 
 
-def run_conv(block: ConvParts, x: Signal, added: Sum | None = None) -> Tensor:
+def run_conv(block: ConvBlock, x: Signal, added: Sum | None = None) -> Tensor:
     """Pooled spikes [T, N, C', H', W'] of a block in the form that `choose` takes.
 
     Args:
-        block: a ConvBlock.
+        block: the block.
         x: its input.
         added: addend to the output of a block without neurons, and the neurons behind it.
     """
@@ -229,21 +322,21 @@ def run_conv(block: ConvParts, x: Signal, added: Sum | None = None) -> Tensor:
     if choice.form == "part by part":
         return _run_by_modules(block, x, choice)
     if choice.form == "one pass":
-        spikes = _run_single_pass(block, x.values, choice.skip)
+        spikes = _run_single_pass(block, x.values, choice)
     else:
         spikes = _run_fused(block, x, choice, added)
-    if block.pool is None or choice.pools:
+    if block.pool is None or choice.pool != "none":
         return spikes
     return output_of(block.pool, Signal(spikes, x.steps))
 
 
-def _note(block: ConvParts | FCParts, choice: Choice | None) -> None:
+def _note(block: ConvBlock | FCBlock, choice: Choice | None) -> None:
     """Leave the choice where `SpikingNetwork.forms` finds it."""
     if not torch.compiler.is_compiling():
         block.choice = choice
 
 
-def _run_by_modules(block: ConvParts, x: Signal, choice: Choice) -> Tensor:
+def _run_by_modules(block: ConvBlock, x: Signal, choice: Choice) -> Tensor:
     y = _run_convolution(block, x, choice)
     if choice.convolves and block.conv.bias is not None:
         y = y + block.conv.bias[:, None, None].to(y.dtype)
@@ -253,7 +346,8 @@ def _run_by_modules(block: ConvParts, x: Signal, choice: Choice) -> Tensor:
     return y
 
 
-def _run_single_pass(block: ConvParts, x: Tensor, skip: Skip) -> Tensor:
+def _run_single_pass(block: ConvBlock, x: Tensor, choice: Choice) -> Tensor:
+    skip, pool = choice.skip, choice.pool
     images, weight = _product(block, x)
     weight = weight.to(images.dtype)
     frames = images.unflatten(0, x.shape[:2])
@@ -261,17 +355,14 @@ def _run_single_pass(block: ConvParts, x: Tensor, skip: Skip) -> Tensor:
     if block.normalises_by_batch:
         patches = PatchMoments.of(frames, events=skip.any and (skip.density or 0) <= density.FEW_EVENTS)
     assert isinstance(block.neuron, Neuron)
-
-    def batch() -> tuple[Tensor, Tensor]:
-        return moments(frames) if patches is None else patches.of_convolution(weight)
-
+    batch = None if patches is None else partial(patches.of_convolution, weight)
     return conv_fire_pool(
         frames, weight, _norm_of(block, batch, frames, len(frames), True), block.neuron.dynamics, patches=patches,
-        pool=block.kernel_pool, seed=block.seed(), skip=skip, stride=block.conv.stride[0],
+        pool=pool, seed=block.seed(pool), skip=skip, stride=block.conv.stride[0],
     )  # fmt: skip
 
 
-def _run_fused(block: ConvParts, x: Signal, choice: Choice, added: Sum | None) -> Tensor:
+def _run_fused(block: ConvBlock, x: Signal, choice: Choice, added: Sum | None) -> Tensor:
     """Spikes of the neurons behind a convolution and its BN, or behind a sum, in a kernel.
 
     In a single time-step they continue from the previous states, without a pool.
@@ -285,16 +376,16 @@ def _run_fused(block: ConvParts, x: Signal, choice: Choice, added: Sum | None) -
     norm, dynamics = _norm_of(block, lambda: moments(y), y, x.steps, choice.convolves), neuron.dynamics
     if active_states() is not None:
         return advance(neuron, lambda before: norm_fire_pool(y, norm, dynamics, before, added=other, last=True))
-    pool: dict[str, Any] = {"pool": block.kernel_pool, "seed": block.seed()} if choice.pools else {}
-    return norm_fire_pool(y, norm, dynamics, time_steps=x.steps, added=other, **pool)[0]
+    pool, seed = choice.pool, block.seed(choice.pool)
+    return norm_fire_pool(y, norm, dynamics, time_steps=x.steps, added=other, pool=pool, seed=seed)[0]
 
 
-def _norm_of(block: ConvParts, batch: Any, x: Tensor, steps: int, convolves: bool) -> Norm:
+def _norm_of(block: ConvBlock, batch: Any, x: Tensor, steps: int, convolves: bool) -> Norm:
     """BN of a block's convolution, or its bias.
 
     Args:
-        block: a ConvBlock.
-        batch: moments of the convolution's output.
+        block: the block.
+        batch: moments of the convolution's output, where BN normalises by the batch.
         x: its input or output [T, N, *, H, W].
         steps: T.
         convolves: the convolution was computed without its bias, see `Choice`.
@@ -307,7 +398,7 @@ def _norm_of(block: ConvParts, batch: Any, x: Tensor, steps: int, convolves: boo
     return Norm(scale[0], torch.zeros_like(scale[0]) if bias is None else bias, torch.zeros_like(scale), scale)
 
 
-def _run_convolution(block: ConvParts, x: Signal, choice: Choice) -> Tensor:
+def _run_convolution(block: ConvBlock, x: Signal, choice: Choice) -> Tensor:
     """The convolution's output [T, N, C', H', W'], without the bias where `choice.convolves`."""
     conv, values = block.conv, x.values
     if not choice.convolves:
@@ -324,11 +415,11 @@ def _run_convolution(block: ConvParts, x: Signal, choice: Choice) -> Tensor:
     return y.unflatten(0, values.shape[:2])
 
 
-def run_fc(block: FCParts, x: Signal) -> Tensor:
+def run_fc(block: FCBlock, x: Signal) -> Tensor:
     """Spikes [T, N, F'] of an FC block, from the inputs that are not silent where that is faster."""
     fc, dropout = block.fc, block.dropout
     if x.is_spikes and is_plain(fc) and isinstance(fc, nn.Linear):
-        x = run_layer(dropout, x._replace(values=x.values.to(dtype_of(x.values, fc.weight))))
+        x = run_layer(dropout, x._replace(values=x.values.to(computing_type(x.values, fc.weight))))
         value = dropout.scale if isinstance(dropout, TimeDropout) else 1.0
         skip = block.backend.skips("linear", x.values, fc.weight, value)
         choice: Choice | None = Choice("FC", skip)
@@ -339,26 +430,30 @@ def run_fc(block: FCParts, x: Signal) -> Tensor:
     return _run_behind_fc(block, y, x.steps, choice)
 
 
-def run_delayed_fc(block: FCParts, delay: Delay, x: Signal) -> Tensor | None:
-    """Spikes [T, N, F'] of an FC block behind a delay, from the spikes x before it; None where this is no faster."""
+def run_delayed_fc(block: FCBlock, before: Layer, x: Signal) -> Tensor | None:
+    """Spikes [T, N, F'] of an FC block behind a delay, from the spikes x before it; None behind others, and where this
+    is no faster."""
     dropout = block.dropout
     if not (block.is_plain_call and isinstance(dropout, TimeDropout) and is_plain(dropout)):
         return None
-    found = linear_behind_delay(block.fc, delay, x, block.backend, dropout)
+    found = linear_behind_delay(block.fc, before, x, block.backend, dropout)
     return None if found is None else _run_behind_fc(block, found[0], x.steps, Choice("FC", found[1]))
 
 
 def linear_behind_delay(
-    fc: nn.Module, delay: Delay, x: Signal, backend: Backend, dropout: TimeDropout | None = None
+    fc: nn.Module, delay: Layer, x: Signal, backend: Backend, dropout: TimeDropout | None = None
 ) -> tuple[Tensor, Skip] | None:
-    """The output of an FC layer behind a delay, from the spikes x before it; None where this is no faster.
+    """The output of an FC layer behind a delay, from the spikes x before it; None behind others, and where this is no
+    faster.
 
     Dropout behind the delay has the same mask at all steps, so that it may come before it.
     """
-    if not (x.is_spikes and isinstance(fc, nn.Linear) and is_plain(fc) and delay.divides(x)):
+    if not (isinstance(delay, Delay) and x.is_spikes and isinstance(fc, nn.Linear) and is_plain(fc)):
+        return None
+    if not delay.divides(x):
         return None
     skip = backend.skips("delayed", x.values, fc.weight)
-    if not skip.output or fc.weight.dtype != torch.float32 or dtype_of(x.values, fc.weight) != torch.float32:
+    if not skip.output or fc.weight.dtype != torch.float32 or computing_type(x.values, fc.weight) != torch.float32:
         return None
     spikes, value = x.values, 1.0
     if dropout is not None:
@@ -370,7 +465,7 @@ def linear_behind_delay(
     return y if fc.bias is None else y + fc.bias, skip
 
 
-def _run_behind_fc(block: FCParts, y: Tensor, steps: int, choice: Choice | None) -> Tensor:
+def _run_behind_fc(block: FCBlock, y: Tensor, steps: int, choice: Choice | None) -> Tensor:
     """The output of a block for that of its FC layer, [T, N, F']."""
     recurrent = block.recurrent
     if recurrent is not None:

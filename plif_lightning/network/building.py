@@ -11,13 +11,14 @@ from torch import nn
 from torch.nn.modules.utils import _pair
 
 from plif_lightning.errors import UserError, require_known_arguments
-from plif_lightning.layers.blocks import Blocks, ConvBlock, FCBlock, NeuronBlock, ResidualBlock
+from plif_lightning.layers.blocks import Blocks, NeuronBlock, ResidualBlock
 from plif_lightning.layers.delay import Delay as DelayLayer
 from plif_lightning.layers.norm import NormHeld, NormStatistics, TimeBatchNorm
+from plif_lightning.layers.plan import ConvBlock, FCBlock
 from plif_lightning.layers.pooling import Pool2d, PoolTies, SpikeMaxPool2d, TimeDropout
 from plif_lightning.layers.recurrent import RecurrentLinear
 from plif_lightning.neurons import Neuron
-from plif_lightning.structure.layers import FC, Conv, Delay, LayerSpec, Neurons, Pool, Readout, Residual, Votes
+from plif_lightning.structure.layers import FC, Conv, Delay, LayerSpec, Neurons, Pool, Residual
 
 MakeNeuron = Callable[[Neurons, int], Neuron]
 
@@ -60,8 +61,6 @@ class Builder:
             case Residual(how, neurons=neurons):
                 parts = self.blocks(spec.branch), self.blocks(spec.shortcut)
                 return ResidualBlock(how, *parts, self.neuron(neurons, spec.after[0], of_maps=True))
-            case Votes() | Readout():
-                raise AssertionError(spec.layer)  # no placed layer
         assert_never(spec.layer)
 
     def conv(self, spec: LayerSpec, layer: Conv) -> ConvBlock:

@@ -121,8 +121,8 @@ class SpikingNetwork(nn.Module):
         sparse: skip silent inputs in convolutions and FC layers of spikes on a CPU: auto (where it is faster), never
             or always.
         folded: a bias in the place of every BN, as returned by `deploy.fold`.
-        neuron_settings: init_tau, tau_per, v_threshold and other arguments of `make_neuron`, for all neurons; arguments
-            in the structure apply to a layer.
+        neuron_settings: init_tau, tau_per, v_threshold and other arguments of `settings_of_all`, for all neurons;
+            arguments in the structure apply to a layer.
 
     Attributes:
         time_steps: T.
@@ -225,8 +225,7 @@ class SpikingNetwork(nn.Module):
         require_input(x, steps, self.input_shape)
         if not has_time(x, self.input_shape):
             x = x[None]
-        weight = next(self.parameters(), None)  # None for a deployed network without weights
-        dtype = torch.float32 if weight is None else weight.dtype
+        dtype = next(self.parameters()).dtype
         # Event counts are stored as uint8, and NumPy's numbers are float64, which autocast leaves alone.
         left_alone = not x.is_floating_point() or x.dtype == torch.float64
         if x.dtype != dtype and (left_alone or not torch.is_autocast_enabled(x.device.type)):

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.kernels import Backend, Sparse
-from plif_lightning.layers.delay import Delay
+from plif_lightning.kernels.dense import computing_type
 from plif_lightning.layers.plain import is_plain
-from plif_lightning.layers.plan import call_layer, dtype_of, linear_behind_delay, run_linear
+from plif_lightning.layers.plan import call_layer, linear_behind_delay, run_linear
 from plif_lightning.neurons import Neuron
 from plif_lightning.signals.hooks import has_hooks
 from plif_lightning.signals.signal import Layer, LayerModule, Signal, keeps_spikes, output_of, run_layers
@@ -99,15 +99,13 @@ class _Stateless(Layer):
                 "with x.expand(T, *x.shape)."
             )
         if self.backend is not None and isinstance(module, nn.Linear) and is_plain(module):
-            values = values.to(dtype_of(values, module.weight))
+            values = values.to(computing_type(values, module.weight))
             return run_linear(module, values, self.backend.skips("linear", values, module.weight))
         return call_layer(module, values.flatten(0, 1)).unflatten(0, values.shape[:2])
 
     def run_behind(self, before: Layer, x: Signal) -> Tensor | None:
-        if self.backend is None or not isinstance(before, Delay):
-            return None
-        found = linear_behind_delay(self.module, before, x, self.backend)
-        return None if found is None else found[0]
+        found = self.backend and linear_behind_delay(self.module, before, x, self.backend)
+        return found[0] if found else None
 
 
 class _InSequence(Layer):

@@ -20,7 +20,7 @@ from plif_lightning.network.over_time import as_layer, has_children_to_run
 from plif_lightning.neurons import Neuron
 from plif_lightning.signals.hooks import package_of
 from plif_lightning.signals.signal import Signal, output_of
-from plif_lightning.signals.states import LayerState, carry_states, stateful_modules
+from plif_lightning.signals.states import LayerState, carry_states, run_step, stateful_modules
 
 _log = logging.getLogger(__name__)
 State = dict[str, LayerState]
@@ -82,19 +82,12 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
     True
     """
     net = plain(net)
-    layers = stateful_modules(net)
-    if state is not None and state.keys() != layers.keys():
-        raise UserError(
-            f"state must hold the states of {', '.join(layers)}, as returned by the previous step, got "
-            f"{', '.join(state) or 'nothing'}."
-        )
-    before: dict[nn.Module, LayerState] = {} if state is None else {layers[name]: v for name, v in state.items()}
     _require_single_steps(net)
     if state is None and not torch.compiler.is_compiling():
         _require_equal_steps(net, frame)
-    with _require_uncompiled(net), carry_states(before) as carried:
-        y = run_network(net, frame[None])
-    return y[0], {name: carried.after[layer] for name, layer in layers.items()}
+    with _require_uncompiled(net):
+        y, after = run_step(stateful_modules(net), state, lambda: run_network(net, frame[None]))
+    return y[0], after
 
 
 def _require_equal_steps(net: nn.Module, frame: Tensor) -> None:

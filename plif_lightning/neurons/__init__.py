@@ -1,7 +1,7 @@
 """Spiking neurons as modules."""
 
-from plif_lightning.neurons.making import NeuronName, as_plain, make_neuron
-from plif_lightning.neurons.modules import IF, LIF, PLIF, Neuron, TauPer
+from plif_lightning.neurons.making import NeuronName, as_plain
+from plif_lightning.neurons.modules import IF, LIF, PLIF, Neuron
 from plif_lightning.neurons.parameters import fixed, learned
 from plif_lightning.neurons.published import ALIF, CLIF, EIF, GLIF, ILIF, KLIF, QIF, AdLIF, SE_AdLIF, Synaptic
 
@@ -21,9 +21,7 @@ __all__ = [
     "NeuronName",
     "SE_AdLIF",
     "Synaptic",
-    "TauPer",
     "as_plain",
     "fixed",
     "learned",
-    "make_neuron",
 ]

@@ -26,37 +26,11 @@ else:
 
 
 class NeuronKeywords(FiringKeywords, total=False):
-    """Arguments of `make_neuron` for type checkers, where a constructor passes them on."""
+    """Arguments of `settings_of_all` for type checkers, where a constructor passes them on."""
 
     init_tau: Initial
     tau_per: TauPer
     learn_threshold: bool
-
-
-def make_neuron(
-    neuron: NeuronName | Neuron | type[Neuron] | Mapping[str, Any],
-    channels: int,
-    init_tau: Initial = 2.0,
-    tau_per: TauPer = "layer",
-    learn_threshold: bool = False,
-    **firing: Keywords[FiringKeywords],
-) -> Neuron:
-    """A layer of neurons of the given kind for inputs [T, N, channels, *].
-
-    Args:
-        neuron: a name; a subclass of `Neuron` or its import path; a layer, or {class_path, init_args}, with arguments
-            that other than the defaults win.
-        channels: channels of the input.
-        init_tau: tau_0 > 1 of plif, tau of any other with a name and k = 1/tau, in time-steps; of plif and lif also
-            {distribution: arguments}, see `parameters.drawn`.
-        tau_per: a time constant (and threshold, if learned) per layer (the paper), channel or neuron (of features).
-        learn_threshold: learn V_th too, initialised with v_threshold; it stays positive.
-        firing: see `Firing`.
-
-    Raises:
-        UserError: an argument lies outside its range.
-    """
-    return make_layer(neuron, channels, {}, settings_of_all(init_tau, tau_per, learn_threshold, **firing))
 
 
 def settings_of_all(
@@ -65,7 +39,7 @@ def settings_of_all(
     learn_threshold: bool = False,
     **firing: Keywords[FiringKeywords],
 ) -> dict[str, Any]:
-    """Arguments that all neurons of a network share, with their defaults; see `make_neuron`.
+    """Arguments that all neurons of a network share, with their defaults.
 
     Args:
         init_tau: tau_0 > 1 of plif, where learning begins; tau of any other with a name and k = 1/tau; in time-steps.
@@ -83,7 +57,8 @@ def make_layer(neuron: Any, channels: int, layer_settings: Mapping[str, Any], se
     """A layer of neurons: the layer's arguments win, then the class's, then all neurons'.
 
     Args:
-        neuron: see `make_neuron`.
+        neuron: a name; a subclass of `Neuron` or its import path; a layer, or {class_path, init_args}, whose arguments
+            other than the defaults win.
         channels: channels of the input.
         layer_settings: arguments of this layer.
         settings: `settings_of_all`.

@@ -1,10 +1,7 @@
 """Layout of a run's folder; the only place that names its files."""
 
-import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -79,24 +76,3 @@ class RunFolder:
         """Return the run that a checkpoint belongs to; for a checkpoint outside a run, its folder."""
         folder = checkpoint.resolve().parent
         return RunFolder(folder.parent if folder.name == "checkpoints" else folder)
-
-
-def walk(root: Path | str, order: Callable[[str], Any] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """`os.walk` without hidden folders, subfolders in order, each folder once; linked folders follow the tree that
-    holds the links.
-
-    Args:
-        root: where it begins.
-        order: sort key of the names of subfolders; the caller may remove names from the yielded list to skip them.
-    """
-    seen, waiting = set(), [Path(root)]
-    while waiting:
-        for folder, below, files in os.walk(waiting.pop(0)):
-            status = Path(folder).stat()
-            if (inode := (status.st_dev, status.st_ino)) in seen:
-                below.clear()
-                continue
-            seen.add(inode)
-            below[:] = sorted((name for name in below if not name.startswith(".")), key=order)
-            yield Path(folder), below, files
-            waiting += [link for name in below if (link := Path(folder, name)).is_symlink()]

@@ -106,6 +106,11 @@ class Identity:
         text = json.dumps([sorted(of_run.items()), self.data], default=str)
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
+    @property
+    def content(self) -> str:
+        """Short hash of the data; empty where another program recorded the run, which may know its size alone."""
+        return "" if self.is_of_another_program else hashlib.blake2b(self.data.encode(), digest_size=3).hexdigest()
+
     def value(self, name: str) -> Any:
         """The value of a setting, its default included."""
         if name in self.settings:
@@ -144,10 +149,14 @@ class Identity:
 
     @property
     def beyond_defaults(self) -> list[Difference]:
-        """All that may tell the run from others: settings, unless they were changed, code, and changes."""
+        """All that may tell the run from others: settings, unless they were changed, code at its start, and
+        changes."""
         changed = {change.name for change in self.changes}
         found = [Difference(name, None, now) for name, now in self.settings.items() if name not in changed]
-        found += [Difference(CODE, None, self.code)] if self.code else []
+        code = dict(self.code)
+        for change in reversed(self.changes):
+            code |= change.before if change.name == CODE else {}
+        found += [Difference(CODE, None, {n: digest for n, digest in code.items() if digest})] if code else []
         found += self.changes
         return [*found, *([Difference(RECORDED_BY, None, "another program")] if self.is_of_another_program else [])]
 

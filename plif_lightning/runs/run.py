@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plif_lightning.errors import UserError
-from plif_lightning.runs.folder import RunFolder, walk
+from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.identity import CODE, Identity
 from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.lock import in_use
@@ -317,11 +317,19 @@ def find_runs(root: Path | str) -> list[Run]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"runs must be a folder, got {root}, which does not exist.")
-    runs = []
-    for folder, below, files in walk(root, _by_number):
-        if "run.json" in files:
-            runs.append(read_run(folder, root))
-            below.clear()  # subfolders hold evaluations of this run
+    runs, seen, waiting = list[Run](), set[tuple[int, int]](), [root]
+    while waiting:  # folders behind links follow the tree that holds the links
+        for folder, below, files in os.walk(waiting.pop(0)):
+            status = Path(folder).stat()
+            if (inode := (status.st_dev, status.st_ino)) in seen:
+                below.clear()
+                continue
+            seen.add(inode)
+            below[:] = sorted((name for name in below if not name.startswith(".")), key=_by_number)
+            if "run.json" in files:
+                runs.append(read_run(Path(folder), root))
+                below.clear()  # subfolders hold evaluations of this run
+            waiting += [link for name in below if (link := Path(folder, name)).is_symlink()]
     if not runs:
         raise UserError(f"there is no run in {root}: `{program.program_name()} fit --config quickstart` creates one.")
     return runs

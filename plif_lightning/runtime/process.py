@@ -16,6 +16,8 @@ from typing import Any
 _PACKAGE = Path(__file__).resolve().parents[1]
 # mallopt's parameters, from glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+# The signal of schedulers before a time limit; absent from Windows.
+OF_SCHEDULER: signal.Signals | None = getattr(signal, "SIGUSR1", None)
 
 
 def tune_allocator() -> None:
@@ -79,8 +81,11 @@ def ending() -> list[signal.Signals]:
 
 
 @contextmanager
-def on_termination(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Handle SIGTERM and SIGHUP within the block, then restore the previous handlers; no effect in other threads.
+def on_termination(
+    handler: Callable[[int, FrameType | None], Any], other: signal.Signals | None = None
+) -> Iterator[None]:
+    """Handle SIGTERM, SIGHUP and another signal within the block, then restore the previous handlers; no effect in
+    other threads.
 
     The handler of SIGINT is restored, too: Lightning leaves it ignored after a Ctrl-C while a fit is set up, and a
     notebook would miss others.
@@ -88,7 +93,8 @@ def on_termination(handler: Callable[[int, FrameType | None], Any]) -> Iterator[
     before = {}
     if takes_signals():
         before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
-        before |= {number: signal.signal(number, handler) for number in ending()}
+        signals = [*ending(), *([] if other is None else [other])]
+        before |= {number: signal.signal(number, handler) for number in signals}
     try:
         yield
     finally:

@@ -82,6 +82,29 @@ def advance(layer: nn.Module, run: Callable[[tuple[Tensor, ...] | None], tuple[T
     return output
 
 
+def run_step(
+    layers: Mapping[str, nn.Module], before: Mapping[str, LayerState] | None, run: Callable[[], Tensor]
+) -> tuple[Tensor, dict[str, LayerState]]:
+    """The output of a time-step of layers with states, and their states after it, by name.
+
+    Args:
+        layers: those with states, by name.
+        before: their states before the step; None for the first.
+        run: gives the output.
+
+    Raises:
+        UserError: `before` is of another network.
+    """
+    if before is not None and before.keys() != layers.keys():
+        raise UserError(
+            f"state must hold the states of {', '.join(layers)}, as returned by the previous step, got "
+            f"{', '.join(before) or 'nothing'}."
+        )
+    with carry_states({layers[name]: state for name, state in (before or {}).items()}) as carried:
+        y = run()
+    return y, {name: carried.after[layer] for name, layer in layers.items() if layer in carried.after}
+
+
 def same_at_all_steps(layer: nn.Module, draw: Callable[[], Tensor]) -> Tensor:
     """A mask of dropout, drawn anew for a sequence, and in the first of single steps that are trained."""
     states = active_states()

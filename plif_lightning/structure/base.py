@@ -6,6 +6,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 from plif_lightning.structure.reader import Reader
@@ -35,38 +36,49 @@ class Part(ABC):
         """Add it to the layers before it; `at` is its place, for errors."""
 
 
-class NotationBase(ABC):
-    """A layer of the notation; `str()` writes it.
+class NotationBase:
+    """A layer of the notation, or what a network makes of its output; `str()` writes it.
 
     Attributes:
-        prefix: `conv` of the names conv1, conv2, ...; None for what belongs to a network's output and has no place.
-        takes_maps: its input is [C, H, W].
         may_end: it may be the last layer of a network.
+        neurons: behind it; None without.
     """
 
-    prefix: ClassVar[str | None]
-    takes_maps: ClassVar[bool] = False
     may_end: ClassVar[bool] = True
-
-    @abstractmethod
-    def keeps_spikes(self, spikes: bool) -> bool:
-        """True if its output is binary; `spikes`: its input is."""
-
-    def place(self, placing: Any, name: str, before: Shape, spikes: bool) -> Any:
-        """The `LayerSpec` of the layer under a name, for an input [C, H, W] or [features]; `placing` places its own."""
-        raise NotImplementedError
+    neurons: Any = None
 
     def substitute(self, neurons: Callable[[Any], Any], pool: Callable[[Any], Any]) -> Any:
         """The layer with other neurons and pools in the places of its own."""
-        return self
+        layer: Any = self
+        return self if self.neurons is None else replace(layer, neurons=neurons(self.neurons))
 
     def own_neurons(self) -> Iterator[Any]:
         """Its neurons, in the order of the notation."""
-        yield from ()
+        yield from () if self.neurons is None else (self.neurons,)
 
     def missing(self) -> str:
         """What it lacks when its sequence has ended; empty for nothing."""
         return ""
+
+
+class PlacedBase(NotationBase, ABC):
+    """A layer that has a place in a network, with a name and shapes.
+
+    Attributes:
+        prefix: `conv` of the names conv1, conv2, ...
+        takes_maps: its input is [C, H, W].
+    """
+
+    prefix: ClassVar[str]
+    takes_maps: ClassVar[bool] = False
+
+    @abstractmethod
+    def keeps_spikes(self, spikes: bool) -> bool:
+        """True if its output is what neurons fire: spikes, or counts of such as ILIF; `spikes`: its input is."""
+
+    @abstractmethod
+    def place(self, placing: Any, name: str, before: Shape, spikes: bool) -> Any:
+        """The `LayerSpec` of the layer under a name, for an input [C, H, W] or [features]; `placing` places its own."""
 
 
 class Group:

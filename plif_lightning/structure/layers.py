@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 from plif_lightning.errors import UserError
-from plif_lightning.structure.base import Group, NotationBase, Part
+from plif_lightning.structure.base import Group, NotationBase, Part, PlacedBase
 from plif_lightning.structure.reader import ArgumentValue, Reader, written_value
 from plif_lightning.structure.sizes import Shape, Size, half_of, pair, window_count, written_size
 
@@ -34,7 +34,7 @@ class LayerSpec(NamedTuple):
     """
 
     name: str
-    layer: "NotationLayer"
+    layer: "PlacedLayer"
     before: Shape
     after: Shape
     branch: tuple["LayerSpec", ...] = ()
@@ -59,7 +59,7 @@ class Placing:
     def specs_of(self, layers: Iterable["NotationLayer"], shape: Shape, spikes: bool) -> Iterator[LayerSpec]:
         """Layers in sequence, for an input of a shape; `spikes`: the input is."""
         for layer in layers:
-            if layer.prefix is None:
+            if not isinstance(layer, PlacedBase):
                 continue
             if layer.takes_maps and len(shape) != 3:
                 raise UserError(
@@ -117,7 +117,7 @@ class Drop(Part):
 
 
 @dataclass(frozen=True)
-class Neurons(NotationBase, Part):
+class Neurons(PlacedBase, Part):
     """Neurons by their class, or its import path, with arguments: `PLIF`, `LIF(init_tau=3.0)`."""
 
     prefix = "neuron"
@@ -134,7 +134,9 @@ class Neurons(NotationBase, Part):
     def read(cls, reader: Reader, at: int, match: re.Match[str]) -> Self:
         name = match[0]
         if name not in NEURONS and "." not in name:
-            names = (*NEURONS, "BN", "DP", "DELAY", *get_args(ReadoutName), *get_args(Combine))
+            # Other parts that are words have their names as patterns.
+            words = [word for part in PARTS for word in part.pattern.pattern.split("|") if word.isalpha()]
+            names = (*NEURONS, *words)
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
             near = near or [known for known in NEURONS if known.lower() == name.lower()]
             hint = f"did you mean {near[0]}" if near else f"expected {expected_parts()}"
@@ -164,7 +166,7 @@ class Neurons(NotationBase, Part):
 
 
 @dataclass(frozen=True)
-class Pool(NotationBase, Part):
+class Pool(PlacedBase, Part):
     """A pool of maps: `MPk2s2`, `APk3s2p1`; `AP` over the full map if kernel is None."""
 
     prefix = "pool"
@@ -231,7 +233,7 @@ class Pool(NotationBase, Part):
 
 
 @dataclass(frozen=True)
-class Conv(NotationBase, Part):
+class Conv(PlacedBase, Part):
     """A convolution with its BN, neurons and pool: `c128k3s1-BN-PLIF-MPk2s2`. It has a bias if no BN follows.
 
     Attributes:
@@ -316,15 +318,11 @@ class Conv(NotationBase, Part):
         return self.neurons is not None and (self.pool is None or self.pool.keeps_spikes(True))
 
     def substitute(self, neurons: Callable[[Neurons], Neurons], pool: Callable[[Pool], Pool]) -> "Conv":
-        own = None if self.neurons is None else neurons(self.neurons)
-        return replace(self, neurons=own, pool=None if self.pool is None else pool(self.pool))
-
-    def own_neurons(self) -> Iterator[Neurons]:
-        yield from () if self.neurons is None else (self.neurons,)
+        return replace(super().substitute(neurons, pool), pool=None if self.pool is None else pool(self.pool))
 
 
 @dataclass(frozen=True)
-class FC(NotationBase, Part):
+class FC(PlacedBase, Part):
     """An FC layer with its dropout, BN and neurons: `DP-FC2048-PLIF`, `FC128-BN-PLIF`.
 
     Attributes:
@@ -373,15 +371,9 @@ class FC(NotationBase, Part):
     def keeps_spikes(self, spikes: bool) -> bool:
         return self.neurons is not None
 
-    def substitute(self, neurons: Callable[[Neurons], Neurons], pool: Callable[[Pool], Pool]) -> "FC":
-        return replace(self, neurons=None if self.neurons is None else neurons(self.neurons))
-
-    def own_neurons(self) -> Iterator[Neurons]:
-        yield from () if self.neurons is None else (self.neurons,)
-
 
 @dataclass(frozen=True)
-class Residual(NotationBase, Part):
+class Residual(PlacedBase, Part):
     """Two branches, combined: `ADD(c64k3s1-BN-PLIF)`, `ADD(c64k3s2-BN-PLIF|c64k1s2-BN-PLIF)`.
 
     Attributes:
@@ -397,8 +389,8 @@ class Residual(NotationBase, Part):
     pattern = re.compile("|".join(get_args(Combine)))
     example = "ADD(...)"
     combination: Combine
-    branch: tuple["NotationLayer", ...]
-    shortcut: tuple["NotationLayer", ...] = ()
+    branch: tuple["PlacedLayer", ...]
+    shortcut: tuple["PlacedLayer", ...] = ()
     neurons: Neurons | None = None
 
     def __str__(self) -> str:
@@ -445,15 +437,15 @@ class Residual(NotationBase, Part):
         branch, shortcut = (
             tuple(layer.substitute(neurons, pool) for layer in layers) for layers in (self.branch, self.shortcut)
         )
-        return Residual(self.combination, branch, shortcut, None if self.neurons is None else neurons(self.neurons))
+        return replace(super().substitute(neurons, pool), branch=branch, shortcut=shortcut)
 
     def own_neurons(self) -> Iterator[Neurons]:
         yield from neurons_in((*self.branch, *self.shortcut))
-        yield from () if self.neurons is None else (self.neurons,)
+        yield from super().own_neurons()
 
 
 @dataclass(frozen=True)
-class Delay(NotationBase, Part):
+class Delay(PlacedBase, Part):
     """A learned delay of each channel: `DELAY(max_delay=20)`, with the arguments of `layers.delay.Delay`."""
 
     prefix = "delay"
@@ -493,14 +485,10 @@ def _shortcut_for(before: Shape, after: Shape) -> str:
 class Votes(NotationBase):
     """The mean of the M output neurons of each class: `APk10s10`, a pool behind the last FC layer."""
 
-    prefix = None
     per_class: int
 
     def __str__(self) -> str:
         return f"APk{self.per_class}s{self.per_class}"
-
-    def keeps_spikes(self, spikes: bool) -> bool:
-        return False
 
 
 ReadoutName = Literal["LI", "LAST"]
@@ -510,7 +498,6 @@ ReadoutName = Literal["LI", "LAST"]
 class Readout(NotationBase, Part):
     """What a network gives of its readout: the leaky integral `LI`, `LI(init_tau=4.0)`, or the `LAST` step."""
 
-    prefix = None
     pattern = re.compile("|".join(get_args(ReadoutName)))
     example = "LI or LAST behind the last FC layer"
     name: ReadoutName
@@ -530,11 +517,9 @@ class Readout(NotationBase, Part):
         group.layers.append(self)
         group.has_ended = True
 
-    def keeps_spikes(self, spikes: bool) -> bool:
-        return False
 
-
-NotationLayer = Conv | FC | Residual | Pool | Neurons | Delay | Votes | Readout
+PlacedLayer = Conv | FC | Residual | Pool | Neurons | Delay
+NotationLayer = PlacedLayer | Votes | Readout
 # In this order: a name that is no other part is one of neurons.
 PARTS: tuple[type[Part], ...] = (Conv, FC, Pool, Norm, Drop, Delay, Residual, Readout, Neurons)
 
@@ -568,8 +553,8 @@ def neurons_in(layers: Iterable[NotationLayer]) -> Iterator[Neurons]:
         yield from layer.own_neurons()
 
 
-def gives_spikes(layers: Iterable[NotationLayer], spikes: bool) -> bool:
-    """True if the output of a sequence of layers is binary; `spikes`: its input is."""
+def gives_spikes(layers: Iterable[PlacedLayer], spikes: bool) -> bool:
+    """True if the output of a sequence of layers is what neurons fire; `spikes`: its input is."""
     return functools.reduce(lambda before, layer: layer.keeps_spikes(before), layers, spikes)
 
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 import plif_lightning as pl
-from plif_lightning.analysis.leaderboard import comparison_table
+from plif_lightning.analysis.layers import layer_table
+from plif_lightning.analysis.leaderboard import comparison_table, leaderboard_table
 from plif_lightning.analysis.select import counted, groups
 from plif_lightning.analysis.words import labels
 from plif_lightning.cli import main
@@ -165,8 +166,68 @@ def test_latest_run_of_a_seed_counts_and_the_table_names_the_others(tmp_path):
         write_run(tmp_path / name, started=started)
     frame = pl.read_runs(tmp_path)
     assert frame["averaged"].to_dict() == {"a": False, "b": True}
+    assert frame.loc["a", "left_out"] == "a later run, in brackets, has the same settings and seed (b)"
+    assert pd.isna(frame.loc["b", "left_out"])
     notes = comparison_table(find_runs(tmp_path)).notes
-    assert "Left out, because a later run has the same settings and seed: a." in notes
+    assert "Left out, because a later run, in brackets, has the same settings and seed: a (b)." in notes
+
+
+def test_runs_on_other_data_are_told_apart(tmp_path):
+    for name, content in (("a", "4e81"), ("b", "9f02"), ("c", "9f02")):
+        write_run(tmp_path / name, content=content, seed=ord(name))
+    table = comparison_table(find_runs(tmp_path))
+    assert sorted(table.runs) == [["a"], ["b", "c"]]
+    assert len({row[1] for row in table.rows}) == 2
+    assert all(", content of the data " in row[1] for row in table.rows)
+    write_run(tmp_path / "alike" / "d", content="4e81", seed=1)
+    assert labels(find_runs(tmp_path / "alike")).each == ["PLIF, tau_0 = 2"]
+
+
+def test_code_edited_on_resuming_is_named_as_it_was_and_as_it_is(tmp_path):
+    folder = write_run(tmp_path / "a")
+    write_run(tmp_path / "b", seed=1)
+    edit_session(folder, step=49, code={"my_nets": "fc6ed4aa"})
+    edit_session(folder, changes=[["code", {"my_nets": "d3239dbb"}, {"my_nets": "fc6ed4aa"}]])
+    table = comparison_table(find_runs(tmp_path))
+    assert table.rows[0][1] == "PLIF, tau_0 = 2, code my_nets d3239d, code my_nets fc6ed4 after step 49"
+    other = write_run(tmp_path / "c", seed=2)
+    edit_session(other, code={"my_nets": "d3239dbb"})
+    notes = comparison_table(find_runs(tmp_path)).notes
+    assert "How code differs: runs --compare RUN RUN." in notes
+    assert "How code differs: runs --compare RUN RUN." not in table.notes
+
+
+def test_tables_say_why_a_folder_has_no_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs" / "killed", (), finished=False)
+    main(["tables"])
+    assert "not come to their end: killed (failed, epoch 0)." in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_gain_over_some_seeds_says_so_whichever_side_lacks_them(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / f"plif{seed}", (0.5, 0.7 + seed / 100), seed=seed)
+    write_run(tmp_path / "lif", (0.5, 0.8), seed=1, neuron="lif")
+    table = comparison_table(find_runs(tmp_path))
+    assert table.rows[0][table.columns.index("gain")] == "+9.00 (1 of 2 seeds)"
+
+
+def test_layers_of_runs_of_other_lengths_are_told_apart(tmp_path):
+    for name, accuracies, steps in (("a", (0.5, 0.6), 8), ("b", (0.5, 0.6, 0.7), 4)):
+        write_run(tmp_path / name, accuracies, time_steps=steps)
+    rows = layer_table(find_runs(tmp_path)).rows
+    assert [row[2:6] for row in rows] == [
+        [*of_run, layer] for of_run in (("A", "8", "2"), ("A", "4", "3")) for layer in ("conv1", "fc1")
+    ]
+
+
+def test_runs_that_no_leaderboard_has_are_named_with_their_settings(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / f"plif{seed}", validation="holdout", test=0.7, seed=seed)
+        write_run(tmp_path / f"lif{seed}", validation="holdout", test=0.8, seed=seed, neuron="lif")
+    write_run(tmp_path / "large", validation="holdout", test=0.8, data_arguments={"batch_size": 77})
+    notes = " ".join(leaderboard_table(find_runs(tmp_path)).notes)
+    assert "with them: large (PLIF, tau_0 = 2, batch_size 77, 3 epochs)." in notes
 
 
 def test_a_batch_size_that_was_changed_on_resuming_is_not_shared_with_runs_that_always_had_it(tmp_path):

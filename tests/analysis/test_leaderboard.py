@@ -57,7 +57,7 @@ def test_gain_uses_common_seeds_and_has_no_interval_for_a_single_one(tmp_path):
     assert math.isnan(found["reset soft"].gain.mean)
     table = leaderboard_table(find_runs(tmp_path))
     rows = {row[1]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
-    assert (rows["loss rate"]["gain"], rows["loss rate"]["its 95 % interval"]) == ("+1.00 (1 of 2 seeds)", "")
+    assert (rows["loss rate"]["gain"], rows["loss rate"]["its 95 % interval"]) == ("+1.00 (1 of 3 seeds)", "")
     assert (rows["reset soft"]["gain"], rows["the paper's"]["gain"]) == ("", "baseline")
 
 
@@ -119,7 +119,7 @@ def test_the_command_prints_it(tmp_path, capsys):
     assert "neuron lif" in printed
     assert "worse" in printed
     assert "because no other run with the paper's setting" in " ".join(printed.split())
-    assert "other." in printed.partition("Left out")[2]
+    assert "other (" in printed.partition("Left out")[2]
     assert "lif-1" not in printed.partition("Left out")[2]
     assert "the paper's" in (tmp_path / "out" / "tableleaderboard.csv").read_text()
 
@@ -151,7 +151,7 @@ def test_gains_of_all_data_sets_stand_side_by_side(tmp_path):
     assert rows["the paper's"] == ["50.00", "91.33"]
     assert rows["neuron lif"][0] == "+10.00"
     assert rows["neuron lif"][1].startswith("**-1.50 [")
-    assert rows["reset soft"] == ["", "+2.00"]
+    assert rows["reset soft"] == ["", "+2.00 (1 of 3 seeds)"]
 
 
 def test_comparison_table_lists_gains_and_silent_layers(tmp_path):

@@ -86,7 +86,7 @@ def test_spikes_are_recorded_up_to_a_number_of_values(monkeypatch):
     one = 3 * 4 * 8 * 8  # T C H W of the first layer
     for most, expected in ((2 * one, 2), (2 * one - 1, 1), (one - 1, None)):
         monkeypatch.setattr("plif_lightning.callbacks.records._MAX_SPIKES", most)
-        samples = record_samples(network, data, 4, torch.device("cpu"))
+        samples = record_samples(network, data, [0, 1, 2, 3], torch.device("cpu"))
         assert (None if samples is None else samples.spikes.shape[1]) == expected
 
 
@@ -105,7 +105,7 @@ def test_recording_leaves_the_network_as_it_was():
     data.prepare_data()
     data.setup("fit")
     network = SpikingClassifier((1, 8, 8), 10, 3, channels=4, fc_features=8).network.eval()
-    record_samples(network, data, 2, torch.device("cpu"))
+    record_samples(network, data, [0, 1], torch.device("cpu"))
     assert all(not neuron._forward_hooks for _, neuron in network.neurons())
 
 

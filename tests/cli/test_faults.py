@@ -345,6 +345,11 @@ def test_a_run_folder_is_started_resumed_and_left_alone_once_it_is_finished(stra
     assert ended(*EIGHT, *auto) == 0
     assert "is finished" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.is_file()} == before
+    line = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *EIGHT, *auto, "--data.batch_size", "8")
+    assert re.fullmatch(r"error: the run is finished: data.batch_size is \d+ there, 8 here. Pass another.*", line)
+    line = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *EIGHT, *auto, "--trainer.max_epochs", "2")
+    assert "the run has 3 epochs already, and trainer.max_epochs is 2" in line
+    assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.is_file()} == before
     fit(*EIGHT, "--trainer.max_epochs", "4", *auto)
     assert load("run/checkpoints/last.ckpt")["global_step"] == 32
 

@@ -223,3 +223,11 @@ def test_limit_of_one_batch_is_not_all_batches(given, read, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         main(["fit", "--config", QUICKSTART, "--trainer.limit_train_batches", given, "--print_config"])
     assert f"\n  limit_train_batches: {read}\n" in capsys.readouterr().out
+
+
+def test_a_test_that_was_asked_for_and_not_measured_is_named(capsys):
+    few = [*TINY, *FEW, "--trainer.max_epochs", "1", "--test_after_fit", "true"]
+    fit(*few, "--trainer.limit_val_batches", "0")
+    assert "not measured: there is no best checkpoint" in capsys.readouterr().out
+    fit(*few)
+    assert "not measured" not in capsys.readouterr().out

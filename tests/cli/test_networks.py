@@ -264,6 +264,7 @@ def test_edited_code_is_neither_averaged_nor_resumed(tmp_path, monkeypatch, caps
     said = capsys.readouterr().out
     assert "--- edited_nets.py, in 1\n+++ edited_nets.py, in 3" in said
     assert "+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes), pl.LIF())" in said
+    assert "the code of the run was edited since" in refused(capsys, "fit", "--run_folder", "runs/1")  # it is finished
     longer = ["--run_folder", "runs/1", "--trainer.max_epochs", "2"]
     line = refused(capsys, "fit", *longer)
     assert "the code of the run was edited since" in line

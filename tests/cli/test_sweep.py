@@ -28,7 +28,7 @@ from tests.writers import edit_session, write_run
 
 optuna = pytest.importorskip("optuna", reason="test extra `search`")
 D = optuna.distributions
-GRIDS = {"table2": 6, "table4": 16, "table5": 8, "tableS2": 6, "leaderboard": 360}
+GRIDS = {"table2": 6, "table4": 16, "table5": 8, "tableS2": 6, "leaderboard": 372}
 TINY = ["--model.channels=4", "--model.fc_features=12", "--data.time_steps=2", "--trainer.max_epochs=2"]
 TINY += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
 TINY += ["--trainer.enable_progress_bar=false", "--record_samples=1"]
@@ -196,6 +196,17 @@ def test_sigterm_ends_a_sweep_and_its_runs_which_save():
     assert "interrupted: the same command resumes the runs." in Path("said").read_text()
     assert [run.status for run in find_runs("runs")] == ["resumable"] * 2
     assert all("stopped by SIGTERM" in log.read_text() for log in Path("runs/mini").glob("*.log"))
+
+
+@pytest.mark.slow
+def test_a_schedulers_signal_to_all_processes_lets_the_runs_of_a_sweep_save():
+    process = started(write(Path("s.yaml")), "--jobs", 2, "--", *LONG)
+    until(lambda: process.poll() is not None or saved("*", 2))
+    os.killpg(process.pid, signal.SIGUSR1)
+    assert process.wait(PATIENCE) == 128 + signal.SIGUSR1
+    assert "interrupted: the same command resumes the runs." in Path("said").read_text()
+    assert [run.status for run in find_runs("runs")] == ["resumable"] * 2
+    assert all("stopped by SIGUSR1" in log.read_text() for log in Path("runs/mini").glob("*.log"))
 
 
 RANKINGS = {

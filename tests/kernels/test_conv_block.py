@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from plif_lightning.kernels import PatchMoments, layout, moments_over_processes, ops
-from plif_lightning.layers.blocks import ConvBlock
 from plif_lightning.layers.norm import TimeBatchNorm
+from plif_lightning.layers.plan import ConvBlock
 from plif_lightning.layers.pooling import Pool2d
 from plif_lightning.network import use_backend
 from plif_lightning.neurons import IF, PLIF

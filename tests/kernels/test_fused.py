@@ -19,9 +19,8 @@ from plif_lightning.errors import UserError
 from plif_lightning.kernels import Backend, Norm, layout, moments, norm_fire_pool
 from plif_lightning.kernels.cpu import _narrow
 from plif_lightning.kernels.fused import through_statistics
-from plif_lightning.layers.blocks import ConvBlock
 from plif_lightning.layers.norm import TimeBatchNorm
-from plif_lightning.layers.plan import images_channels_last
+from plif_lightning.layers.plan import ConvBlock, images_channels_last
 from plif_lightning.layers.pooling import Pool2d, SpikeMaxPool2d
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.neurons import IF, LIF, PLIF

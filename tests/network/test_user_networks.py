@@ -213,9 +213,11 @@ def test_a_trial_that_fails_refuses_nothing():
     assert task(Positive(nn.Identity()))(torch.rand(5, 1, 8, 8)).shape == (4, 5, 3)
 
 
-def test_over_time_reports_missing_input_shape():
-    with pytest.raises(UserError, match=r"x must be \[T, N, C, H, W\], got \[2, 1, 8, 8\]: hold static images"):
-        pl.over_time(nn.Sequential(nn.Conv2d(1, 4, 3), pl.PLIF()))(torch.rand(2, 1, 8, 8))
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 2, 1, 1, 8, 8)])
+def test_over_time_reports_missing_input_shape(shape):
+    got = ", ".join(map(str, shape))
+    with pytest.raises(UserError, match=rf"x must be \[T, N, C, H, W\], got \[{got}\]: hold static images"):
+        pl.over_time(nn.Sequential(nn.Conv2d(1, 4, 3), pl.PLIF()))(torch.rand(shape))
 
 
 class Fires(nn.Module):

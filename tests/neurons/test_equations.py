@@ -19,7 +19,8 @@ from plif_lightning.dynamics.equations import program
 from plif_lightning.dynamics.expression import OPERATIONS, in_order
 from plif_lightning.errors import UserError
 from plif_lightning.network import use_backend
-from plif_lightning.neurons import as_plain, make_neuron
+from plif_lightning.neurons import as_plain
+from tests.neurons.making import make_neuron
 
 # ruff: noqa: N805  # equations have no self
 

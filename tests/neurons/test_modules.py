@@ -9,8 +9,9 @@ import torch
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.neurons import IF, LIF, PLIF, make_neuron
+from plif_lightning.neurons import IF, LIF, PLIF
 from tests.dynamics import oracle
+from tests.neurons.making import make_neuron
 
 
 @pytest.mark.parametrize("v_reset", [0.0, -0.5, 0.4])

@@ -10,8 +10,9 @@ import torch
 
 from plif_lightning import neurons
 from plif_lightning.network import use_backend
-from plif_lightning.neurons import NeuronName, make_neuron, making, published
+from plif_lightning.neurons import NeuronName, making, published
 from plif_lightning.structure import NEURONS
+from tests.neurons.making import make_neuron
 
 STEPS = 12
 

@@ -27,7 +27,7 @@ from plif_lightning.structure import (
     resolve_structure,
 )
 from plif_lightning.structure import layers as kinds_of_layers
-from plif_lightning.structure.base import NotationBase, Part
+from plif_lightning.structure.base import Part, PlacedBase
 from plif_lightning.structure.layers import gives_spikes, neurons_in
 from plif_lightning.structure.shapes import every_layer
 
@@ -265,7 +265,7 @@ def test_a_structure_that_does_not_fit_is_refused_by_its_layer(text, message):
 
 
 @dataclass(frozen=True)
-class Squeeze(NotationBase, Part):
+class Squeeze(PlacedBase, Part):
     """`SQ`: the mean of all channels."""
 
     prefix, takes_maps, example = "squeeze", True, "SQ"
@@ -306,7 +306,7 @@ def test_a_layer_of_a_new_kind_says_all_that_its_notation_needs(monkeypatch):
 
 
 def test_a_layer_that_does_not_say_what_it_makes_of_spikes_cannot_be_made():
-    incomplete = type("Incomplete", (NotationBase,), {"prefix": "x"})
+    incomplete = type("Incomplete", (PlacedBase,), {"prefix": "x"})
     with pytest.raises(TypeError, match="keeps_spikes"):
         incomplete()
 

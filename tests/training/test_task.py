@@ -91,13 +91,13 @@ def test_the_command_line_shows_every_argument_of_network_neuron_and_firing_with
 
     from plif_lightning.dynamics import Firing
     from plif_lightning.network import SpikingNetwork
-    from plif_lightning.neurons import make_neuron
+    from plif_lightning.neurons.making import settings_of_all
 
     parser = ArgumentParser()
     parser.add_class_arguments(SpikingClassifier, "model")
     shown = parser.get_defaults(skip_validation=True).model
     help_text = parser.format_help()
-    for function in (SpikingNetwork, make_neuron, Firing):
+    for function in (SpikingNetwork, settings_of_all, Firing):
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind is not parameter.VAR_KEYWORD and parameter.default is not parameter.empty:
                 assert shown[name] == parameter.default
@@ -493,6 +493,7 @@ def test_network_at_another_t_equals_one_built_for_it():
         ({"tau_per": "channel", "detach_reset": "false"}, "detach_reset must be one of True, False, got 'false'"),
         ({"learn_threshold": "no"}, "learn_threshold must be true or false, got 'no'"),
         ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, got 1.0"),
+        ({"label_smoothing": -0.1}, "label_smoothing must be at least 0 and below 1, got -0.1"),
     ],
 )
 def test_options_of_a_recipe_outside_their_range_are_refused(arguments, expected):
@@ -518,14 +519,14 @@ def test_the_keywords_of_type_checkers_are_the_arguments():
 
     from plif_lightning.dynamics.firing import Firing, FiringKeywords
     from plif_lightning.network.network import NetworkKeywords, SpikingNetwork
-    from plif_lightning.neurons.making import NeuronKeywords, make_neuron
+    from plif_lightning.neurons.making import NeuronKeywords, settings_of_all
 
     def named(function, *others):
         kinds = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
         return {p.name for p in kinds} - set(others)
 
     firing = named(Firing)
-    neuron = firing | named(make_neuron, "neuron", "channels")
+    neuron = firing | named(settings_of_all)
     network = neuron | named(SpikingNetwork, "input_shape", "num_classes", "time_steps")
     assert FiringKeywords.__annotations__.keys() == firing
     assert NeuronKeywords.__annotations__.keys() == neuron
