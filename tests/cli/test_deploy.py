@@ -446,6 +446,12 @@ def test_cost_is_a_table_and_a_file(run_of_digits, tmp_path, capsys):
     # Numbers as a program reads them, and none of them rounded away: this network is tiny.
     assert all(float(row[name]) > 0 for row in table for name in row if "[uJ]" in name)
     assert table[-1]["firing [%]"] == ""
+    arithmetic, *with_memory = map(float, re.findall(r"(\d+\.\d\d)(?= of a| times)", out))
+    assert 0 < arithmetic < 1  # it skips, and adds in the place of multiplying
+    expected = [
+        float(table[-1][f"int8, {how} [uJ]"]) / float(table[-1][f"ANN, {how} [uJ]"]) for how in ("fetched", "reused")
+    ]
+    assert with_memory == pytest.approx(expected, abs=0.006)
 
 
 class Direct(SpikingDataModule):
