@@ -155,7 +155,7 @@ def _silent(config: Any, command: str, names: Iterable[str]) -> Iterator[str]:
     for name, of in (("engine", ("predict", "test")), ("run_folder", ("fit",))):
         if config.get(name) is not None and command not in of:
             yield f"{name} is for {' and '.join(of)}: leave it out for {command}."
-    if config.model.network is not None and "--model.structure" in names:
+    if config.model.network is not None and config.model.structure is not None and "--model.structure" in names:
         yield "--model.structure and --model.network describe two networks: give one of them."
 
 

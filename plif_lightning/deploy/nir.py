@@ -64,7 +64,7 @@ def readers_of(net: SpikingNetwork) -> dict[str, str | None]:
             (integrates, "cannot read the leaky integral of a readout"),
         ],
         "Norse": [
-            (delays, "cannot read delays"),
+            (delays, "drops delays, and fires other spikes without a warning"),
             (averages, "cannot read average pooling"),
             (integrates, "computes another leaky integral of a readout, without a warning"),
             (resets, "fires different spikes without a warning if V_reset is not 0"),

@@ -125,7 +125,11 @@ class Delay(LayerModule):
         return torch.where(lags == whole, 1 - late, torch.where(lags == whole + 1, late, torch.zeros_like(late)))
 
     def _delayed(self, x: Tensor, before: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The output at every step, and the inputs that a next step needs; x: [T, N, C, *]."""
+        """The output at every step, and the inputs that a next step needs; x: [T, N, C, *].
+
+        Raises:
+            UserError: the inputs before are of other samples, or of another delay.
+        """
         if active_states() is None and self._has_loops(x):
             whole, late = self.between()
             rows = delay_between_steps(x.movedim(2, -1).flatten(1, -2), whole.long(), late)
@@ -133,6 +137,9 @@ class Delay(LayerModule):
         shares = self.shares().flip(0).to(x.dtype)  # from the earliest input to the newest
         shape = self.max_delay, *x.shape[1:]
         past = x.new_zeros(shape) if before is None else before[0].movedim(1, 0)
+        if past.shape != shape:
+            kept = [x.shape[1], self.max_delay, *x.shape[2:]]
+            raise UserError(f"the state of a delay must be {kept}, got {list(before[0].shape) if before else None}.")
         seen = torch.cat([past, x])
         if active_states() is None:
             return _convolved(seen, shares), ()

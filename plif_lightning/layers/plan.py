@@ -146,7 +146,7 @@ class FCBlock(LayerModule):
         norm: BN of the FC layer's output, without the recurrent part; None without, or if it is folded.
 
     Attributes:
-        choice: how the last call ran; None before the first, and for an input that is not spikes.
+        choice: how the last call ran; None before the first.
     """
 
     def __init__(
@@ -330,7 +330,7 @@ def run_conv(block: ConvBlock, x: Signal, added: Sum | None = None) -> Tensor:
     return output_of(block.pool, Signal(spikes, x.steps))
 
 
-def _note(block: ConvBlock | FCBlock, choice: Choice | None) -> None:
+def _note(block: ConvBlock | FCBlock, choice: Choice) -> None:
     """Leave the choice where `SpikingNetwork.forms` finds it."""
     if not torch.compiler.is_compiling():
         block.choice = choice
@@ -422,10 +422,10 @@ def run_fc(block: FCBlock, x: Signal) -> Tensor:
         x = run_layer(dropout, x._replace(values=x.values.to(computing_type(x.values, fc.weight))))
         value = dropout.scale if isinstance(dropout, TimeDropout) else 1.0
         skip = block.backend.skips("linear", x.values, fc.weight, value)
-        choice: Choice | None = Choice("FC", skip)
+        choice = Choice("FC", skip)
         y = run_linear(fc, x.values, skip, value)
     else:
-        choice = None
+        choice = Choice("FC", reason="it is of another class" if x.is_spikes else "its input is not spikes")
         y = call_layer(fc, output_of(dropout, x))
     return _run_behind_fc(block, y, x.steps, choice)
 
@@ -465,7 +465,7 @@ def linear_behind_delay(
     return y if fc.bias is None else y + fc.bias, skip
 
 
-def _run_behind_fc(block: FCBlock, y: Tensor, steps: int, choice: Choice | None) -> Tensor:
+def _run_behind_fc(block: FCBlock, y: Tensor, steps: int, choice: Choice) -> Tensor:
     """The output of a block for that of its FC layer, [T, N, F']."""
     recurrent = block.recurrent
     if recurrent is not None:
@@ -473,7 +473,7 @@ def _run_behind_fc(block: FCBlock, y: Tensor, steps: int, choice: Choice | None)
         y = y if block.norm is None else output_of(block.norm, Signal(y, steps))
         spikes, is_fused = recurrent_spikes(recurrent, block.neuron, Signal(y, steps))
         form: Form = "recurrent, fused" if is_fused else "recurrent, a loop over steps"
-        _note(block, (choice or Choice(form))._replace(form=form))
+        _note(block, choice._replace(form=form))
         return spikes
     _note(block, choice)
     return run_norm(block.norm, block.neuron, Signal(y, steps), block.backend)

@@ -68,6 +68,12 @@ def _between(value, low, high):
     return torch.where(value < low, low, torch.where(value > high, high, value))
 
 
+def _in_use(neuron, values):
+    """Learned values by name, each within the limits of its name in capitals."""
+    limits = {name: getattr(neuron, name.upper(), (None, None)) for name in values}
+    return {name: value if limits[name][0] is None else value.clamp(*limits[name]) for name, value in values.items()}
+
+
 def _adaptation(v, w, fired, beta, a, b):
     """w of `AdLIF`, from the potential and the spike before the step."""
     kept = _between(beta, AdLIF.BETA[0], AdLIF.BETA[1]) * w
@@ -82,7 +88,8 @@ class AdLIF(Neuron):
     gradient there: `detach_reset: false`.
 
     Args:
-        alpha: share of the potential that remains after a time-step, learned, within `ALPHA`.
+        alpha: share of the potential that remains after a time-step, learned, used within `ALPHA`: beyond a limit it is
+            the limit, without gradient. So are the others.
         beta: share of the adaptation that remains, learned, within `BETA`.
         a: adaptation by the potential, learned, within `A`.
         b: adaptation by a spike, learned, within `B`.
@@ -105,6 +112,10 @@ class AdLIF(Neuron):
 
     def after(h, v, w, fired, s, beta, a, b):
         return h, _adaptation(v, w, fired, beta, a, b), s
+
+    def learned(self):
+        """The constants in use."""
+        return _in_use(self, super().learned())
 
 
 class SE_AdLIF(Neuron):  # noqa: N801  # se_adlif
@@ -143,6 +154,10 @@ class SE_AdLIF(Neuron):  # noqa: N801  # se_adlif
         kept = _between(beta, SE_AdLIF.BETA[0], SE_AdLIF.BETA[1])
         driven = _between(a, SE_AdLIF.A[0], SE_AdLIF.A[1]) * v + _between(b, SE_AdLIF.B[0], SE_AdLIF.B[1]) * s
         return v, kept * w + (1 - kept) * q * driven
+
+    def learned(self):
+        """The constants in use."""
+        return _in_use(self, super().learned())
 
 
 class QIF(Neuron):

@@ -291,6 +291,22 @@ def test_values_of_layers_have_a_row_for_each_setting_whatever_is_recorded(tmp_p
     assert read_runs(tmp_path)["grad_norm.conv1"].tolist() == [0.25, 0.25]
 
 
+def test_a_layer_has_its_colour_in_every_panel_and_the_legend_has_all_layers(tmp_path):
+    run = write_run(tmp_path / "a")
+    lines = run.metrics.read_text().splitlines()
+    delays = ["delay/delay1", "3.5", "3.25", "3.0"]
+    run.metrics.write_text("\n".join(f"{line},{delay}" for line, delay in zip(lines, delays, strict=True)) + "\n")
+    figure, _ = drawn("layers", find_runs(tmp_path))
+    colours = {}
+    for ax in figure.axes:
+        for line in ax.lines:
+            colours.setdefault(line.get_label(), set()).add(line.get_color())
+    assert {*colours} == {"conv1", "fc1", "delay1"}
+    assert all(len(of_layer) == 1 for of_layer in colours.values())
+    assert len(set.union(*colours.values())) == 3
+    assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {*colours}
+
+
 def test_more_settings_than_line_styles_get_separate_panels(tmp_path):
     for i in range(5):
         write_run(tmp_path / f"{i}", init_tau=2.0 + i)

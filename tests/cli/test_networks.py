@@ -59,6 +59,7 @@ def test_a_structure_is_trained_tested_exported_and_read_again(capsys):
         (["--model.structure", "c6k3s1-BN-PLIF-FC10", "--model.channels", "4"], "channels cannot be set beside"),
         (["--model.channels", "4,6"], "Given value: 4,6"),
         (["--model.network", "my_nets.Simple", "--model.structure", "FC10"], "describe two networks: give one of them"),
+        (["--model.network", "my_nets.Nett", "--model.structure", "null"], "'my_nets' has no attribute 'Nett'"),
         (["--model.channels", "[4,6,8]"], "channels must be one number or n_down = 2 of them, got 3"),
         (["--model.tet_lambda", "0.1"], "tet trains a readout without spikes"),
         (["--model.network", "my_nets.Nett"], "module 'my_nets' has no attribute 'Nett'"),

@@ -166,6 +166,13 @@ def test_inputs_of_other_channels_are_refused():
         a_delay()(torch.zeros(T, N, 4))
 
 
+@pytest.mark.parametrize("kept", [(N, 2, 5), (N + 1, 3, 5)])
+def test_a_state_of_another_delay_or_of_other_samples_is_refused(kept):
+    net = nn.Sequential(pl.Delay(5, 3))
+    with pytest.raises(UserError, match=r"the state of a delay must be \[3, 3, 5\], got"):
+        pl.step(net, torch.zeros(N, 5), {"0": torch.zeros(kept)})
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_a_delay_that_is_not_a_number_gives_no_numbers(backend):
     """It once wrote behind the end of the output."""

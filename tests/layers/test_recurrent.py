@@ -371,7 +371,7 @@ def test_forms_say_which_ran():
     x = torch.rand(5, 3, 1, 2, 3)
     net(x)
     forms = net.forms()
-    assert forms["fc1"] == "recurrent, fused, dense"
+    assert forms["fc1"] == "recurrent, fused, dense (its input is not spikes)"
     assert forms["fc2"].startswith("recurrent, fused, dense")
     assert not forms["fc3"].startswith("recurrent")
     pl.use_backend(net, "reference")(x)

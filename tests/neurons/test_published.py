@@ -238,6 +238,14 @@ def test_no_gradient_through_time_is_spikingjellys(jelly):
     equal(neurons.LIF(2.0, through_time=False), jelly(node))
 
 
+@pytest.mark.parametrize("kind", [neurons.AdLIF, neurons.SE_AdLIF])
+def test_adaptation_logs_the_constants_in_use(kind):
+    values = kind(alpha=2.0, beta=0.5, a=-3.0, b=1.0).learned()
+    assert [values[name].item() for name in ("alpha", "beta", "a", "b")] == pytest.approx(
+        [kind.ALPHA[1], kind.BETA[0], kind.A[0], 1.0]
+    )
+
+
 def test_reset_without_effect_is_reported(caplog):
     """Found by a review: CLIF with a soft reset is CLIF, to the bit."""
     making._warn_reset_ignored.cache_clear()

@@ -40,8 +40,12 @@ def figure_layers(runs: Sequence[Run]) -> Drawn:
     columns = max(map(len, quantities))
     figure, axes = new_figure(WIDTH, 2.5 * len(drawn_rows), len(drawn_rows), columns)
     for (panel, label, group), of_setting, of_row in zip(drawn_rows, quantities, axes, strict=True):
+        layers = list(dict.fromkeys(layer for quantity in of_setting for layer in group[0].layers(quantity)))
         for quantity, ax in zip(of_setting, of_row, strict=False):
-            _draw(ax, quantity, group)
+            _draw(ax, quantity, group, layers)
+        for i, layer in enumerate(layers):  # the legend, of the first panel, has every layer of the row
+            if layer not in group[0].layers(of_setting[0]):
+                draw_layer(of_row[0], i, [], np.empty((1, 0)), label=literal(layer, 20))
         for ax in of_row[len(of_setting) :]:
             ax.set_visible(False)
         words = ", ".join([" ".join(panel.data.split()), panel.conditions, label])
@@ -60,10 +64,11 @@ def _has_curve(quantity: str, group: Sequence[Run]) -> bool:
     return bool(epochs) and bool(set.intersection(*epochs))
 
 
-def _draw(ax: Axes, quantity: str, group: Sequence[Run]) -> None:
-    for i, layer in enumerate(group[0].layers(quantity)):
+def _draw(ax: Axes, quantity: str, group: Sequence[Run], layers: Sequence[str]) -> None:
+    """Draw the curves of a quantity; `layers` numbers those of the setting."""
+    for layer in group[0].layers(quantity):
         epochs, values = common_epochs([run.curve(f"{quantity}/{layer}") for run in group])
-        draw_layer(ax, i, epochs, values, label=literal(layer, 20))
+        draw_layer(ax, layers.index(layer), epochs, values, label=literal(layer, 20))
     ax.set_xlabel("epoch")
     ax.set_ylabel(LAYER_TITLES.get(quantity, literal(quantity, 30)).replace(" [", "\n["))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -47,6 +47,6 @@ def require_same(net: nn.Module, stored: Any, path: object) -> None:
     """
     if stored != fingerprint(net):
         raise CheckpointError(
-            f"the network in {path} differs from this one in a class, the size of a convolution or pool, or the "
-            "equations or constants of neurons: its weights would give other votes. Build it as it was trained."
+            f"the network in {path} differs from this one in a class, the size of a convolution or pool, the equations "
+            "or constants of neurons, or a delay's: its weights would give other votes. Build it as it was trained."
         )

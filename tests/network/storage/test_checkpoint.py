@@ -204,7 +204,7 @@ def test_edited_equations_are_refused(monkeypatch):
     load_network("net.ckpt")
     monkeypatch.setattr(sys.modules[__name__], "Own", _Edited)
     for load in (load_network, pl.SpikingClassifier.load_from_checkpoint):
-        with pytest.raises(CheckpointError, match="equations or constants of neurons"):
+        with pytest.raises(CheckpointError, match="the equations or constants of neurons"):
             load("net.ckpt")
 
 
