@@ -1,7 +1,7 @@
 """Curves of each layer over epochs: time constants, firing rates, and any other value that a callback logs."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,13 +39,17 @@ def figure_layers(runs: Sequence[Run]) -> Drawn:
     ]
     columns = max(map(len, quantities))
     figure, axes = new_figure(WIDTH, 2.5 * len(drawn_rows), len(drawn_rows), columns)
-    for (panel, label, group), of_setting, of_row in zip(drawn_rows, quantities, axes, strict=True):
-        layers = list(dict.fromkeys(layer for quantity in of_setting for layer in group[0].layers(quantity)))
+    of_rows = [
+        dict.fromkeys(layer for quantity in of_setting for layer in group[0].layers(quantity))
+        for (*_, group), of_setting in zip(drawn_rows, quantities, strict=True)
+    ]
+    numbers = {layer: i for i, layer in enumerate(dict.fromkeys(layer for layers in of_rows for layer in layers))}
+    for (panel, label, group), of_setting, of_row, layers in zip(drawn_rows, quantities, axes, of_rows, strict=True):
         for quantity, ax in zip(of_setting, of_row, strict=False):
-            _draw(ax, quantity, group, layers)
-        for i, layer in enumerate(layers):  # the legend, of the first panel, has every layer of the row
+            _draw(ax, quantity, group, numbers)
+        for layer in layers:  # the legend, of the first panel, has every layer of the row
             if layer not in group[0].layers(of_setting[0]):
-                draw_layer(of_row[0], i, [], np.empty((1, 0)), label=literal(layer, 20))
+                draw_layer(of_row[0], numbers[layer], [], np.empty((1, 0)), label=literal(layer, 20))
         for ax in of_row[len(of_setting) :]:
             ax.set_visible(False)
         words = ", ".join([" ".join(panel.data.split()), panel.conditions, label])
@@ -64,11 +68,11 @@ def _has_curve(quantity: str, group: Sequence[Run]) -> bool:
     return bool(epochs) and bool(set.intersection(*epochs))
 
 
-def _draw(ax: Axes, quantity: str, group: Sequence[Run], layers: Sequence[str]) -> None:
-    """Draw the curves of a quantity; `layers` numbers those of the setting."""
+def _draw(ax: Axes, quantity: str, group: Sequence[Run], numbers: Mapping[str, int]) -> None:
+    """Draw the curves of a quantity, in the colours of the layers' numbers."""
     for layer in group[0].layers(quantity):
         epochs, values = common_epochs([run.curve(f"{quantity}/{layer}") for run in group])
-        draw_layer(ax, layers.index(layer), epochs, values, label=literal(layer, 20))
+        draw_layer(ax, numbers[layer], epochs, values, label=literal(layer, 20))
     ax.set_xlabel("epoch")
     ax.set_ylabel(LAYER_TITLES.get(quantity, literal(quantity, 30)).replace(" [", "\n["))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
