@@ -15,7 +15,7 @@ from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.signals.hooks import has_hooks
 
 
-def network_of(net: nn.Module) -> SpikingNetwork:
+def require_structure(net: nn.Module) -> SpikingNetwork:
     """The network itself, unwrapped from a task or a compiled module.
 
     Raises:
@@ -50,11 +50,11 @@ def fold(net: nn.Module, dtype: torch.dtype | None = None) -> SpikingNetwork:
         dtype: of the copy; by default the network's.
 
     Raises:
-        UserError: as `network_of`.
+        UserError: as `require_structure`.
 
     Source: Fang et al. 2021, Sec. 4.1.
     """
-    folded = copy.deepcopy(network_of(net)).eval().to(dtype)
+    folded = copy.deepcopy(require_structure(net)).eval().to(dtype)
     for block in folded.layers().values():
         if isinstance(block, (ConvBlock, FCBlock)) and block.norm is not None:
             _fold(block.norm.bn, block.conv if isinstance(block, ConvBlock) else block.fc)

@@ -98,7 +98,7 @@ class _FireStage:
 
 
 class Frozen(Layer):
-    """A layer as a plain call: `run` for tensors and `SparseMaps` [T N, C, H, W].
+    """A layer as a plain call: `run` for tensors [T, N, *] and `SparseMaps` [T N, C, H, W].
 
     Attributes:
         neurons: its neurons by the names of their layers.
@@ -318,7 +318,7 @@ class DeployedNetwork(nn.Module):
 
     @torch.no_grad()
     def step(self, frame: Tensor, state: Mapping[str, LayerState] | None = None) -> tuple[Tensor, State]:
-        """One time-step, as `plif_lightning.step`: votes [N, num_classes] and the potential of each neuron.
+        """One time-step, as `plif_lightning.step`: votes [N, num_classes] and the states of its layers by name.
 
         Raises:
             UserError: another shape of frame, or a state of another network or batch.
@@ -400,7 +400,7 @@ def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
     kernels do not know stays as it is.
 
     Raises:
-        UserError: an unknown engine; or as `folding.network_of`.
+        UserError: an unknown engine; or as `folding.require_structure`.
     """
     require_one_of("engine", engine, Engine)
     return freeze(fold(net, torch.float32).cpu(), engine)

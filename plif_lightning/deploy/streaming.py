@@ -1,4 +1,4 @@
-"""Run a trained network on a stream of events or frames, with persistent potentials and running votes."""
+"""Run a trained network on a stream of events or frames, with persistent states and running votes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -93,9 +93,9 @@ class StreamingNetwork:
         self.reset()
 
     def reset(self) -> None:
-        """Clear potentials, votes and pending events."""
+        """Clear states, votes and pending events."""
         self._filter = None if self.background_us is None else BackgroundFilter(self.sensor, self.background_us)
-        self.potentials: dict[str, LayerState] | None = None
+        self.states: dict[str, LayerState] | None = None
         self.total: Tensor | None = None
         self.steps = 0
         self._recent: list[Tensor] = []  # votes of the last steps
@@ -140,7 +140,7 @@ class StreamingNetwork:
             )
         single = not streams
         batch = frame[None] if single else frame
-        votes, self.potentials = self._step(batch.to(self.device, self.dtype), self.potentials)
+        votes, self.states = self._step(batch.to(self.device, self.dtype), self.states)
         votes = votes[0] if single else votes
         # float64, so that the sum over a long stream does not absorb the votes of a step.
         self.total = votes.double() if self.total is None else self.total + votes

@@ -1,6 +1,6 @@
 """Event-driven convolutions and FC layers of spikes on the CPU; they save the spikes as bits for the backward pass.
 
-`backend.Skip` says which products the loops of `cpu_sparse.py` compute, and which the dense library.
+`density.Skip` says which products the loops of `cpu_sparse.py` compute, and which the dense library.
 """
 
 import math

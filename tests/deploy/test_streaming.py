@@ -127,7 +127,7 @@ def test_a_stream_runs_in_8_bits_and_in_other_types(net):
     torch.testing.assert_close(stream.votes, made(x).double().mean(0))
     wide = StreamingNetwork(trained().double())
     wide.step(x[0])
-    assert wide.potentials["encoder.conv1.neuron"].dtype == torch.float64
+    assert wide.states["encoder.conv1.neuron"].dtype == torch.float64
 
 
 def test_the_network_of_the_caller_stays_as_it_was(net):

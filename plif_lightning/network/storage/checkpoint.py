@@ -117,7 +117,7 @@ def network_in(checkpoint: dict[str, Any], path: Path, network: nn.Module | None
     return network.eval()
 
 
-def network_of(arguments: Mapping[str, Any]) -> SpikingNetwork:
+def network_from(arguments: Mapping[str, Any]) -> SpikingNetwork:
     """A network from its stored arguments; others among them are left out."""
     known = {name: value for name, value in arguments.items() if name in ARGUMENTS}
     # The backend that it was trained with may not run here; `use_backend` selects another than the fastest.
@@ -132,7 +132,7 @@ def _rebuild(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) 
     """
     stored = checkpoint["hyper_parameters"]
     if stored.get("network") is None and network is None:
-        return network_of(stored)
+        return network_from(stored)
     from_data = {name: tuple(stored[name]) if name == "input_shape" else stored[name] for name in FROM_DATA}
     if network is None:
         described = configuration_in(checkpoint).get("model", {}).get("network") or {}

@@ -10,7 +10,7 @@ from torch import nn
 
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.network import SpikingNetwork, as_plain
-from plif_lightning.network.storage.checkpoint import network_of
+from plif_lightning.network.storage.checkpoint import network_from
 from plif_lightning.network.storage.fingerprint import fingerprint, require_same
 from plif_lightning.network.user_networks import description, neurons_of
 from plif_lightning.runtime.files import atomic_write
@@ -134,7 +134,7 @@ def from_pretrained(
             f"network and pass it, from_pretrained({source!r}, net)."
         )
     if net is None:
-        net = network_of(arguments)
+        net = network_from(arguments)
     require_same(net, stored, source)
     net.load_state_dict(state)
     return net.eval()
