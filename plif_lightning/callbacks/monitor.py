@@ -68,7 +68,7 @@ class LayerMonitor(Callback):
         self._began = time.perf_counter()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        run_folder(trainer)
+        run_folder(trainer)  # whose first call all processes must make
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._samples, self._seconds = 0, 0.0
