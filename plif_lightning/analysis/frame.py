@@ -60,7 +60,6 @@ def read_runs(folder: str | Path = "runs") -> "pd.DataFrame":
 
 
 def _row(run: Run, averaged: Sequence[Group]) -> dict[str, Any]:
-    reason, of_run = words.why_left_out(run, averaged)
     best, last = run.best, run.metrics[-1] if run.metrics else {}
     layers = {quantity: layer_values(run.best_metrics, quantity) for quantity in layer_quantities([run.best_metrics])}
     outcomes = {
@@ -80,7 +79,7 @@ def _row(run: Run, averaged: Sequence[Group]) -> dict[str, Any]:
         "structure": run.record.get("structure"),
         "key": run.key,
         "averaged": any(run is own for group in averaged for own in group.runs),
-        "left_out": f"{reason} ({of_run})" if of_run else reason or None,
+        "left_out": " ".join(words.why_left_out(run, averaged)).strip() or None,
         "code": ", ".join(f"{name} {digest}" for name, digest in run.identity.code.items()) or None,
         **{name: run.surroundings(name) for name in ("commit", "machine", "versions")},
         "started": run.started or None,

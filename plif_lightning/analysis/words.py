@@ -104,19 +104,19 @@ def source(run: Run) -> str:
 
 
 def why_left_out(run: Run, averaged: Sequence[Group]) -> tuple[str, str]:
-    """Why no row averages a run, and what only this run's reason says; empty where one does.
+    """Why no row averages a run, and what only this run's reason says, in brackets; empty where one does.
 
     Args:
         run: the run.
         averaged: all groups, see `groups`.
     """
     if run.status in ("running", "resumable", "failed"):
-        return "they have not come to their end", f"{run.status}, epoch {run.epochs}"
+        return "they have not come to their end", f"({run.status}, epoch {run.epochs})"
     if run.status == "finished" and run.accuracy is None:
         untested = "their test set was never measured (test --ckpt_path RUN/...)"
         return (untested if run.protocol == "B" else "no accuracy was measured"), ""
     later = [group.of_seed(run) for group in averaged if any(run is one for one in group.replaced)]
-    return ("a later run, in brackets, has the same settings and seed", later[0].name) if later else ("", "")
+    return ("a later run, in brackets, has the same settings and seed", f"({later[0].name})") if later else ("", "")
 
 
 def left_out(runs: Sequence[Run]) -> list[str]:
@@ -124,7 +124,7 @@ def left_out(runs: Sequence[Run]) -> list[str]:
     averaged, names_by_reason = groups(runs), defaultdict[str, list[str]](list)
     for run in runs:
         reason, of_run = why_left_out(run, averaged)
-        names_by_reason[reason].append(f"{run.name} ({of_run})" if of_run else run.name)
+        names_by_reason[reason].append(f"{run.name} {of_run}".strip())
     return [f"Left out, because {why}: {', '.join(names)}." for why, names in names_by_reason.items() if why]
 
 

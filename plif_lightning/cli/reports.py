@@ -157,6 +157,15 @@ def _chosen(only: str | None, valid: list[str]) -> list[str]:
     return names
 
 
+def _published(file: Path, runs: Sequence[Run]) -> Table:
+    """The table of published runs, to which these are added; notes name those whose test is missing."""
+    for run in runs:
+        if run.status == "finished" and run.protocol == "B" and run.test is None:
+            command = f"{program.program_name()} test --ckpt_path {shlex.quote(str(run.folder.best))}"
+            print(f"note: {run.name} has no row: its test set was never measured. {command}", file=sys.stderr)
+    return measured_table(add_published(file, runs, [*paper.TITLES.values()]))
+
+
 def tables(argv: list[str]) -> int:
     """Print the tables, and write them into the files asked for."""
     options = _tables_parser().parse_args(argv)
@@ -175,10 +184,7 @@ def tables(argv: list[str]) -> int:
         if not table.rows:
             print(f"note: {heading(table)}: no run belongs to it. {' '.join(table.notes)}", file=sys.stderr)
     if options.results is not None:
-        paper_tables.append(measured_table(add_published(options.results, runs, [*paper.TITLES.values()])))
-        for run in [run for run in runs if run.status == "finished" and run.protocol == "B" and run.test is None]:
-            command = f"{program.program_name()} test --ckpt_path {shlex.quote(str(run.folder.best))}"
-            print(f"note: {run.name} has no row: its test set was never measured. {command}", file=sys.stderr)
+        paper_tables.append(_published(options.results, runs))
     if options.show_runs:
         paper_tables = [table.with_its_runs for table in paper_tables]
     print_tables(paper_tables, runs)

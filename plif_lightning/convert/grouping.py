@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,31 +148,44 @@ def _chains(
     tensor of it where it was written in place or passed on.
     """
     once, taken = {module: (x, y) for module, x, y in calls}, set[nn.Module]()
-    chains, blocks_of_frames = list[list[nn.Module]](), dict[nn.Module, bool]()
+    chains, of_frames = list[list[nn.Module]](), dict[nn.Module, bool]()
     for module in once:
         if module in taken or kind_of[module] not in _BEGINNING or _is_of_lines(module, once[module][0], vocabulary):
             continue
-        chain, of_frames = [module], vocabulary.takes_frames(module)
-        while len(after := _readers(all_calls, chain[-1])) == 1 and after[0] in once:
-            (following,) = after
-            is_node, shape = kind_of[following] == "neuron", once[following][0].shape
-            other_shape = shape != once[chain[-1]][1].shape
-            if other_shape and not is_node:
-                break
-            if is_node and (of_frames or other_shape):
-                takes_frames = vocabulary.takes_frames(module) or once[module][0].dim() == 2
-                if not _is_over(once[module][0].shape, shape, takes_frames):
-                    break
-                blocks_of_frames[module] = takes_frames
-            of_frames = of_frames or other_shape
-            if not _joins([kind_of[member] for member in chain], kind_of[following], of_frames):
-                break
-            chain.append(following)
-        if _is_block([kind_of[member] for member in chain], of_frames):
+        chain, takes_frames = _chain_from(module, once, all_calls, kind_of, vocabulary)
+        if chain:
             taken.update(chain)
             chains.append(chain)
-    firsts = {chain[0] for chain in chains}
-    return chains, {module: frames for module, frames in blocks_of_frames.items() if module in firsts}
+            of_frames |= {} if takes_frames is None else {module: takes_frames}
+    return chains, of_frames
+
+
+def _chain_from(
+    first: nn.Module,
+    once: Mapping[nn.Module, tuple[Any, Any]],
+    all_calls: Sequence[Call],
+    kind_of: Mapping[nn.Module, str],
+    vocabulary: Vocabulary,
+) -> tuple[list[nn.Module], bool | None]:
+    """Layers of the block that begins with a layer, none if there is none; see `Plan.of_frames`, None for no such
+    block."""
+    chain, of_frames, at_node = [first], vocabulary.takes_frames(first), None
+    x = once[first][0]
+    while len(after := _readers(all_calls, chain[-1])) == 1 and after[0] in once:
+        (following,) = after
+        is_node, shape = kind_of[following] == "neuron", once[following][0].shape
+        other_shape = shape != once[chain[-1]][1].shape
+        if other_shape and not is_node:
+            break
+        if is_node and (of_frames or other_shape):
+            at_node = vocabulary.takes_frames(first) or x.dim() == 2
+            if not _is_over(x.shape, shape, at_node):
+                break
+        of_frames = of_frames or other_shape
+        if not _joins([kind_of[member] for member in chain], kind_of[following], of_frames):
+            break
+        chain.append(following)
+    return (chain, at_node) if _is_block([kind_of[member] for member in chain], of_frames) else ([], None)
 
 
 def _is_of_lines(layer: nn.Module, x: Tensor, vocabulary: Vocabulary) -> bool:

@@ -59,9 +59,7 @@ def neurons_in_place(
             replacement = neuron = neuron_of(node, library.nodes[type(node)])
             for theirs, parameter in copy_learned(node, neuron).items():
                 stored[f"{name}.{theirs}".lstrip(".")] = parameter, getattr(node, theirs).shape
-        for module in replacement.modules():
-            if isinstance(module, Neuron):  # its constants are no weights: SpikingJelly stores none
-                module._non_persistent_buffers_set.update(module._buffers)
+        _store_no_constants(replacement)
         put(replacement.train(node.training), holders_of(converted, node))
     _replace_recurrent(converted, vocabulary)
     if not any(isinstance(module, Neuron) for module in converted.modules()):
@@ -73,6 +71,13 @@ def neurons_in_place(
     _replace_containers(converted, vocabulary)
     _replace_votes(converted, vocabulary)
     return converted, stored
+
+
+def _store_no_constants(replacement: nn.Module) -> None:
+    """Leave the constants of neurons out of the state dict: they are no weights, and SpikingJelly stores none."""
+    for module in replacement.modules():
+        if isinstance(module, Neuron):
+            module._non_persistent_buffers_set.update(module._buffers)
 
 
 def _by_user(vocabulary: Vocabulary, converted: Converted, name: str, node: nn.Module, shared: set[str]) -> nn.Module:
