@@ -1,11 +1,11 @@
 """Runs as a pandas data frame, a row a run, for custom tables and plots."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plif_lightning.analysis import words
-from plif_lightning.analysis.select import Group, groups
+from plif_lightning.analysis.select import latest
 from plif_lightning.errors import UserError
 from plif_lightning.runs.metrics import layer_quantities, layer_values
 from plif_lightning.runs.published import runs_in
@@ -50,8 +50,8 @@ def read_runs(folder: str | Path = "runs") -> "pd.DataFrame":
         import pandas as pd
 
     runs = runs_in(folder)
-    averaged = groups(runs)
-    rows = [_row(run, averaged) for run in runs]
+    counted = latest(runs)
+    rows = [_row(run, " ".join(words.why_left_out(run, counted)).strip()) for run in runs]
     order = dict.fromkeys(name for block in ("results", "settings") for row in rows for name in row[block])
     values = [{**row["settings"], **row["results"]} for row in rows]
     index = pd.Index([row["name"] for row in rows], name="run")
@@ -59,7 +59,7 @@ def read_runs(folder: str | Path = "runs") -> "pd.DataFrame":
     return frame.astype(dict.fromkeys(_NUMBERS, "float64"))
 
 
-def _row(run: Run, averaged: Sequence[Group]) -> dict[str, Any]:
+def _row(run: Run, left_out: str) -> dict[str, Any]:
     best, last = run.best, run.metrics[-1] if run.metrics else {}
     layers = {quantity: layer_values(run.best_metrics, quantity) for quantity in layer_quantities([run.best_metrics])}
     outcomes = {
@@ -78,8 +78,8 @@ def _row(run: Run, averaged: Sequence[Group]) -> dict[str, Any]:
         **{f"{quantity}.{layer}": value for quantity, values in layers.items() for layer, value in values.items()},
         "structure": run.record.get("structure"),
         "key": run.key,
-        "averaged": any(run is own for group in averaged for own in group.runs),
-        "left_out": " ".join(words.why_left_out(run, averaged)).strip() or None,
+        "averaged": run.has_result and not left_out,
+        "left_out": left_out or None,
         "code": ", ".join(f"{name} {digest}" for name, digest in run.identity.code.items()) or None,
         **{name: run.surroundings(name) for name in ("commit", "machine", "versions")},
         "started": run.started or None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from plif_lightning.analysis.select import Group, data_title, groups, names_of
 from plif_lightning.analysis.tables import Table
-from plif_lightning.analysis.words import labels_of, left_out, length, notes_on_groups
+from plif_lightning.analysis.words import labels_of, left_out, notes_on_groups, protocol_and_length
 from plif_lightning.runs.metrics import LAYER_TITLES, layer_quantities, layer_values
 from plif_lightning.runs.run import Run
 
@@ -21,7 +21,7 @@ def layer_table(runs: Sequence[Run]) -> Table:
         layers = dict.fromkeys(
             layer for quantity in quantities for run in group.runs for layer in layer_values(run.best_metrics, quantity)
         )
-        of_group = [data_title(group.runs[0]), label, *length(group)]
+        of_group = [data_title(group.runs[0]), label, *protocol_and_length(group)]
         rows += [[*of_group, layer, *(_mean(group, quantity, layer) for quantity in quantities)] for layer in layers]
         names += [names_of(group)] * len(layers)
     columns = ["data set", "setting", "protocol", "T", "epochs", "layer"]

@@ -125,7 +125,7 @@ def _comparison_rows(setup: Sequence[tuple[Group, str]], baseline: Baseline | No
         silent = Counter(layer for of in cell.runs for layer in _silent_layers(of))
         rows.append(
             [
-                *(data_title(run), label, *words.length(cell)),
+                *(data_title(run), label, *words.protocol_and_length(cell)),
                 *(f"{cell.accuracy:.2f}", words.interval(cell.low, cell.high)),
                 words.gain(*gain) if cell is not base else _BASELINE if len(setup) > 1 else "",
                 str(len(cell.runs)),

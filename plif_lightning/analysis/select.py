@@ -102,10 +102,6 @@ class Group:
         """Number of epochs of each run."""
         return [run.epochs for run in self.runs]
 
-    def of_seed(self, run: Run) -> Run:
-        """The run that counts for the seed of another."""
-        return next(own for own in self.runs if own.seed_or_name == run.seed_or_name)
-
     @property
     def has_all_samples(self) -> bool:
         """True if the runs saw all of the paper's data set."""
@@ -130,6 +126,11 @@ def groups(runs: Sequence[Run]) -> list[Group]:
         ends = 100 * max(low, 0.0), 100 * min(high, 1.0)
         averaged.append(Group(setting_of(of_seeds[0]), of_seeds, replaced, mean, *ends))
     return averaged
+
+
+def latest(runs: Iterable[Run]) -> dict[tuple[str, int | str], Run]:
+    """The run that counts for each identity and seed: of those with a result the latest."""
+    return {(run.key, run.seed_or_name): run for run in not_replaced([run for run in runs if run.has_result])}
 
 
 def names_of(group: Group | None) -> list[str]:

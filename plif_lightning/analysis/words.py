@@ -12,8 +12,8 @@ from plif_lightning.analysis.select import (
     Group,
     data_title,
     distinguishing,
-    groups,
     is_limited,
+    latest,
     names_of,
     samples_of,
     setting_of,
@@ -38,7 +38,7 @@ def numbers(numbers: Iterable[int]) -> str:
     return " to ".join(map(str, dict.fromkeys((ordered[0], ordered[-1]))))
 
 
-def length(group: Group) -> tuple[str, str, str]:
+def protocol_and_length(group: Group) -> tuple[str, str, str]:
     """Protocol, T and number of epochs of a group's runs."""
     return group.protocol, str(group.runs[0].setting("data.time_steps", "")), numbers(group.epochs)
 
@@ -103,27 +103,28 @@ def source(run: Run) -> str:
     return ", ".join(parts)
 
 
-def why_left_out(run: Run, averaged: Sequence[Group]) -> tuple[str, str]:
+def why_left_out(run: Run, counted: Mapping[tuple[str, int | str], Run]) -> tuple[str, str]:
     """Why no row averages a run, and what only this run's reason says, in brackets; empty where one does.
 
     Args:
         run: the run.
-        averaged: all groups, see `groups`.
+        counted: the latest of each seed, see `latest`.
     """
     if run.status in ("running", "resumable", "failed"):
         return "they have not come to their end", f"({run.status}, epoch {run.epochs})"
-    if run.status == "finished" and run.accuracy is None:
-        untested = "their test set was never measured (test --ckpt_path RUN/...)"
-        return (untested if run.protocol == "B" else "no accuracy was measured"), ""
-    later = [group.of_seed(run) for group in averaged if any(run is one for one in group.replaced)]
-    return ("a later run, in brackets, has the same settings and seed", f"({later[0].name})") if later else ("", "")
+    if run.lacks_test:
+        return "their test set was never measured (test --ckpt_path RUN/...)", ""
+    if not run.has_result:
+        return ("no accuracy was measured" if run.status == "finished" else ""), ""
+    later = counted[run.key, run.seed_or_name]
+    return ("", "") if later is run else ("a later run, in brackets, has the same settings and seed", f"({later.name})")
 
 
 def left_out(runs: Sequence[Run]) -> list[str]:
     """Name the runs that no row averages, and why."""
-    averaged, names_by_reason = groups(runs), defaultdict[str, list[str]](list)
+    counted, names_by_reason = latest(runs), defaultdict[str, list[str]](list)
     for run in runs:
-        reason, of_run = why_left_out(run, averaged)
+        reason, of_run = why_left_out(run, counted)
         names_by_reason[reason].append(f"{run.name} {of_run}".strip())
     return [f"Left out, because {why}: {', '.join(names)}." for why, names in names_by_reason.items() if why]
 

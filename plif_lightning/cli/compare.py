@@ -55,7 +55,7 @@ def compare(start: Start, origin: Origin, parsed: dict[str, Any]) -> list[str]:
     if edited := _code_difference(start.folder, parsed):
         _refuse_or_name(edited, start, parsed)
     folder = start.folder
-    if start.command == "fit" and folder and _is_finished(folder, origin, parsed["trainer"], changed):
+    if start.command == "fit" and folder and _is_finished(folder, origin, parsed, changed):
         if others := [name for name in changed if name not in _LIMITS]:
             raise CheckpointError(f"the run is finished: {differing(others)}. Pass another --run_folder.")
         raise Stopped(0, finished_in_words(folder))
@@ -106,16 +106,16 @@ def _value(of: Mapping[str, Any], config: Mapping[str, Any], name: str) -> str:
     return repr(of[name] if name in of else setting_in(config, name))
 
 
-def _is_finished(folder: RunFolder, origin: Origin, trainer: Mapping[str, Any], changed: Sequence[str]) -> bool:
+def _is_finished(folder: RunFolder, origin: Origin, parsed: Mapping[str, Any], changed: Sequence[str]) -> bool:
     """True if a run is finished, and its length is not to grow.
 
     Raises:
         CheckpointError: the run has passed the length, or its callbacks depend on it.
     """
     assert origin.config is not None
-    stored = origin.config["trainer"]
+    stored = origin.config
     done = {"trainer.max_epochs": origin.epochs, "trainer.max_steps": origin.step}
-    limits = {name: trainer[name.removeprefix("trainer.")] for name in _LIMITS}
+    limits = {name: setting_in(parsed, name) for name in _LIMITS}
     reached = {name: n for name, n in done.items() if limits[name] is not None and 0 <= limits[name] <= n}
     for name, n in reached.items():
         if limits[name] < n:
@@ -123,10 +123,10 @@ def _is_finished(folder: RunFolder, origin: Origin, trainer: Mapping[str, Any], 
                 f"the run has {n} {name.removeprefix('trainer.max_')} already, and {name} is {limits[name]}: leave it "
                 "out, or start a new run in another folder."
             )
-    is_same = all(stored[name.removeprefix("trainer.")] == value for name, value in limits.items())
+    is_same = all(setting_in(stored, name) == value for name, value in limits.items())
     if "ended" in load_mapping(folder.record, [], optional=True) and (reached or is_same):
         return True
-    if "trainer.max_epochs" in changed and "StochasticWeightAveraging" in str(stored["callbacks"]):
+    if "trainer.max_epochs" in changed and "StochasticWeightAveraging" in str(stored["trainer"]["callbacks"]):
         raise CheckpointError(
             "trainer.max_epochs cannot be changed: StochasticWeightAveraging begins at a share of it. Leave it out, or "
             "start a new run in another folder."

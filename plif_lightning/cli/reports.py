@@ -160,7 +160,7 @@ def _chosen(only: str | None, valid: list[str]) -> list[str]:
 def _published(file: Path, runs: Sequence[Run]) -> Table:
     """The table of published runs, to which these are added; notes name those whose test is missing."""
     for run in runs:
-        if run.status == "finished" and run.protocol == "B" and run.test is None:
+        if run.lacks_test:
             command = f"{program.program_name()} test --ckpt_path {shlex.quote(str(run.folder.best))}"
             print(f"note: {run.name} has no row: its test set was never measured. {command}", file=sys.stderr)
     return measured_table(add_published(file, runs, [*paper.TITLES.values()]))

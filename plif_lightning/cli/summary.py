@@ -1,6 +1,5 @@
 """Print a command's inputs and results."""
 
-import logging
 import math
 import shlex
 from collections.abc import Mapping
@@ -28,7 +27,6 @@ from plif_lightning.runtime import program
 from plif_lightning.runtime.files import relative
 from plif_lightning.training.task import SpikingClassifier
 
-_log = logging.getLogger(__name__)
 _C = TypeVar("_C", bound=Callback)
 
 

@@ -107,9 +107,8 @@ class ClassFolders:
             return stored
         files = self.files(train)
         stated = [(os.path.basename(path), label, os.stat(path).st_size) for path, label in files]  # noqa: PTH116, PTH119
-        return cached(
-            folder, key_of(*options, self.classes(), stated), partial(build, files), [path for path, _ in files]
-        )
+        key = key_of(*options, self.classes(), stated)
+        return cached(folder, key, partial(build, files), [path for path, _ in files])
 
     def _list_files(self, train: bool) -> list[tuple[str, int]]:
         files: list[tuple[str, int]] = []

@@ -171,7 +171,7 @@ class FCBlock(LayerModule):
         return run_fc(self, x)
 
     def run_behind(self, before: Layer, x: Signal) -> Tensor | None:
-        return run_delayed_fc(self, before, x)
+        return run_delayed_fc(self, before, x) if isinstance(before, Delay) else None
 
     def keeps_spikes(self, spikes: bool) -> bool:
         return keeps_spikes(self.neuron, spikes=False)
@@ -430,27 +430,23 @@ def run_fc(block: FCBlock, x: Signal) -> Tensor:
     return _run_behind_fc(block, y, x.steps, choice)
 
 
-def run_delayed_fc(block: FCBlock, before: Layer, x: Signal) -> Tensor | None:
-    """Spikes [T, N, F'] of an FC block behind a delay, from the spikes x before it; None behind others, and where this
-    is no faster."""
+def run_delayed_fc(block: FCBlock, delay: Delay, x: Signal) -> Tensor | None:
+    """Spikes [T, N, F'] of an FC block behind a delay, from the spikes x before it; None where this is no faster."""
     dropout = block.dropout
     if not (block.is_plain_call and isinstance(dropout, TimeDropout) and is_plain(dropout)):
         return None
-    found = linear_behind_delay(block.fc, before, x, block.backend, dropout)
+    found = linear_behind_delay(block.fc, delay, x, block.backend, dropout)
     return None if found is None else _run_behind_fc(block, found[0], x.steps, Choice("FC", found[1]))
 
 
 def linear_behind_delay(
-    fc: nn.Module, delay: Layer, x: Signal, backend: Backend, dropout: TimeDropout | None = None
+    fc: nn.Module, delay: Delay, x: Signal, backend: Backend, dropout: TimeDropout | None = None
 ) -> tuple[Tensor, Skip] | None:
-    """The output of an FC layer behind a delay, from the spikes x before it; None behind others, and where this is no
-    faster.
+    """The output of an FC layer behind a delay, from the spikes x before it; None where this is no faster.
 
     Dropout behind the delay has the same mask at all steps, so that it may come before it.
     """
-    if not (isinstance(delay, Delay) and x.is_spikes and isinstance(fc, nn.Linear) and is_plain(fc)):
-        return None
-    if not delay.divides(x):
+    if not (x.is_spikes and isinstance(fc, nn.Linear) and is_plain(fc) and delay.divides(x)):
         return None
     skip = backend.skips("delayed", x.values, fc.weight)
     if not skip.output or fc.weight.dtype != torch.float32 or computing_type(x.values, fc.weight) != torch.float32:

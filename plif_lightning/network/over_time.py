@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.kernels import Backend, Sparse
 from plif_lightning.kernels.dense import computing_type
+from plif_lightning.layers.delay import Delay
 from plif_lightning.layers.plain import is_plain
 from plif_lightning.layers.plan import call_layer, linear_behind_delay, run_linear
 from plif_lightning.neurons import Neuron
@@ -104,8 +105,10 @@ class _Stateless(Layer):
         return call_layer(module, values.flatten(0, 1)).unflatten(0, values.shape[:2])
 
     def run_behind(self, before: Layer, x: Signal) -> Tensor | None:
-        found = self.backend and linear_behind_delay(self.module, before, x, self.backend)
-        return found[0] if found else None
+        if self.backend is None or not isinstance(before, Delay):
+            return None
+        found = linear_behind_delay(self.module, before, x, self.backend)
+        return None if found is None else found[0]
 
 
 class _InSequence(Layer):

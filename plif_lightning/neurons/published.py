@@ -68,10 +68,14 @@ def _between(value, low, high):
     return torch.where(value < low, low, torch.where(value > high, high, value))
 
 
-def _in_use(neuron, values):
-    """Learned values by name, each within the limits of its name in capitals."""
-    limits = {name: getattr(neuron, name.upper(), (None, None)) for name in values}
-    return {name: value if limits[name][0] is None else value.clamp(*limits[name]) for name, value in values.items()}
+class _WithLimits:
+    """For neurons whose constants are used within the limits of their names in capitals."""
+
+    def learned(self):
+        """The constants in use."""
+        values: dict[str, Any] = super().learned()  # type: ignore[misc]
+        limits = {name: getattr(self, name.upper()) for name in values if hasattr(self, name.upper())}
+        return values | {name: values[name].clamp(*limits[name]) for name in limits}
 
 
 def _adaptation(v, w, fired, beta, a, b):
@@ -80,7 +84,7 @@ def _adaptation(v, w, fired, beta, a, b):
     return kept + _between(a, AdLIF.A[0], AdLIF.A[1]) * v + _between(b, AdLIF.B[0], AdLIF.B[1]) * fired
 
 
-class AdLIF(Neuron):
+class AdLIF(_WithLimits, Neuron):
     """LIF with an adaptation w of the input below the threshold: v and spikes of the step before raise it.
 
     The source has constants of each neuron (`tau_per: neuron`), drawn evenly from their ranges, such as
@@ -113,12 +117,8 @@ class AdLIF(Neuron):
     def after(h, v, w, fired, s, beta, a, b):
         return h, _adaptation(v, w, fired, beta, a, b), s
 
-    def learned(self):
-        """The constants in use."""
-        return _in_use(self, super().learned())
 
-
-class SE_AdLIF(Neuron):  # noqa: N801  # se_adlif
+class SE_AdLIF(_WithLimits, Neuron):  # noqa: N801  # se_adlif
     """AdLIF in the symplectic Euler form: the adaptation follows the new potential, which makes it stable.
 
     The source draws the constants of each neuron (`tau_per: neuron`) from their ranges; a in the middle of its range
@@ -154,10 +154,6 @@ class SE_AdLIF(Neuron):  # noqa: N801  # se_adlif
         kept = _between(beta, SE_AdLIF.BETA[0], SE_AdLIF.BETA[1])
         driven = _between(a, SE_AdLIF.A[0], SE_AdLIF.A[1]) * v + _between(b, SE_AdLIF.B[0], SE_AdLIF.B[1]) * s
         return v, kept * w + (1 - kept) * q * driven
-
-    def learned(self):
-        """The constants in use."""
-        return _in_use(self, super().learned())
 
 
 class QIF(Neuron):

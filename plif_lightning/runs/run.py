@@ -199,6 +199,11 @@ class Run:
         return self.status == "finished" and self.accuracy is not None
 
     @property
+    def lacks_test(self) -> bool:
+        """True for a finished run of protocol B whose best checkpoint was never tested: it has no accuracy."""
+        return self.status == "finished" and self.protocol == "B" and self.test is None
+
+    @property
     def samples(self) -> dict[str, int]:
         """Number of samples of each part of the data."""
         counts_of_data = self.section("data").get("samples")
