@@ -4,13 +4,14 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from plif_lightning.analysis import words
 from plif_lightning.analysis.select import (
     Group,
     data_title,
+    distinguishing,
     groups,
     interval,
     names_of,
@@ -18,6 +19,7 @@ from plif_lightning.analysis.select import (
     without_replaced,
 )
 from plif_lightning.analysis.tables import Table
+from plif_lightning.runs.code import PACKAGE
 from plif_lightning.runs.identity import CODE, Difference
 from plif_lightning.runs.metrics import layer_values
 from plif_lightning.runs.run import Run
@@ -28,7 +30,7 @@ from plif_lightning.structure.layers import FC, Conv, Neurons, Pool, Votes
 _PAPER = "the paper's"
 _BASELINE = "baseline"  # in the place of its gain
 # Blocks and settings that rows of a table may differ in.
-_COMPARED = ("model", "data.probe")
+COMPARED = ("model", "data.probe")
 # Settings, by dotted names, of the runs that gains are beside.
 Baseline = Mapping[str, Any]
 
@@ -38,7 +40,7 @@ class Standing:
     """A setting on the leaderboard of a data set.
 
     Attributes:
-        data: name of the data set.
+        data: name of the data set, epochs, and what tells this leaderboard from others of the data set.
         change: its difference from the paper's setting, in words; empty for that setting itself.
         cell: its runs, accuracy on the test set and interval.
         validation: mean validation accuracy of the best epochs [%], by which rows are ranked.
@@ -78,8 +80,24 @@ def standings(runs: Sequence[Run], baseline: Baseline | None = None) -> list[lis
     the baseline. Settings without a baseline have no leaderboard. `baseline`: settings of the runs that take the place
     of the paper's.
     """
-    boards = [_leaderboard(group, baseline) for group in _setups(runs) if len(group) > 1]
-    return sorted(filter(None, boards), key=lambda rows: rows[0].data)
+    found = [_leaderboard(group, baseline) for group in _setups(runs) if len(group) > 1]
+    boards = sorted(filter(None, found), key=lambda rows: rows[0].data)
+    names = _names([rows[0].cell for rows in boards])
+    return [[replace(row, data=name) for row in rows] for rows, name in zip(boards, names, strict=True)]
+
+
+def _names(cells: Sequence[Group]) -> list[str]:
+    """Data set and epochs of each of some leaderboards, and what tells it from others of the data set."""
+    titles = [data_title(cell.runs[0]) for cell in cells]
+    others = [[cell.runs[0] for cell, title in zip(cells, titles, strict=True) if title == one] for one in titles]
+    names = []
+    for cell, title, alike in zip(cells, titles, others, strict=True):
+        own = [one for one in distinguishing(alike)[alike.index(cell.runs[0])] if not is_of(one.name, *COMPARED, CODE)]
+        steps = {run.setting("data.time_steps") for run in alike}
+        of_steps = [f"T = {cell.runs[0].setting('data.time_steps')}"] if len(steps) > 1 else []
+        of_others = [words.difference(one) for one in own] if len(alike) > 1 else []
+        names.append(", ".join([title, *of_steps, f"{words.numbers(cell.epochs)} epochs", *of_others]))
+    return names
 
 
 def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
@@ -101,7 +119,8 @@ def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> T
         "Accuracy on the test set: of the best epoch there (A), or of the epoch chosen on a held-out part (B). Means "
         "over seeds, with Student's 95 % interval, or Wilson's of one run and of seeds that all reached the same. "
         "Gain: beside the baseline, over the seeds that both have, with the interval of the differences; empty where "
-        "no run of the baseline's settings shares a seed, data, epochs and all settings outside of --model."
+        "no run of the baseline's settings shares a seed, data, epochs and all settings outside of --model. Runs of "
+        "each row: `tables --show_runs`."
     )
     notes = [*shared, note, *words.left_out(runs)] if rows else words.left_out(runs)
     if baseline is not None and not any(_candidates([cell.runs[0] for cell in setup], baseline) for setup in setups):
@@ -145,7 +164,7 @@ def _setups(runs: Sequence[Run], protocols: str = "B") -> list[list[Group]]:
     by_setup: dict[str, list[Group]] = defaultdict(list)
     for group in groups([run for run in runs if run.protocol in protocols]):
         run = group.runs[0]
-        beside_model = {name: value for name, value in run.settings.items() if not is_of(name, *_COMPARED)}
+        beside_model = {name: value for name, value in run.settings.items() if not is_of(name, *COMPARED)}
         content = [run.section("data").get(name) for name in ("content", "test_content")]
         by_setup[repr([data_title(run), sorted(beside_model.items()), run.identity.changes, content])].append(group)
     return [*by_setup.values()]
@@ -154,7 +173,7 @@ def _setups(runs: Sequence[Run], protocols: str = "B") -> list[list[Group]]:
 def _is_paper(run: Run) -> bool:
     """True for the paper's neurons, loss, BN and pools, without any other setting but of training and size."""
     for name, *_ in run.identity.compared_with(paper_identity()):
-        if is_of(name, *_COMPARED) and not role(name) & Role.EFFORT:
+        if is_of(name, *COMPARED) and not role(name) & Role.EFFORT:
             return False
     if run.structure is None:
         return False
@@ -171,7 +190,7 @@ def _changed_settings(base: Run, run: Run) -> list[Difference]:
     found = [
         Difference(fact[0], there.get(fact, none).now, here[fact].now if fact in here else run.value(fact[0]), fact[1])
         for fact in dict.fromkeys((*here, *there))
-        if here.get(fact, none).now != there.get(fact, none).now and is_of(fact[0], *_COMPARED, CODE)
+        if here.get(fact, none).now != there.get(fact, none).now and is_of(fact[0], *COMPARED, CODE)
     ]
     return without_replaced(found, run.settings)
 
@@ -203,6 +222,8 @@ def _leaderboard(group: Sequence[Group], baseline: Baseline | None) -> list[Stan
     if not among:
         return []
     chosen, name = _base(first_runs, among), name_of_baseline(baseline)
+    if code := first_runs[chosen].identity.code:
+        name += f", {words.difference(Difference(CODE, None, code))}"
     changes = [_changed_settings(first_runs[chosen], run) for run in first_runs]
     labels = [
         ", ".join(_change(one, run, first_runs[chosen]) for one in found)
@@ -220,8 +241,13 @@ def _leaderboard(group: Sequence[Group], baseline: Baseline | None) -> list[Stan
 
 
 def _base(first_runs: Sequence[Run], among: Sequence[int]) -> int:
-    """Index of the run from which all others differ least."""
-    return min(among, key=lambda i: sum(len(_changed_settings(first_runs[i], run)) for run in first_runs))
+    """Index of the run from which all others differ least; one of edited code only where there is no other."""
+
+    def distance(i: int) -> tuple[bool, int]:
+        run = first_runs[i]
+        return PACKAGE in run.identity.code, sum(len(_changed_settings(run, other)) for other in first_runs)
+
+    return min(among, key=distance)
 
 
 def _change(change: Difference, run: Run, base: Run) -> str:
@@ -303,13 +329,14 @@ def _left_out(runs: Sequence[Run], cells: Sequence[Group], baseline: Baseline | 
     placed = {id(run) for cell in cells for run in cell.runs}
     rest = [cell for setup in _setups(runs) for cell in setup if id(cell.runs[0]) not in placed]
     notes = words.left_out([run for run in runs if run.protocol == "B"])
-    if rest:
-        shared = "shares data, T, epochs and all settings outside of --model with them"
-        names = (
-            f"{', '.join(names_of(cell))} ({label}, {words.numbers(cell.epochs)} epochs)"
-            for cell, label in zip(rest, words.labels_of([*rest, *cells])[0], strict=False)
-        )
-        notes.append(f"Left out, because no other run with {_with_setting(baseline)} {shared}: {'; '.join(names)}.")
+    bases, names_by_reason = _candidates([cell.runs[0] for cell in rest], baseline), defaultdict[str, list[str]](list)
+    for i, (cell, label) in enumerate(zip(rest, words.labels_of([*rest, *cells])[0], strict=False)):
+        missing = "another setting" if i in bases else _with_setting(baseline)
+        names_by_reason[missing].append(f"{', '.join(names_of(cell))} ({label}, {words.numbers(cell.epochs)} epochs)")
+    shared = "shares data, T, epochs and all settings outside of --model with them"
+    notes += [
+        f"Left out, because no run with {of} {shared}: {'; '.join(names)}." for of, names in names_by_reason.items()
+    ]
     return notes
 
 
@@ -328,10 +355,7 @@ def gains_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
     averaged = [[name for row in rows[change].values() for name in names_of(row.cell)] for change in changes]
     heads = [
         "setting",
-        *(
-            f"{board[0].data}, {words.numbers(board[0].cell.epochs)} epochs, {number_of_seeds(board)}"
-            for board in boards
-        ),
+        *(f"{board[0].data}, {number_of_seeds(board)}" for board in boards),
     ]
     note = (
         f"Test accuracy B of {_with_setting(baseline)} [%], and what other settings gain [points], with the 95 % "

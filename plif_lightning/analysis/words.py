@@ -84,7 +84,7 @@ def _single_value(value: Any) -> str:
         return {True: "true", False: "false", None: "none"}[value]
     if isinstance(value, float):
         return f"{value:g}"
-    is_class = re.fullmatch(r"[a-zA-Z_]\w*(\.[a-zA-Z_]\w*)+", str(value))
+    is_class = re.fullmatch(r"([a-zA-Z_]\w*\.)+[A-Z]\w*", str(value))  # no file such as `weights.json`
     return str(value).rsplit(".", 1)[-1] if is_class else str(value)
 
 
@@ -111,7 +111,8 @@ def why_left_out(run: Run, counted: Mapping[tuple[str, int | str], Run]) -> tupl
         counted: the latest of each seed, see `latest`.
     """
     if run.status in ("running", "resumable", "failed"):
-        return "they have not come to their end", f"({run.status}, epoch {run.epochs})"
+        where = "" if run.status == "running" else ", without a checkpoint" if run.status == "failed" else ", stopped"
+        return "they have not come to their end (fit --run_folder RUN)", f"(epoch {run.epochs}{where or ', running'})"
     if run.lacks_test:
         return "their test set was never measured (test --ckpt_path RUN/...)", ""
     if not run.has_result:

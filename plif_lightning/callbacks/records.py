@@ -24,7 +24,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.layers.plan import FCBlock
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.user_networks import neurons_of, record_spikes
-from plif_lightning.runs.code import sources_of
+from plif_lightning.runs.code import file_digest, sources_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import Histogram, append_histograms
 from plif_lightning.runs.identity import Identity
@@ -123,7 +123,7 @@ class RunRecord(Callback):
         if trainer.world_size > 1 and has_local_statistics(pl_module):
             beside["trainer.processes"] = trainer.world_size
         if self.begun_from is not None:
-            beside["ckpt_path"] = self.begun_from
+            beside |= {"ckpt_path": self.begun_from, "ckpt_path.content": file_digest(Path(self.begun_from))}
         of_config = Identity.of(self.config, trainer.world_size)
         identity = replace(of_config, settings={**of_config.settings, **beside})
         if step is not None:

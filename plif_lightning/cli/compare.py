@@ -49,8 +49,13 @@ def compare(start: Start, origin: Origin, parsed: dict[str, Any]) -> list[str]:
 
     if refused:
         raise CheckpointError(
-            f"the checkpoint belongs to other settings: {differing(refused)}. Leave them out, or start a new run"
-            + (" with --config, --ckpt_path and another --run_folder." if start.command == "fit" else ".")
+            f"the checkpoint belongs to other settings: {differing(refused)}. Leave them out"
+            + (
+                ", or start a new run: with --config and another --run_folder, and with --ckpt_path if it is to begin "
+                "from these weights."
+                if start.command == "fit"
+                else "."
+            )
         )
     if edited := _code_difference(start.folder, parsed):
         _refuse_or_name(edited, start, parsed)
@@ -81,7 +86,7 @@ def _refuse_or_name(edited: str, start: Start, parsed: Mapping[str, Any]) -> Non
         raise CheckpointError(
             f"the code of the run was edited since:\n{edited}\nUndo it, start a new run in another --run_folder, "
             "or, where network and equations are as before, resume with --accept_edited_code true: the record says "
-            "so, and the run is averaged with no other."
+            "so, and the run is averaged only with runs that were resumed alike."
         )
     if start.command != "fit":
         code_folder = relative(start.folder.source("").parent) if start.folder else ""

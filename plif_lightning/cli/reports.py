@@ -11,7 +11,7 @@ import yaml
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.frame import write_frame
 from plif_lightning.analysis.layers import layer_table
-from plif_lightning.analysis.leaderboard import comparison_table, gains_table, leaderboard_table
+from plif_lightning.analysis.leaderboard import COMPARED, comparison_table, gains_table, leaderboard_table
 from plif_lightning.analysis.measured import measured_table
 from plif_lightning.analysis.tables import (
     PAPER_TABLES,
@@ -27,7 +27,7 @@ from plif_lightning.runs.code import difference, kept_sources
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.published import add_published, runs_in
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import Role, defaults, role
+from plif_lightning.runs.settings import Role, defaults, is_of, role
 from plif_lightning.runtime import program
 
 RUNS = "runs"  # default folder of a fit
@@ -119,6 +119,7 @@ def runs(argv: list[str]) -> int:
         listed += [
             n for n in differing if n.partition(".")[0] in blocks and n not in listed and not role(n) & Role.PLACE
         ]
+        listed += [name for name in ("left_out",) if name in differing]
         print(frame[listed].to_string(na_rep="", float_format=lambda value: f"{value:.4g}"))
     return 0
 
@@ -144,6 +145,11 @@ def _baseline(texts: Sequence[str] | None, runs: Sequence[Run]) -> Baseline:
         if not equals:
             raise UserError(f"--baseline must be NAME=VALUE, such as model.neuron=lif, got {text}.")
         settings[name] = yaml.safe_load(value)
+    if others := [name for name in settings if not is_of(name, *COMPARED)]:
+        raise UserError(
+            f"--baseline takes settings of --model and --data.probe, not {', '.join(others)}: gains are beside runs "
+            "that share all others."
+        )
     known = {*defaults(), *(name for run in runs for name in run.settings)}
     require_known_arguments("--baseline", settings, known)
     return settings

@@ -1,8 +1,9 @@
-"""The user's code that a run executes: hashed, so that no runs of edited code are averaged, and kept beside the run."""
+"""What a run executes and reads beside its settings: hashed, so that no runs of edited code are averaged, and kept."""
 
 import ast
 import difflib
 import hashlib
+import os
 import re
 import sys
 import sysconfig
@@ -19,22 +20,26 @@ Sources = dict[str, str]
 UNKNOWN = "unknown"
 # Name of the hash of all changed files of this package.
 PACKAGE = "plif_lightning"
+# Before the name of a file that an argument of a class names.
+_FILES = "files/"
 _NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LINES = 40  # of a difference that is shown
+_KEPT = 2**20  # bytes of a file; of larger ones, such as a teacher's checkpoint, the hash is kept
 
 
 def sources_of(config: Mapping[str, Any]) -> Sources:
     """Source of each module of the user's that a configuration names, and of the local modules that they import.
 
     Modules of installed distributions and of Python's library are versions, not code; so is this package at a commit.
-    Its changed files are code.
+    Its changed files are code, and so are files that arguments of task, network, neurons and loss name: weights of
+    classes, or a teacher's checkpoint.
 
     Args:
         config: configuration of a `fit`, nested. The modules that it names have been imported.
 
     Returns:
-        The text by the module's name; UNKNOWN for a module without a file.
+        The text by the module's or the file's name; UNKNOWN for a module without a file, a hash for a large file.
     """
     sources: Sources = {}
     waiting = [name for text in _texts(config) for name in _NAME.findall(text)]
@@ -47,22 +52,32 @@ def sources_of(config: Mapping[str, Any]) -> Sources:
             sources[module] = UNKNOWN if not path.is_file() else path.read_text("utf-8")
             if path.is_file():
                 waiting += _imports(sources[module], module, is_package=path.name == "__init__.py")
-    changed = {f"{PACKAGE}/{path.relative_to(_PACKAGE).as_posix()}": path for path in changed_files()}
-    return sources | {name: path.read_text("utf-8") for name, path in changed.items()}
+    for path, text in changed_files().items():
+        now = path.read_text("utf-8")
+        if _hash(now) != _hash(text):
+            sources[f"{PACKAGE}/{path.relative_to(_PACKAGE).as_posix()}"] = now
+    return sources | dict(_files(config.get("model")))
 
 
 def hashes_of(sources: Sources) -> dict[str, str]:
     """A hash of each module's syntax, without comments and docstrings; a joint hash of all changed files of this
     package."""
-    hashes = {name: _hash(text) for name, text in sorted(sources.items())}
+    hashes = {name: _digest(text) if name.startswith(_FILES) else _hash(text) for name, text in sorted(sources.items())}
     changed = {name: hashes.pop(name) for name in list(hashes) if name.startswith(f"{PACKAGE}/")}
     return hashes | ({PACKAGE: _digest(str(changed))} if changed else {})
 
 
+def file_digest(path: Path) -> str:
+    """A hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:12]
+
+
 def kept_sources(folder: RunFolder) -> dict[str, str]:
-    """The user's code in the folder of a run, as its last start executed it, by file."""
-    files = sorted(folder.source("").parent.glob("*.py"))
-    return {file.name: file.read_text("utf-8") for file in files if ".until_step_" not in file.name}
+    """The code in the folder of a run, as its last start executed it, by file."""
+    root = folder.source("").parent
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and ".until_step_" not in path.name]
+    return {file.relative_to(root).as_posix(): file.read_text("utf-8") for file in files}
 
 
 def difference(old: Sources, new: Sources, labels: tuple[str, str] = ("as it was", "now")) -> str:
@@ -88,6 +103,20 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
     elif isinstance(value, str) and _NAME.fullmatch(value):
         yield value
+
+
+def _files(value: Any) -> Iterator[tuple[str, str]]:
+    """Name and text, or hash, of the files that values of a configuration name."""
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _files(item)
+    # Words such as `lif` are no files, even where one has that name. `Path.is_file` refuses long texts, as structures.
+    if isinstance(value, str) and re.search(r"[./\\]", value) and os.path.isfile(value):  # noqa: PTH113
+        path = Path(value)
+        name = _FILES + "/".join(part for part in path.parts if part not in ("..", path.anchor))
+        try:
+            yield name, path.read_text("utf-8") if path.stat().st_size <= _KEPT else file_digest(path)
+        except UnicodeDecodeError:
+            yield name, file_digest(path)
 
 
 def _local_file(module: str) -> Path | None:

@@ -19,9 +19,9 @@ class RunFolder:
         """Settings and results of the run, see `plif_lightning.runs.record`."""
         return self.path / "run.json"
 
-    def source(self, module: str) -> Path:
-        """Text of a module of the user's as the run executed it, see `plif_lightning.runs.code`."""
-        return self.path / "code" / (module if module.endswith(".py") else f"{module}.py")
+    def source(self, name: str) -> Path:
+        """Text of a module, or of a file, as the run executed or read it, see `plif_lightning.runs.code`."""
+        return self.path / "code" / (name if "/" in name else f"{name}.py")
 
     @property
     def metrics(self) -> Path:

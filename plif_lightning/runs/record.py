@@ -61,7 +61,7 @@ def begin(
     changes: list[Difference] = []
     if step is not None and sessions:
         earlier = Identity.of_record(record)
-        kept = {name: earlier.settings[name] for name in ("ckpt_path",) if name in earlier.settings}
+        kept = {name: value for name, value in earlier.settings.items() if is_of(name, "ckpt_path")}
         here = earlier.resumed_with(replace(here, settings={**here.settings, **kept}), step)
         changes = [*here.changes[len(earlier.changes) :]]
     _keep_sources(folder, sources or {}, step)
@@ -87,7 +87,7 @@ def _keep_sources(folder: RunFolder, sources: Sources, step: int | None) -> None
     for name, text in sources.items():
         path = folder.source(name)
         if step is not None and path.is_file() and path.read_text("utf-8") != text:
-            path.replace(path.with_suffix(f".until_step_{step}.py"))
+            path.replace(path.with_name(f"{path.stem}.until_step_{step}{path.suffix}"))
         with atomic_write(path) as file:
             file.write(text)
 

@@ -167,11 +167,12 @@ def commit() -> str | None:
     return None if changed is None else f"{_git('rev-parse', '--short=12', 'HEAD')}{'-dirty' if changed else ''}"
 
 
-def changed_files() -> list[Path]:
-    """Return the files of this package's code that are not as in the commit of its checkout."""
-    changed = _git("diff", "--name-only", "--relative", "--diff-filter=d", "HEAD", "--", "*.py")
-    added = _git("ls-files", "--others", "--exclude-standard", "--", "*.py")
-    return [_PACKAGE / name for output in (changed, added) for name in (output or "").splitlines()]
+def changed_files() -> dict[Path, str]:
+    """Return the files of this package's code that are not as in the commit of its checkout, and their text there."""
+    changed = _git("diff", "--name-only", "--relative", "--diff-filter=d", "HEAD", "--", "*.py") or ""
+    added = _git("ls-files", "--others", "--exclude-standard", "--", "*.py") or ""
+    in_commit = {name: _git("show", f"HEAD:./{name}") or "" for name in changed.splitlines()}
+    return {_PACKAGE / name: text for name, text in (in_commit | dict.fromkeys(added.splitlines(), "")).items()}
 
 
 def surroundings(accelerator: str | None = None) -> dict[str, str]:

@@ -50,9 +50,10 @@ def test_runs_are_listed_with_distinguishing_settings(runs, capsys):
     main(["runs"])
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:6] == ["status", "data", "seed", "epochs", "accuracy", "minutes"]
-    assert head.split()[6:] == ["model.init_tau", "model.neuron", "trainer.max_epochs"]
+    assert head.split()[6:] == ["model.init_tau", "model.neuron", "trainer.max_epochs", "left_out"]
     expected = ["a", "finished", "plif_lightning.data.FashionMNIST", "1", "3", "0.75", "3", "2", "plif", "3"]
     assert rows[0].split() == expected
+    assert rows[2].endswith("not come to their end (fit --run_folder RUN) (epoch 1, without a checkpoint)")
     main(["runs", "--compare", "a", "runs/deep/c"])
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
     assert lines["run"] == ["a", "deep/c"]
@@ -201,7 +202,9 @@ def test_tables_say_why_a_folder_has_no_row(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "runs" / "killed", (), finished=False)
     main(["tables"])
-    assert "not come to their end: killed (failed, epoch 0)." in " ".join(capsys.readouterr().err.split())
+    assert "not come to their end (fit --run_folder RUN): killed (epoch 0, without a checkpoint)." in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_gain_over_some_seeds_says_so_whichever_side_lacks_them(tmp_path):

@@ -12,6 +12,7 @@ from plif_lightning.cli import main
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs, read_run
+from tests.cli.calls import refused
 from tests.writers import COST, PAPER, edit_session, write_run
 
 SEEDS = {1: 0.90, 2: 0.91, 3: 0.93}
@@ -78,9 +79,39 @@ def test_other_data_or_epochs_are_another_leaderboard_and_protocol_a_none(tmp_pa
         write_run(
             *(tmp_path / name, (0.5, 0.6, 0.7)), validation="holdout", test=0.7, model={**PAPER, "neuron": neuron}
         )
+    for name, neuron in (("d", "plif"), ("e", "if")):
+        write_run(
+            *(tmp_path / name, (0.5, 0.6, 0.7)), validation="holdout", test=0.7, model={**PAPER, "neuron": neuron},
+            data_arguments={"batch_size": 7},
+        )  # fmt: skip
     found = standings(find_runs(tmp_path))
-    assert sorted(len(rows) for rows in found) == [2, 2]
+    assert sorted(len(rows) for rows in found) == [2, 2, 2]
     assert {tuple(rows[0].cell.epochs) for rows in found} == {(2, 2, 2), (3,)}
+    title = "Fashion-MNIST"
+    # Names of T, lengths and what else tells them apart.
+    assert {rows[0].data for rows in found} == {
+        f"{title}, 2 epochs", f"{title}, 3 epochs", f"{title}, 3 epochs, batch_size 7"
+    }  # fmt: skip
+
+
+def test_the_papers_setting_with_edited_code_is_the_baseline_only_alone(tmp_path):
+    write(tmp_path, "edited", SEEDS)
+    for seed in SEEDS:
+        edit_session(RunFolder(tmp_path / f"edited-{seed}"), code={"plif_lightning": "0123456789ab"})
+    write(tmp_path, "lif", SEEDS, neuron="lif")
+    (alone,) = standings(find_runs(tmp_path))
+    assert [row.name for row in alone if row.is_baseline] == ["the paper's, code plif_lightning 012345"]
+    write(tmp_path, "paper", SEEDS)
+    (rows,) = standings(find_runs(tmp_path))
+    assert {row.name: row.is_baseline for row in rows} == {
+        "the paper's": True, "neuron lif": False, "code plif_lightning 012345": False
+    }  # fmt: skip
+
+
+def test_a_baseline_of_other_settings_than_the_networks_is_refused(tmp_path, capsys):
+    write(tmp_path, "paper", SEEDS)
+    message = refused(capsys, "tables", "--runs", str(tmp_path), "--baseline", "data.batch_size=32")
+    assert "takes settings of --model and --data.probe, not data.batch_size" in message
 
 
 def test_settings_that_were_tested_on_other_samples_are_not_compared(tmp_path):
@@ -118,7 +149,7 @@ def test_the_command_prints_it(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "neuron lif" in printed
     assert "worse" in printed
-    assert "because no other run with the paper's setting" in " ".join(printed.split())
+    assert "because no run with another setting" in " ".join(printed.split())
     assert "other (" in printed.partition("Left out")[2]
     assert "lif-1" not in printed.partition("Left out")[2]
     assert "the paper's" in (tmp_path / "out" / "tableleaderboard.csv").read_text()
@@ -133,7 +164,7 @@ def test_leaderboard_figure_names_significant_and_distant_settings(tmp_path):
     (ax,) = (ax for ax in figure.axes if ax.get_visible())
     assert [text.get_text() for text in ax.texts] == ["a"]
     assert len(ax.containers) == 3
-    assert caption.endswith(" Fashion-MNIST: (a) neuron lif; far below: init_tau 16 (10.0 %).")
+    assert caption.endswith(" Fashion-MNIST, 2 epochs: (a) neuron lif; far below: init_tau 16 (10.0 %).")
     assert "3 seeds" in caption
 
 

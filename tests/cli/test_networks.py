@@ -278,3 +278,39 @@ def test_edited_code_is_neither_averaged_nor_resumed(tmp_path, monkeypatch, caps
     assert {*change.before} == {*change.now} == {"edited_nets"}
     assert change.before != change.now
     assert read_run(Path("runs/1")).key not in keys
+
+
+READING = """
+import json
+from pathlib import Path
+from torch import nn
+import plif_lightning as pl
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes: int, scales: str):
+        scale = json.loads(Path(scales).read_text())["scale"]
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes), pl.PLIF())
+        self[1].weight.data *= scale
+"""
+
+
+def test_a_file_that_an_argument_names_is_part_of_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "reading_nets.py").write_text(READING)
+    Path("a").mkdir()
+    file = Path("a/scales.json")
+    own = [*SHORT, "--model.network", "reading_nets.Net", "--model.network.scales", str(file), "--record_samples", "0"]
+    for name, text in (("1", '{"scale": 1}'), ("2", '{"scale": 1}'), ("3", '{"scale": 2}')):
+        file.write_text(text)
+        fit(*own, "--run_folder", f"runs/{name}", "--seed_everything", name)
+    first, second, third = (read_run(Path("runs", name)) for name in "123")
+    assert first.key == second.key != third.key
+    assert Path("runs/1/code/files/a/scales.json").read_text() == '{"scale": 1}'
+    capsys.readouterr()
+    main(["runs", "--compare", "1", "3"])
+    said = capsys.readouterr().out
+    assert '-{"scale": 1}\n+{"scale": 2}' in said
+    line = refused(capsys, "fit", "--run_folder", "runs/1", "--trainer.max_epochs", "2")
+    assert '+{"scale": 2}' in line
+    main(["fit", "--run_folder", "runs/1", "--trainer.max_epochs", "2", "--accept_edited_code", "true"])
+    assert [path.suffix for path in Path("runs/1/code/files/a").glob("scales.until_step_*")] == [".json"]

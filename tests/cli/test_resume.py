@@ -253,7 +253,7 @@ def test_a_resume_with_other_settings_is_refused(arguments, expected, run, capsy
     for begin in (["--run_folder", str(run)], ["--ckpt_path", str(run / "checkpoints/last.ckpt")]):
         message = refused(capsys, "fit", *begin, *arguments, "--trainer.max_epochs", "3")
         assert expected in message
-        assert "start a new run with --config, --ckpt_path and another --run_folder" in message
+        assert "start a new run: with --config and another --run_folder" in message
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -289,9 +289,18 @@ def test_a_new_run_begins_from_a_checkpoint_with_whatever_differs(run):
     assert other["optimizer_states"][0]["param_groups"][0]["lr"] > 0.4  # anew: the stored state holds the old value
     assert Path(last).read_bytes() == before
     assert read_run(Path("same")).settings["ckpt_path"] == last
+    assert read_run(Path("same")).settings["ckpt_path.content"] == read_run(Path("other")).settings["ckpt_path.content"]
     assert [row["epoch"] for row in rows("same/metrics.csv")] == ["2"]
     main(["fit", *few, "--ckpt_path", last, "--run_folder", "same", "--trainer.max_epochs", "4"])  # resumes it
     assert [row["epoch"] for row in rows("same/metrics.csv")] == ["2", "3"]
+    first, last_of_same = read_run(Path("same")), "same/checkpoints/last.ckpt"
+    main(["fit", *few, "--ckpt_path", last_of_same, "--run_folder", "begun1", "--trainer.max_epochs", "5"])
+    main(["fit", "--run_folder", "same", "--trainer.max_epochs", "5"])  # the same path, with other weights from now on
+    main(["fit", *few, "--ckpt_path", last_of_same, "--run_folder", "begun2", "--trainer.max_epochs", "6"])
+    began = [read_run(Path(name)).settings for name in ("same", "begun1", "begun2")]
+    assert began[0]["ckpt_path.content"] == first.settings["ckpt_path.content"]  # stays where the run is resumed
+    assert began[1]["ckpt_path"] == began[2]["ckpt_path"]
+    assert began[1]["ckpt_path.content"] != began[2]["ckpt_path.content"]
 
 
 def test_run_killed_before_linking_best_links_it_on_resume(monkeypatch):

@@ -5,6 +5,7 @@ import types
 
 import pytest
 
+from plif_lightning.runs import code
 from plif_lightning.runs.code import UNKNOWN, difference, hashes_of, sources_of
 
 NET = '''
@@ -78,6 +79,38 @@ def test_code_hash_ignores_comments_and_formatting(modules, name, old, new, same
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     assert (hashes_of(own(CONFIG)) == before) == same
+
+
+def test_files_that_arguments_of_the_network_name_are_code(modules, monkeypatch):
+    monkeypatch.chdir(modules)
+    (modules / "w.json").write_text("[1]")
+    (modules / "lif").write_text("")
+    (modules / "large.bin").write_bytes(bytes([0xFF]) * 10)
+    (modules / "large.txt").write_text("a" * 2**21)
+    named = {"neuron": "lif", "loss": {"init_args": {"weights": "w.json", "others": ["large.bin", "./large.txt"]}}}
+    named["structure"] = "FC2-nets.big.Net(k=0.5)-" * 100  # longer than a name of a file may be
+    found = {
+        name: text for name, text in sources_of({"model": named, "data": {"x": "w.json"}}).items() if "files/" in name
+    }
+    assert {*found} == {"files/w.json", "files/large.bin", "files/large.txt"}
+    assert found["files/w.json"] == "[1]"
+    assert max(map(len, found.values())) < 20  # hashes of what is no text, or large
+    before = hashes_of(found)
+    (modules / "w.json").write_text("[1] ")
+    (modules / "large.bin").write_bytes(bytes([0xFE]) * 10)
+    after = hashes_of(sources_of({"model": named}))
+    assert [name for name in found if before[name] != after[name]] == ["files/w.json", "files/large.bin"]
+    outside = str(modules / "w.json")
+    assert f"files{outside}" in sources_of({"model": {"w": outside}})
+
+
+def test_comments_in_the_package_do_not_count(monkeypatch):
+    path = code._PACKAGE / "errors.py"
+    text = path.read_text()
+    monkeypatch.setattr(code, "changed_files", lambda: {path: f"# a comment\n{text}"})
+    assert sources_of({}) == {}
+    monkeypatch.setattr(code, "changed_files", lambda: {path: f"A = 1\n{text}"})
+    assert sources_of({}) == {"plif_lightning/errors.py": text}
 
 
 def test_a_class_without_a_file_is_unknown(monkeypatch):
