@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plif_lightning.errors import UserError
-from plif_lightning.events import Recording, RecordingError, Sensor, read_any, sensor_of
+from plif_lightning.events import Recording, RecordingError, Sensor, prophesee, read_any, sensor_of
 from plif_lightning.events.aedat import _Table
 from plif_lightning.events.recording import pack_events
 from tests import writers
@@ -126,6 +126,20 @@ def test_an_overflow_between_two_portions_is_added(tmp_path):
     same(read_any(written("dat", tmp_path, events)), events)
 
 
+def test_a_file_that_grows_is_read_up_to_its_size_at_the_start(tmp_path, monkeypatch):
+    path, events = tmp_path / "a.dat", writers.events_of(100, 0)
+    read = prophesee._words
+
+    def grown(content, header):
+        with path.open("ab") as file:
+            file.write(bytes(8))
+        return read(content, header)
+
+    monkeypatch.setattr(prophesee, "_words", grown)
+    monkeypatch.setattr(prophesee, "_PORTION", 8 * 30)
+    same(read_any(writers.write_file(path, writers.dat_bytes(events))), events)
+
+
 def test_a_path_may_be_a_string_and_its_suffix_in_any_case(tmp_path):
     same(read_any(str(written("evt3", tmp_path, MANY).rename(tmp_path / "A.RAW"))), MANY)
 
@@ -193,12 +207,13 @@ def raw(*words, kind="<u2", evt="3.0"):
         ("a.mp4", b"", "must end in one of .aedat, .aedat4, .bin, .csv, .dat"),
         ("a.aedat", b"#!AER-DAT1.0\r\n", "begins with b'#!AER-DAT1': it is no AEDAT 2.0, 3.1 or 4.0"),
         ("a.aedat", b"#!AER-DAT2.0\r\n# no end", "ends within its header"),
-        ("a.aedat", b"#!AER-DAT2.0\r\n" + struct.pack(">II", 1 << 16, 0), "the address of event 0 is 0x10000"),
+        ("a.aedat", b"#!AER-DAT2.0\r\n" + struct.pack(">IIII", 2, 0, 1 << 16, 0), "of event 1 is 0x10000"),
         # it looks like a line of the header, after the header's end
         ("a.aedat", b"#!AER-DAT2.0\r\n#!END-HEADER\r\n" + struct.pack(">II", 0x23000000, 0), "event 0 is 0x23000000"),
         ("a.aedat", AEDAT3 + packet(capacity=2**31 - 1), "ends within the packet at byte 28"),
         ("a.aedat", AEDAT3 + packet(number=2), "the packet at byte 28 says type 1, 2 of 1 events of 8 bytes"),
         ("a.aedat", AEDAT3 + packet(kind=77), "says type 77"),
+        ("a.aedat", AEDAT3 + packet(kind=2, size=0), "says type 2, 1 of 1 events of 0 bytes"),
         ("a.aedat4", b"garbage", "is no AEDAT 4 file: it begins with b'garbage'"),
         ("a.raw", raw(0x8000, 0x6000, 0x9123), "has a type that EVT 3.0 does not have"),
         ("a.raw", raw(0x80000000, 0x50000000, kind="<u4", evt="2.0"), "has a type that EVT 2.0 does not have"),

@@ -103,6 +103,12 @@ def test_an_fc_layer_is_that_of_the_library(dtype, rows, inputs, outputs, share,
     close(grad_weight, lambda a, g: g.T @ a, dtype, wide, grad)
 
 
+def test_an_fc_layer_of_more_inputs_than_a_block_is_that_of_the_library():
+    x, weight = spikes(9, 2100), values(70, 2100)
+    y = linear_of_spikes(x, weight, Skip(True, True))
+    close(y, lambda a, w: a @ w.T, torch.float32, x.double(), weight.double())
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_the_number_of_threads_changes_no_bit(dtype, monkeypatch):
     monkeypatch.setattr(layout, "WORTH_THREADS", 1)

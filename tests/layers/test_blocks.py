@@ -7,6 +7,7 @@ import torch
 
 import plif_lightning as pl
 from plif_lightning.errors import UserError
+from plif_lightning.layers import blocks
 from plif_lightning.layers.blocks import NeuronBlock, NormBlock, ResidualBlock, layers_of
 from plif_lightning.layers.inputs import InputEncoder
 from plif_lightning.layers.norm import TimeBatchNorm
@@ -48,6 +49,25 @@ def test_a_float32_shortcut_is_not_rounded_to_the_bfloat16_of_its_branch():
         spikes[backend] = y
     assert 0.1 < spikes["cpu"].mean() < 0.9
     assert torch.equal(spikes["cpu"], spikes["reference"])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_neurons_of_a_sum_fire_behind_all_layers_of_its_branch(backend, monkeypatch):
+    """The last convolution, BN, sum and neurons are one kernel on a CPU."""
+    fused, run = [], blocks.run_conv
+    monkeypatch.setattr(blocks, "run_conv", lambda *arguments: fused.append(arguments[0]) or run(*arguments))
+    torch.manual_seed(0)
+    x = 4 * torch.rand(6, 8, 2, 12, 12)
+    structure = "ADD(c2k3s1-BN-PLIF-c2k3s1-BN)-PLIF-FC3"
+    net = SpikingNetwork((2, 12, 12), 3, 6, structure=structure, backend=backend).eval()
+    (block,) = (module for module in net.modules() if isinstance(module, ResidualBlock))
+    assert len(block.branch) == 2
+    apart = copy.deepcopy(block)
+    with torch.no_grad():
+        expected = apart.neuron(apart.branch(x) + x)
+        assert torch.equal(block(x), expected)
+    assert fused == ([block.branch[1]] if backend == "cpu" else [])
+    assert 0.1 < expected.mean() < 0.9
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
