@@ -16,6 +16,7 @@ from plif_lightning.analysis.select import (
     interval,
     names_of,
     paper_identity,
+    setting_of,
     without_replaced,
 )
 from plif_lightning.analysis.tables import Table
@@ -23,7 +24,7 @@ from plif_lightning.runs.code import PACKAGE
 from plif_lightning.runs.identity import CODE, Difference
 from plif_lightning.runs.metrics import layer_values
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import Role, is_of, role
+from plif_lightning.runs.settings import Role, class_name, is_of, role
 from plif_lightning.structure.layers import FC, Conv, Neurons, Pool, Votes
 
 # Name of the setting that changes nothing.
@@ -200,7 +201,14 @@ def _candidates(first_runs: Sequence[Run], baseline: Baseline | None) -> list[in
     if baseline is None:
         return [i for i, run in enumerate(first_runs) if _is_paper(run)]
     wanted = {"data.probe": None, **baseline}
-    return [i for i, run in enumerate(first_runs) if all(run.value(name) == v for name, v in wanted.items())]
+
+    def has(run: Run, name: str, value: Any) -> bool:
+        if name != "model.neuron":
+            return bool(run.value(name) == value)
+        # As tables name it: a structure's own neurons, and a class by whichever of its names.
+        return setting_of(run).neuron.partition("(")[0].lower() == class_name(str(value)).lower()
+
+    return [i for i, run in enumerate(first_runs) if all(has(run, *of) for of in wanted.items())]
 
 
 def _with_setting(baseline: Baseline | None) -> str:
@@ -241,11 +249,13 @@ def _leaderboard(group: Sequence[Group], baseline: Baseline | None) -> list[Stan
 
 
 def _base(first_runs: Sequence[Run], among: Sequence[int]) -> int:
-    """Index of the run from which all others differ least; one of edited code only where there is no other."""
+    """Index of the run from which all others differ least, of equal ones that with the fewest settings; one of edited
+    code only where there is no other."""
 
-    def distance(i: int) -> tuple[bool, int]:
+    def distance(i: int) -> tuple[bool, int, int, str]:
         run = first_runs[i]
-        return PACKAGE in run.identity.code, sum(len(_changed_settings(run, other)) for other in first_runs)
+        changed = sum(len(_changed_settings(run, other)) for other in first_runs)
+        return PACKAGE in run.identity.code, changed, len(run.settings), run.key
 
     return min(among, key=distance)
 

@@ -39,7 +39,8 @@ def data_title(run: Run) -> str:
 
 
 def setting_of(run: Run) -> Setting:
-    """Data set, neuron, tau and pooling: the columns of the paper's tables. An IF neuron has no tau."""
+    """Data set, neuron, tau and pooling: the columns of the paper's tables. An IF neuron has no tau; it is NaN where
+    layers begin with different ones."""
     is_papers = run.data_set in paper.TITLES and not run.setting("data.sequence")
     data_set, run_settings = run.data_set if is_papers else data_title(run), run.settings
     if "model.network" in run_settings:
@@ -49,23 +50,18 @@ def setting_of(run: Run) -> Setting:
         f"{n.split('.', 2)[2]}={value}" for n, value in run_settings.items() if n.startswith("model.neuron.")
     ]:
         neuron = f"{neuron}({', '.join(arguments)})"  # CLIF(k=0.6)
+    taus = [run_settings.get("model.init_tau", 2.0)]
     if run.structure is not None:
-        names = dict.fromkeys(
-            neuron if neurons.name == "PLIF" else neurons.name for neurons in neurons_in(run.structure.layers)
-        )
+        in_structure = [*neurons_in(run.structure.layers)]
+        taus = [dict(neurons.arguments).get("init_tau", *taus) for neurons in in_structure] or taus
+        names = dict.fromkeys(neuron if neurons.name == "PLIF" else neurons.name for neurons in in_structure)
         neuron = "+".join(names) or "no neurons"
     drawn = setting_in(run.config, "model.init_tau")
     if isinstance(drawn, Mapping):
         (kind, arguments), *_ = drawn.items()
         neuron = f"{neuron.upper()}, tau drawn from {kind}({', '.join(f'{argument:g}' for argument in arguments)})"
-    tau = math.inf if neuron == "if" else real(run_settings.get("model.init_tau", 2.0))
+    tau = math.inf if neuron == "if" else real(taus[0]) if taus.count(taus[0]) == len(taus) else math.nan
     return Setting(data_set, neuron, tau, str(run_settings.get("model.pooling", "max")))
-
-
-def has_tau_per_layer(run: Run) -> bool:
-    """True if a layer of the structure sets its initial tau."""
-    layers = () if run.structure is None else run.structure.layers
-    return any("init_tau" in dict(neurons.arguments) for neurons in neurons_in(layers))
 
 
 def is_limited(run: Run) -> bool:

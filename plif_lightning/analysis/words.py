@@ -18,18 +18,19 @@ from plif_lightning.analysis.select import (
     samples_of,
     setting_of,
 )
-from plif_lightning.runs.identity import Difference
+from plif_lightning.runs.identity import CODE, Difference
 from plif_lightning.runs.run import Run
 
 
 def neuron(setting: Setting) -> str:
     """`PLIF, tau_0 = 2`; of other neurons `CLIF`, with an initial tau that is not the paper's."""
-    tau = {"plif": f"PLIF, tau_0 = {setting.init_tau:g}", "lif": f"LIF, tau = {setting.init_tau:g}"}
+    tau = "of each layer" if math.isnan(setting.init_tau) else f"= {setting.init_tau:g}"
+    of_leaky = {"plif": f"PLIF, tau_0 {tau}", "lif": f"LIF, tau {tau}"}
     name = setting.neuron.upper() if setting.neuron.islower() else setting.neuron
     other = (
         "" if setting.init_tau in (2.0, math.inf) or math.isnan(setting.init_tau) else f", tau = {setting.init_tau:g}"
     )
-    return tau.get(setting.neuron, f"{name}{other}")
+    return of_leaky.get(setting.neuron, f"{name}{other}")
 
 
 def numbers(numbers: Iterable[int]) -> str:
@@ -60,10 +61,14 @@ def difference(of: Difference) -> str:
     """A setting as a user gives it, without the block that it belongs to: `lr 0.01`, `batch_size 8 instead of 4 after
     step 50`."""
     setting = of.name.split(".", 1)[-1]
-    if of.step is None:
-        return f"{setting} {_value(of.now)}"
-    before = "" if isinstance(of.now, Mapping) else f" instead of {of.before}"
-    return f"{setting} {_value(of.now) if isinstance(of.now, Mapping) else of.now}{before} after step {of.step}"
+    if of.name == CODE and of.now:  # modules with the first digits of their hashes
+        now = ", ".join(f"{name} {str(digest)[:6]}" for name, digest in of.now.items())
+        return f"{setting} {now}" if of.step is None else f"{setting} {now} after step {of.step}"
+    return (
+        f"{setting} {_value(of.now)}"
+        if of.step is None
+        else f"{setting} {of.now} instead of {of.before} after step {of.step}"
+    )
 
 
 def changes(run: Run) -> list[str]:
@@ -76,8 +81,8 @@ def _value(value: Any) -> str:
 
 
 def _single_value(value: Any) -> str:
-    if isinstance(value, Mapping) and "class" not in value:  # code: modules with the first digits of their hashes
-        return ", ".join(f"{name} {str(digest)[:6]}" for name, digest in value.items())
+    if isinstance(value, Mapping) and "class" not in value:  # of a list of mappings: a group of parameters
+        return ", ".join(f"{name} {_single_value(item)}" for name, item in value.items())
     if isinstance(value, Mapping):
         value = value["class"]
     if isinstance(value, bool) or value is None:

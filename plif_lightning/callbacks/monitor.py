@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 _SILENT = (
     "%s did not fire at all in this evaluation, so the layers after it get no input. If this persists, try a lower "
-    "model.v_threshold, a smaller time constant (model.init_tau) or a larger learning rate."
+    "model.v_threshold, a smaller time constant (model.init_tau, where the neurons have it) or a larger learning rate."
 )
 _SATURATED = (
     "%s fired at every step of this evaluation, so its output carries no information. If this persists, try a higher "

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from plif_lightning.errors import UserError
 
-Within = Literal["real", "positive", "unit"]
+# Open ranges by name, or both ends of a closed one.
+Within = Literal["real", "positive", "unit"] | tuple[float, float]
 Distribution = Literal["uniform", "normal", "lognormal", "gamma", "exponential", "beta"]
 # A number, or values that are drawn: {"gamma": [3, 5]}.
 Initial = float | dict[Distribution, list[float]]
@@ -74,15 +75,19 @@ class Parameter:
         Raises:
             UserError: the value lies outside the range.
         """
-        low, high, expected = {
-            "real": (-math.inf, math.inf, "a finite number"),
-            "positive": (0.0, math.inf, "a positive number"),
-            "unit": (0.0, 1.0, "between 0 and 1"),
-        }[self.within]
+        if isinstance(self.within, tuple):
+            (low, high), expected = self.within, f"from {self.within[0]:.4g} to {self.within[1]:.4g}"
+        else:
+            low, high, expected = {
+                "real": (-math.inf, math.inf, "a finite number"),
+                "positive": (0.0, math.inf, "a positive number"),
+                "unit": (0.0, 1.0, "between 0 and 1"),
+            }[self.within]
         value = drawn(value, shape, low, high, self.name)
         if isinstance(value, Tensor):
             return replace(self, initial=value)
-        if isinstance(value, bool) or not low < value < high:
+        is_end = isinstance(self.within, tuple) and value in self.within
+        if isinstance(value, bool) or not (low < value < high or is_end):
             raise UserError(f"{self.name} must be {expected}, got {value!r}.")
         return replace(self, initial=float(value))
 
@@ -91,9 +96,11 @@ class Parameter:
         start = self.initial
         if isinstance(start, Tensor):
             real = start.double()
-            given = {"real": real, "positive": real.log(), "unit": -(1 / real - 1).log()}[self.within]
+            given = (
+                real.log() if self.within == "positive" else -(1 / real - 1).log() if self.within == "unit" else real
+            )
             return given.to(torch.get_default_dtype())
-        if self.within != "real":
+        if self.within in ("positive", "unit"):
             start = math.log(start) if self.within == "positive" else -math.log(1 / start - 1)
         return torch.full(shape, start)
 
@@ -103,9 +110,9 @@ class Parameter:
 
     def value(self, raw: Tensor) -> Tensor:
         """The parameter, from the tensor that is stored."""
-        if self.within == "unit":
-            return torch.sigmoid(raw)
-        return raw if self.within == "real" else torch.exp(raw)
+        if isinstance(self.within, tuple):
+            return raw.clamp(*self.within)
+        return torch.sigmoid(raw) if self.within == "unit" else torch.exp(raw) if self.within == "positive" else raw
 
     def __get__(self, neuron: Any, owner: type) -> Any:
         return self if neuron is None else neuron.value_of(self.name)
@@ -120,7 +127,8 @@ def learned(initial: float, within: Within = "real", stored_as: str = "") -> Any
 
     Args:
         initial: its value before training.
-        within: real (any number), positive, or unit (between 0 and 1); it never leaves this range.
+        within: real (any number), positive, or unit (between 0 and 1), which it never leaves; or both ends of a range:
+            beyond an end it is the end, without gradient.
         stored_as: name of the tensor in the layer; by default the parameter's with `_raw`.
     """
     return Parameter(initial, within, stored_as=stored_as)
@@ -131,7 +139,7 @@ def fixed(initial: float, within: Within = "real", stored_as: str = "") -> Any:
 
     Args:
         initial: its value.
-        within: real (any number), positive, or unit (between 0 and 1).
+        within: see `learned`.
         stored_as: name of the tensor in the layer; by default the constant's with `_raw`.
     """
     return Parameter(initial, within, is_learned=False, stored_as=stored_as)

@@ -63,28 +63,12 @@ class ALIF(Neuron):
         return reset, rho * adaptation + s
 
 
-def _between(value, low, high):
-    """A value within limits, beyond which it has no gradient."""
-    return torch.where(value < low, low, torch.where(value > high, high, value))
-
-
-class _WithLimits:
-    """For neurons whose constants are used within the limits of their names in capitals."""
-
-    def learned(self):
-        """The constants in use."""
-        values: dict[str, Any] = super().learned()  # type: ignore[misc]
-        limits = {name: getattr(self, name.upper()) for name in values if hasattr(self, name.upper())}
-        return values | {name: values[name].clamp(*limits[name]) for name in limits}
-
-
 def _adaptation(v, w, fired, beta, a, b):
     """w of `AdLIF`, from the potential and the spike before the step."""
-    kept = _between(beta, AdLIF.BETA[0], AdLIF.BETA[1]) * w
-    return kept + _between(a, AdLIF.A[0], AdLIF.A[1]) * v + _between(b, AdLIF.B[0], AdLIF.B[1]) * fired
+    return beta * w + a * v + b * fired
 
 
-class AdLIF(_WithLimits, Neuron):
+class AdLIF(Neuron):
     """LIF with an adaptation w of the input below the threshold: v and spikes of the step before raise it.
 
     The source has constants of each neuron (`tau_per: neuron`), drawn evenly from their ranges, such as
@@ -92,8 +76,8 @@ class AdLIF(_WithLimits, Neuron):
     gradient there: `detach_reset: false`.
 
     Args:
-        alpha: share of the potential that remains after a time-step, learned, used within `ALPHA`: beyond a limit it is
-            the limit, without gradient. So are the others.
+        alpha: share of the potential that remains after a time-step, learned, within `ALPHA`. Beyond an end it is the
+            end, without gradient, as in the source; so are the others.
         beta: share of the adaptation that remains, learned, within `BETA`.
         a: adaptation by the potential, learned, within `A`.
         b: adaptation by a spike, learned, within `B`.
@@ -105,20 +89,19 @@ class AdLIF(_WithLimits, Neuron):
     ALPHA, BETA = (0.8187307530779818, 0.9607894391523232), (0.9672161004820059, 0.9917012926388876)
     A, B = (-1.0, 1.0), (0.0, 2.0)
     state = ("v", "w", "fired")
-    alpha = learned(0.9)
-    beta = learned(0.98)
-    a = learned(0.0)
-    b = learned(0.0)
+    alpha = learned(0.9, within=ALPHA)
+    beta = learned(0.98, within=BETA)
+    a = learned(0.0, within=A)
+    b = learned(0.0, within=B)
 
     def charge(v, w, fired, x, alpha, beta, a, b):
-        kept = _between(alpha, AdLIF.ALPHA[0], AdLIF.ALPHA[1])
-        return kept * (v - fired) + (1 - kept) * (x - _adaptation(v, w, fired, beta, a, b))
+        return alpha * (v - fired) + (1 - alpha) * (x - _adaptation(v, w, fired, beta, a, b))
 
     def after(h, v, w, fired, s, beta, a, b):
         return h, _adaptation(v, w, fired, beta, a, b), s
 
 
-class SE_AdLIF(_WithLimits, Neuron):  # noqa: N801  # se_adlif
+class SE_AdLIF(Neuron):  # noqa: N801  # se_adlif
     """AdLIF in the symplectic Euler form: the adaptation follows the new potential, which makes it stable.
 
     The source draws the constants of each neuron (`tau_per: neuron`) from their ranges; a in the middle of its range
@@ -139,21 +122,18 @@ class SE_AdLIF(_WithLimits, Neuron):  # noqa: N801  # se_adlif
     ALPHA, BETA = (0.8187307530779818, 0.9607894391523232), (0.9834714538216174, 0.9966722160545233)
     A, B = (0.0, 1.0), (0.0, 2.0)
     state = ("v", "w")
-    alpha = learned(0.9)
-    beta = learned(0.99)
-    a = learned(0.05)
-    b = learned(1.0)
+    alpha = learned(0.9, within=ALPHA)
+    beta = learned(0.99, within=BETA)
+    a = learned(0.05, within=A)
+    b = learned(1.0, within=B)
     q = fixed(120.0, "positive")
 
     def charge(v, w, x, alpha):
-        kept = _between(alpha, SE_AdLIF.ALPHA[0], SE_AdLIF.ALPHA[1])
-        return kept * v + (1 - kept) * (x - w)
+        return alpha * v + (1 - alpha) * (x - w)
 
     def after(h, w, s, beta, a, b, q):
         v = h - h * s.detach()
-        kept = _between(beta, SE_AdLIF.BETA[0], SE_AdLIF.BETA[1])
-        driven = _between(a, SE_AdLIF.A[0], SE_AdLIF.A[1]) * v + _between(b, SE_AdLIF.B[0], SE_AdLIF.B[1]) * s
-        return v, kept * w + (1 - kept) * q * driven
+        return v, beta * w + (1 - beta) * q * (a * v + b * s)
 
 
 class QIF(Neuron):

@@ -463,7 +463,9 @@ class Delay(PlacedBase, Part):
 
     def join(self, group: Group, at: int) -> None:
         if isinstance(group.last, FC) and group.last.neurons is None:
-            group.reader.refuse(at, "DELAY must stand before an FC layer or a convolution, not behind a readout")
+            group.reader.refuse(
+                at, "DELAY must stand before an FC layer or a convolution, and not behind an FC layer without neurons"
+            )
         group.layers.append(self)
 
     def place(self, placing: Placing, name: str, before: Shape, spikes: bool) -> LayerSpec:

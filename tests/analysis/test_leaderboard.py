@@ -21,10 +21,12 @@ SEEDS = {1: 0.90, 2: 0.91, 3: 0.93}
 def write(root, name, tests, **changes):
     """A run for each seed, of the paper's setting but for the changes; validation accuracy is the test's less 0.01."""
     for seed, test in tests.items():
-        write_run(
+        folder = write_run(
             *(root / f"{name}-{seed}", (0.5, test - 0.01)), seed=seed, validation="holdout", test=test,
             model={**PAPER, **changes}, cost=COST,
         )  # fmt: skip
+        if "structure" in changes:
+            update(folder, structure=changes["structure"])
 
 
 def board(root):
@@ -106,6 +108,41 @@ def test_the_papers_setting_with_edited_code_is_the_baseline_only_alone(tmp_path
     assert {row.name: row.is_baseline for row in rows} == {
         "the paper's": True, "neuron lif": False, "code plif_lightning 012345": False
     }  # fmt: skip
+
+
+def test_a_baseline_by_neuron_is_found_by_any_of_its_names_and_in_structures(tmp_path):
+    write(tmp_path, "plif", SEEDS)
+    write(tmp_path, "written", SEEDS, structure="FC8b-AdLIF-FC10b-AdLIF")
+    write(tmp_path, "set", SEEDS, neuron={"class_path": "plif_lightning.AdLIF"})
+    for value, found in (
+        ("plif", {"plif"}), ("adlif", {"written", "set"}), ("AdLIF", {"written", "set"}),
+        ("plif_lightning.AdLIF", {"written", "set"}),
+    ):  # fmt: skip
+        (rows,) = standings(find_runs(tmp_path), {"model.neuron": value})
+        (base,) = (row for row in rows if row.is_baseline)
+        assert base.cell.runs[0].name.partition("-")[0] in found
+
+
+def test_of_settings_that_differ_alike_the_one_with_fewest_is_the_baseline(tmp_path):
+    """Whatever the order of the runs."""
+    write(tmp_path, "a", SEEDS, neuron="lif", reset="soft")
+    write(tmp_path, "b", SEEDS, neuron="lif")
+    for runs in (find_runs(tmp_path), find_runs(tmp_path)[::-1]):
+        table = comparison_table(runs)
+        gains = {row[1]: row[table.columns.index("gain")] for row in table.rows}
+        assert gains["LIF, tau = 2"] == "baseline"
+
+
+def test_settings_of_groups_are_whole_and_taus_are_the_structures(tmp_path):
+    groups = [{"match": "*.delay", "lr": 0.00025}]
+    write(tmp_path, "groups", SEEDS, parameter_groups=groups)
+    for name, taus in (("ten", (10.0, 10.0)), ("mixed", (10.0, 3.0))):
+        first, second = taus
+        write(tmp_path, name, SEEDS, structure=f"FC8b-PLIF(init_tau={first})-FC10b-PLIF(init_tau={second})")
+    settings = [row[1] for row in comparison_table(find_runs(tmp_path)).rows]
+    assert any(setting.endswith("parameter_groups lr 0.00025, match *.delay") for setting in settings)
+    assert sum(setting.startswith("PLIF, tau_0 = 10,") for setting in settings) == 1
+    assert sum(setting.startswith("PLIF, tau_0 of each layer,") for setting in settings) == 1
 
 
 def test_a_baseline_of_other_settings_than_the_networks_is_refused(tmp_path, capsys):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from plif_lightning import neurons
+from plif_lightning.errors import UserError
 from plif_lightning.network import use_backend
 from plif_lightning.neurons import NeuronName, making, published
 from plif_lightning.structure import NEURONS
@@ -187,6 +188,15 @@ def constants(**values):
     return {name: torch.tensor(value, requires_grad=True) for name, value in values.items()}
 
 
+def moved(kind, given):
+    """Neurons with constants that training may have moved, also beyond their ranges."""
+    layer = kind(v_threshold=0.1, detach_reset=False)
+    with torch.no_grad():
+        for name, value in given.items():
+            getattr(layer, f"{name}_raw").fill_(value)
+    return layer
+
+
 # Within their ranges, and outside of them, where they have no gradient.
 @pytest.mark.parametrize(("alpha", "a"), [(0.9, 0.4), (0.95, -0.3), (0.5, 1.5)])
 def test_adlif_equals_its_source(jelly, alpha, a):
@@ -206,8 +216,12 @@ def test_adlif_equals_its_source(jelly, alpha, a):
             spikes.append(s)
         return torch.stack(spikes)
 
-    ours = neurons.AdLIF(**given, v_threshold=0.1, detach_reset=False)
-    equal(ours, theirs, [f"{name}_raw" for name in p], of_theirs=[(value, 1.0) for value in p.values()])
+    equal(
+        moved(neurons.AdLIF, given),
+        theirs,
+        [f"{name}_raw" for name in p],
+        of_theirs=[(value, 1.0) for value in p.values()],
+    )
 
 
 @pytest.mark.parametrize(("alpha", "a"), [(0.9, 0.1), (0.95, 0.02), (0.99, -0.5)])
@@ -229,8 +243,12 @@ def test_se_adlif_equals_its_source(jelly, alpha, a):
             spikes.append(z)
         return torch.stack(spikes)
 
-    ours = neurons.SE_AdLIF(**given, v_threshold=0.1, detach_reset=False)
-    equal(ours, theirs, [f"{name}_raw" for name in p], of_theirs=[(value, 1.0) for value in p.values()])
+    equal(
+        moved(neurons.SE_AdLIF, given),
+        theirs,
+        [f"{name}_raw" for name in p],
+        of_theirs=[(value, 1.0) for value in p.values()],
+    )
 
 
 def test_no_gradient_through_time_is_spikingjellys(jelly):
@@ -240,10 +258,19 @@ def test_no_gradient_through_time_is_spikingjellys(jelly):
 
 @pytest.mark.parametrize("kind", [neurons.AdLIF, neurons.SE_AdLIF])
 def test_adaptation_logs_the_constants_in_use(kind):
-    values = kind(alpha=2.0, beta=0.5, a=-3.0, b=1.0).learned()
+    values = moved(kind, {"alpha": 2.0, "beta": 0.5, "a": -3.0, "b": 1.0}).learned()
     assert [values[name].item() for name in ("alpha", "beta", "a", "b")] == pytest.approx(
         [kind.ALPHA[1], kind.BETA[0], kind.A[0], 1.0]
     )
+
+
+@pytest.mark.parametrize("kind", [neurons.AdLIF, neurons.SE_AdLIF])
+def test_constants_beyond_their_ends_are_refused_and_drawn_again(kind):
+    assert kind(alpha=kind.ALPHA[0], b=kind.B[1]).b.item() == 2.0  # the ends belong to the range
+    with pytest.raises(UserError, match=r"alpha must be from 0\.8187 to 0\.9608, got 0\.5"):
+        kind(alpha=0.5)
+    drawn = kind(alpha={"uniform": [0.7, 1.0]}, tau_per="neuron", channels=200).alpha
+    assert kind.ALPHA[0] < drawn.min() < 0.83 < 0.95 < drawn.max() < kind.ALPHA[1]
 
 
 def test_reset_without_effect_is_reported(caplog):

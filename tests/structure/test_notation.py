@@ -348,5 +348,8 @@ def test_what_a_sequence_of_layers_makes_of_spikes(text, of_spikes, of_numbers):
 def test_a_delay_is_written_as_it_is_read():
     text = "DELAY(max_delay=20,kernel=gaussian)-FC8-PLIF-DELAY(max_delay=3,rounds=true)-FC3"
     assert str(parse(text)) == text
-    with pytest.raises(UserError, match="DELAY must stand before an FC layer or a convolution, not behind a readout"):
+    with pytest.raises(
+        UserError,
+        match="DELAY must stand before an FC layer or a convolution, and not behind an FC layer without neurons",
+    ):
         parse("FC8-DELAY(max_delay=3)")

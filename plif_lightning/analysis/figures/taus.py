@@ -1,5 +1,6 @@
 """Learned time constants over epochs (7)."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ from plif_lightning.analysis.figures.page import (
     new_panels,
 )
 from plif_lightning.analysis.figures.panels import Groups, by_panel, common_epochs
-from plif_lightning.analysis.select import has_tau_per_layer, setting_of
+from plif_lightning.analysis.select import setting_of
 from plif_lightning.plot.style import COLOURS, DASHES, FILLS, plain
 from plif_lightning.runs.run import Run
 
@@ -79,7 +80,8 @@ def _draw_group(ax: Axes, style: int, group: Sequence[Run], titled: set[str]) ->
         True if values of the authors were drawn, too.
     """
     names = group[0].layers("tau")
-    start = [] if has_tau_per_layer(group[0]) else [setting_of(group[0]).init_tau]
+    initial = setting_of(group[0]).init_tau
+    start = [] if math.isnan(initial) else [initial]
     authors = False
     for i, layer in enumerate(names):
         epochs, values = common_epochs([run.curve(f"tau/{layer}") for run in group if layer in run.layers("tau")])
