@@ -15,8 +15,8 @@ from plif_lightning.analysis.select import (
     groups,
     interval,
     names_of,
+    neurons_of,
     paper_identity,
-    setting_of,
     without_replaced,
 )
 from plif_lightning.analysis.tables import Table
@@ -205,8 +205,8 @@ def _candidates(first_runs: Sequence[Run], baseline: Baseline | None) -> list[in
     def has(run: Run, name: str, value: Any) -> bool:
         if name != "model.neuron":
             return bool(run.value(name) == value)
-        # As tables name it: a structure's own neurons, and a class by whichever of its names.
-        return setting_of(run).neuron.partition("(")[0].lower() == class_name(str(value)).lower()
+        # A structure's own neurons count, and a class by any of its names.
+        return [kind.lower() for kind in neurons_of(run)] == [class_name(str(value)).lower()]
 
     return [i for i, run in enumerate(first_runs) if all(has(run, *of) for of in wanted.items())]
 
@@ -229,9 +229,9 @@ def _leaderboard(group: Sequence[Group], baseline: Baseline | None) -> list[Stan
     among = _candidates(first_runs, baseline)
     if not among:
         return []
-    chosen, name = _base(first_runs, among), name_of_baseline(baseline)
-    if code := first_runs[chosen].identity.code:
-        name += f", {words.difference(Difference(CODE, None, code))}"
+    chosen = _base(first_runs, among)
+    code = [words.difference(one) for one in first_runs[chosen].identity.beyond_defaults if one.name == CODE]
+    name = ", ".join([name_of_baseline(baseline), *code])
     changes = [_changed_settings(first_runs[chosen], run) for run in first_runs]
     labels = [
         ", ".join(_change(one, run, first_runs[chosen]) for one in found)

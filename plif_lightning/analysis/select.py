@@ -38,6 +38,18 @@ def data_title(run: Run) -> str:
     return paper.TITLES.get(run.data_set, distinct) + (f" by {sequence}" if sequence else "")
 
 
+def neurons_of(run: Run, arguments: str = "") -> list[str]:
+    """The classes of a run's neurons, each once: `plif`, or those that its structure names.
+
+    `arguments` are written behind the class that the setting `model.neuron` names.
+    """
+    unnamed = "?" if run.record.get("of_another_program") else "plif"
+    of_run = f"{run.settings.get('model.neuron', unnamed)}{arguments}"
+    in_structure = [] if run.structure is None else neurons_in(run.structure.layers)
+    named = dict.fromkeys(of_run if neurons.name == "PLIF" else neurons.name for neurons in in_structure)
+    return [of_run] if run.structure is None else [*named]
+
+
 def setting_of(run: Run) -> Setting:
     """Data set, neuron, tau and pooling: the columns of the paper's tables. An IF neuron has no tau; it is NaN where
     layers begin with different ones."""
@@ -45,17 +57,11 @@ def setting_of(run: Run) -> Setting:
     data_set, run_settings = run.data_set if is_papers else data_title(run), run.settings
     if "model.network" in run_settings:
         return Setting(data_set, str(run_settings["model.network"]), math.nan, "?")
-    neuron = str(run_settings.get("model.neuron", "?" if run.record.get("of_another_program") else "plif"))
-    if arguments := [
-        f"{n.split('.', 2)[2]}={value}" for n, value in run_settings.items() if n.startswith("model.neuron.")
-    ]:
-        neuron = f"{neuron}({', '.join(arguments)})"  # CLIF(k=0.6)
+    given = [f"{n.split('.', 2)[2]}={value}" for n, value in run_settings.items() if n.startswith("model.neuron.")]
+    neuron = "+".join(neurons_of(run, f"({', '.join(given)})" if given else "")) or "no neurons"  # CLIF(k=0.6)
     taus = [run_settings.get("model.init_tau", 2.0)]
     if run.structure is not None:
-        in_structure = [*neurons_in(run.structure.layers)]
-        taus = [dict(neurons.arguments).get("init_tau", *taus) for neurons in in_structure] or taus
-        names = dict.fromkeys(neuron if neurons.name == "PLIF" else neurons.name for neurons in in_structure)
-        neuron = "+".join(names) or "no neurons"
+        taus = [dict(one.arguments).get("init_tau", *taus) for one in neurons_in(run.structure.layers)] or taus
     drawn = setting_in(run.config, "model.init_tau")
     if isinstance(drawn, Mapping):
         (kind, arguments), *_ = drawn.items()

@@ -115,11 +115,9 @@ def runs(argv: list[str]) -> int:
                 print(f"\n{edited}")
     else:
         listed = [name for name in _LISTED if name in frame.columns]
-        blocks = ("data", "task", "model", "trainer", "code", "changes")
-        listed += [
-            n for n in differing if n.partition(".")[0] in blocks and n not in listed and not role(n) & Role.PLACE
-        ]
-        listed += [name for name in ("left_out",) if name in differing]
+        blocks = ("data", "task", "model", "trainer", "code", "changes", "left_out")
+        listed += [n for n in differing if is_of(n, *blocks) and n not in listed and not role(n) & Role.PLACE]
+        listed.sort(key="left_out".__eq__)  # a sentence: last
         print(frame[listed].to_string(na_rep="", float_format=lambda value: f"{value:.4g}"))
     return 0
 
