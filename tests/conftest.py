@@ -102,3 +102,13 @@ def browser():
         found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield found
         found.close()
+
+
+@pytest.fixture
+def fused_calls(monkeypatch):
+    """Counts calls of the fused form of recurrent layers."""
+    from plif_lightning.layers import recurrent
+
+    calls, run = [], recurrent.run_recurrent
+    monkeypatch.setattr(recurrent, "run_recurrent", lambda *arguments: calls.append(1) or run(*arguments))
+    return calls

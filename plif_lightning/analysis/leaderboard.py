@@ -15,7 +15,7 @@ from plif_lightning.analysis.select import (
     groups,
     interval,
     names_of,
-    neurons_of,
+    neuron_names,
     paper_identity,
     without_replaced,
 )
@@ -81,24 +81,29 @@ def standings(runs: Sequence[Run], baseline: Baseline | None = None) -> list[lis
     the baseline. Settings without a baseline have no leaderboard. `baseline`: settings of the runs that take the place
     of the paper's.
     """
-    found = [_leaderboard(group, baseline) for group in _setups(runs) if len(group) > 1]
-    boards = sorted(filter(None, found), key=lambda rows: rows[0].data)
-    names = _names([rows[0].cell for rows in boards])
-    return [[replace(row, data=name) for row in rows] for rows, name in zip(boards, names, strict=True)]
+    boards = [_leaderboard(group, baseline) for group in _setups(runs) if len(group) > 1]
+    by_title: dict[str, list[list[Standing]]] = defaultdict(list)
+    for rows in sorted(filter(None, boards), key=lambda rows: rows[0].data):
+        by_title[rows[0].data].append(rows)
+    return [named for title, boards in by_title.items() for named in _named(title, boards)]
 
 
-def _names(cells: Sequence[Group]) -> list[str]:
-    """Data set and epochs of each of some leaderboards, and what tells it from others of the data set."""
-    titles = [data_title(cell.runs[0]) for cell in cells]
-    others = [[cell.runs[0] for cell, title in zip(cells, titles, strict=True) if title == one] for one in titles]
-    names = []
-    for cell, title, alike in zip(cells, titles, others, strict=True):
-        own = [one for one in distinguishing(alike)[alike.index(cell.runs[0])] if not is_of(one.name, *COMPARED, CODE)]
-        steps = {run.setting("data.time_steps") for run in alike}
-        of_steps = [f"T = {cell.runs[0].setting('data.time_steps')}"] if len(steps) > 1 else []
-        of_others = [words.difference(one) for one in own] if len(alike) > 1 else []
-        names.append(", ".join([title, *of_steps, f"{words.numbers(cell.epochs)} epochs", *of_others]))
-    return names
+def _named(title: str, boards: Sequence[list[Standing]]) -> list[list[Standing]]:
+    """The leaderboards of a data set, named by it, their epochs and what tells them apart."""
+    cells = [rows[0].cell for rows in boards]
+    first_runs = [cell.runs[0] for cell in cells]
+    steps = [f"T = {run.setting('data.time_steps')}" for run in first_runs]
+    settings = [
+        [words.difference(setting) for setting in settings if not is_of(setting.name, *COMPARED, CODE)]
+        for settings in distinguishing(first_runs)
+    ]
+    named = []
+    for rows, cell, of_steps, of_settings in zip(boards, cells, steps, settings, strict=True):
+        before = [title, of_steps] if len({*steps}) > 1 else [title]
+        behind = of_settings if len(boards) > 1 else []
+        name = ", ".join([*before, f"{words.numbers(cell.epochs)} epochs", *behind])
+        named.append([replace(row, data=name) for row in rows])
+    return named
 
 
 def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
@@ -206,7 +211,7 @@ def _candidates(first_runs: Sequence[Run], baseline: Baseline | None) -> list[in
         if name != "model.neuron":
             return bool(run.value(name) == value)
         # A structure's own neurons count, and a class by any of its names.
-        return [kind.lower() for kind in neurons_of(run)] == [class_name(str(value)).lower()]
+        return [kind.lower() for kind in neuron_names(run)] == [class_name(str(value)).lower()]
 
     return [i for i, run in enumerate(first_runs) if all(has(run, *of) for of in wanted.items())]
 
@@ -230,7 +235,8 @@ def _leaderboard(group: Sequence[Group], baseline: Baseline | None) -> list[Stan
     if not among:
         return []
     chosen = _base(first_runs, among)
-    code = [words.difference(one) for one in first_runs[chosen].identity.beyond_defaults if one.name == CODE]
+    beyond_defaults = first_runs[chosen].identity.beyond_defaults
+    code = [words.difference(setting) for setting in beyond_defaults if setting.name == CODE]
     name = ", ".join([name_of_baseline(baseline), *code])
     changes = [_changed_settings(first_runs[chosen], run) for run in first_runs]
     labels = [
@@ -363,10 +369,7 @@ def gains_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
     changes = sorted(rows)  # the paper's changes nothing, and is first
     cells = [[change or name, *(_gain_cell(rows[change].get(i)) for i in range(len(boards)))] for change in changes]
     averaged = [[name for row in rows[change].values() for name in names_of(row.cell)] for change in changes]
-    heads = [
-        "setting",
-        *(f"{board[0].data}, {number_of_seeds(board)}" for board in boards),
-    ]
+    heads = ["setting", *(f"{board[0].data}, {number_of_seeds(board)}" for board in boards)]
     note = (
         f"Test accuracy B of {_with_setting(baseline)} [%], and what other settings gain [points], with the 95 % "
         "interval of paired differences over seeds, on one test set; bold: it leaves out 0."

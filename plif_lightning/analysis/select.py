@@ -38,7 +38,7 @@ def data_title(run: Run) -> str:
     return paper.TITLES.get(run.data_set, distinct) + (f" by {sequence}" if sequence else "")
 
 
-def neurons_of(run: Run, arguments: str = "") -> list[str]:
+def neuron_names(run: Run, arguments: str = "") -> list[str]:
     """The classes of a run's neurons, each once: `plif`, or those that its structure names.
 
     `arguments` are written behind the class that the setting `model.neuron` names.
@@ -57,11 +57,11 @@ def setting_of(run: Run) -> Setting:
     data_set, run_settings = run.data_set if is_papers else data_title(run), run.settings
     if "model.network" in run_settings:
         return Setting(data_set, str(run_settings["model.network"]), math.nan, "?")
-    given = [f"{n.split('.', 2)[2]}={value}" for n, value in run_settings.items() if n.startswith("model.neuron.")]
-    neuron = "+".join(neurons_of(run, f"({', '.join(given)})" if given else "")) or "no neurons"  # CLIF(k=0.6)
+    settings = [f"{n.split('.', 2)[2]}={value}" for n, value in run_settings.items() if n.startswith("model.neuron.")]
+    neuron = "+".join(neuron_names(run, f"({', '.join(settings)})" if settings else "")) or "no neurons"  # CLIF(k=0.6)
     taus = [run_settings.get("model.init_tau", 2.0)]
     if run.structure is not None:
-        taus = [dict(one.arguments).get("init_tau", *taus) for one in neurons_in(run.structure.layers)] or taus
+        taus = [dict(neurons.arguments).get("init_tau", *taus) for neurons in neurons_in(run.structure.layers)] or taus
     drawn = setting_in(run.config, "model.init_tau")
     if isinstance(drawn, Mapping):
         (kind, arguments), *_ = drawn.items()

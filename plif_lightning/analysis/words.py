@@ -61,14 +61,10 @@ def difference(of: Difference) -> str:
     """A setting as a user gives it, without the block that it belongs to: `lr 0.01`, `batch_size 8 instead of 4 after
     step 50`."""
     setting = of.name.split(".", 1)[-1]
+    after = "" if of.step is None else f" after step {of.step}"
     if of.name == CODE and of.now:  # modules with the first digits of their hashes
-        now = ", ".join(f"{name} {str(digest)[:6]}" for name, digest in of.now.items())
-        return f"{setting} {now}" if of.step is None else f"{setting} {now} after step {of.step}"
-    return (
-        f"{setting} {_value(of.now)}"
-        if of.step is None
-        else f"{setting} {of.now} instead of {of.before} after step {of.step}"
-    )
+        return f"{setting} {', '.join(f'{name} {str(digest)[:6]}' for name, digest in of.now.items())}{after}"
+    return f"{setting} {of.now} instead of {of.before}{after}" if after else f"{setting} {_value(of.now)}"
 
 
 def changes(run: Run) -> list[str]:
@@ -108,6 +104,9 @@ def source(run: Run) -> str:
     return ", ".join(parts)
 
 
+_UNFINISHED = {"running": "running", "resumable": "stopped", "failed": "without a checkpoint"}
+
+
 def why_left_out(run: Run, counted: Mapping[tuple[str, int | str], Run]) -> tuple[str, str]:
     """Why no row averages a run, and what only this run's reason says, in brackets; empty where one does.
 
@@ -115,9 +114,11 @@ def why_left_out(run: Run, counted: Mapping[tuple[str, int | str], Run]) -> tupl
         run: the run.
         counted: the latest of each seed, see `latest`.
     """
-    if run.status in ("running", "resumable", "failed"):
-        where = "" if run.status == "running" else ", without a checkpoint" if run.status == "failed" else ", stopped"
-        return "they have not come to their end (fit --run_folder RUN)", f"(epoch {run.epochs}{where or ', running'})"
+    if run.status in _UNFINISHED:
+        return (
+            "they have not come to their end (fit --run_folder RUN)",
+            f"(epoch {run.epochs}, {_UNFINISHED[run.status]})",
+        )
     if run.lacks_test:
         return "their test set was never measured (test --ckpt_path RUN/...)", ""
     if not run.has_result:

@@ -48,14 +48,13 @@ def compare(start: Start, origin: Origin, parsed: dict[str, Any]) -> list[str]:
         return "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
 
     if refused:
+        new_run = (
+            ", or start a new run: with --config and another --run_folder, and with --ckpt_path if it is to begin from "
+            "these weights"
+        )
         raise CheckpointError(
             f"the checkpoint belongs to other settings: {differing(refused)}. Leave them out"
-            + (
-                ", or start a new run: with --config and another --run_folder, and with --ckpt_path if it is to begin "
-                "from these weights."
-                if start.command == "fit"
-                else "."
-            )
+            f"{new_run if start.command == 'fit' else ''}."
         )
     if edited := _code_difference(start.folder, parsed):
         _refuse_or_name(edited, start, parsed)

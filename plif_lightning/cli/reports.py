@@ -117,7 +117,7 @@ def runs(argv: list[str]) -> int:
         listed = [name for name in _LISTED if name in frame.columns]
         blocks = ("data", "task", "model", "trainer", "code", "changes", "left_out")
         listed += [n for n in differing if is_of(n, *blocks) and n not in listed and not role(n) & Role.PLACE]
-        listed.sort(key="left_out".__eq__)  # a sentence: last
+        listed.sort(key=lambda name: name == "left_out")  # a sentence: last
         print(frame[listed].to_string(na_rep="", float_format=lambda value: f"{value:.4g}"))
     return 0
 

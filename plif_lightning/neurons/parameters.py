@@ -11,8 +11,7 @@ from torch import Tensor
 
 from plif_lightning.errors import UserError
 
-# Open ranges by name, or both ends of a closed one.
-Within = Literal["real", "positive", "unit"] | tuple[float, float]
+Within = Literal["real", "positive", "unit"]
 Distribution = Literal["uniform", "normal", "lognormal", "gamma", "exponential", "beta"]
 # A number, or values that are drawn: {"gamma": [3, 5]}.
 Initial = float | dict[Distribution, list[float]]
@@ -63,6 +62,7 @@ class Parameter:
     within: Within = "real"
     is_learned: bool = True
     stored_as: str = ""
+    ends: tuple[float, float] | None = None
     name: str = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -75,19 +75,18 @@ class Parameter:
         Raises:
             UserError: the value lies outside the range.
         """
-        if isinstance(self.within, tuple):
-            (low, high), expected = self.within, f"from {self.within[0]:.4g} to {self.within[1]:.4g}"
-        else:
-            low, high, expected = {
-                "real": (-math.inf, math.inf, "a finite number"),
-                "positive": (0.0, math.inf, "a positive number"),
-                "unit": (0.0, 1.0, "between 0 and 1"),
-            }[self.within]
+        low, high, expected = {
+            "real": (-math.inf, math.inf, "a finite number"),
+            "positive": (0.0, math.inf, "a positive number"),
+            "unit": (0.0, 1.0, "between 0 and 1"),
+        }[self.within]
+        if self.ends is not None:
+            (low, high), expected = self.ends, f"from {self.ends[0]:.4g} to {self.ends[1]:.4g}"
         value = drawn(value, shape, low, high, self.name)
         if isinstance(value, Tensor):
             return replace(self, initial=value)
-        is_end = isinstance(self.within, tuple) and value in self.within
-        if isinstance(value, bool) or not (low < value < high or is_end):
+        is_inside = low < value < high or (self.ends is not None and value in self.ends)
+        if isinstance(value, bool) or not is_inside:
             raise UserError(f"{self.name} must be {expected}, got {value!r}.")
         return replace(self, initial=float(value))
 
@@ -96,11 +95,9 @@ class Parameter:
         start = self.initial
         if isinstance(start, Tensor):
             real = start.double()
-            given = (
-                real.log() if self.within == "positive" else -(1 / real - 1).log() if self.within == "unit" else real
-            )
+            given = {"real": real, "positive": real.log(), "unit": -(1 / real - 1).log()}[self.within]
             return given.to(torch.get_default_dtype())
-        if self.within in ("positive", "unit"):
+        if self.within != "real":
             start = math.log(start) if self.within == "positive" else -math.log(1 / start - 1)
         return torch.full(shape, start)
 
@@ -110,9 +107,11 @@ class Parameter:
 
     def value(self, raw: Tensor) -> Tensor:
         """The parameter, from the tensor that is stored."""
-        if isinstance(self.within, tuple):
-            return raw.clamp(*self.within)
-        return torch.sigmoid(raw) if self.within == "unit" else torch.exp(raw) if self.within == "positive" else raw
+        if self.within == "unit":
+            return torch.sigmoid(raw)
+        if self.within == "positive":
+            return torch.exp(raw)
+        return raw if self.ends is None else raw.clamp(*self.ends)
 
     def __get__(self, neuron: Any, owner: type) -> Any:
         return self if neuron is None else neuron.value_of(self.name)
@@ -122,16 +121,18 @@ class Parameter:
         raise UserError(f"{name} is a parameter of {kind}: give it when the layer is made, {kind}({name}=...).")
 
 
-def learned(initial: float, within: Within = "real", stored_as: str = "") -> Any:
+def learned(
+    initial: float, within: Within = "real", stored_as: str = "", ends: tuple[float, float] | None = None
+) -> Any:
     """Declare a learned parameter of a neuron.
 
     Args:
         initial: its value before training.
-        within: real (any number), positive, or unit (between 0 and 1), which it never leaves; or both ends of a range:
-            beyond an end it is the end, without gradient.
+        within: real (any number), positive, or unit (between 0 and 1); it never leaves this range.
         stored_as: name of the tensor in the layer; by default the parameter's with `_raw`.
+        ends: lowest and highest value of a real parameter. Beyond an end it is the end, without gradient.
     """
-    return Parameter(initial, within, stored_as=stored_as)
+    return Parameter(initial, within, stored_as=stored_as, ends=ends)
 
 
 def fixed(initial: float, within: Within = "real", stored_as: str = "") -> Any:
@@ -139,7 +140,7 @@ def fixed(initial: float, within: Within = "real", stored_as: str = "") -> Any:
 
     Args:
         initial: its value.
-        within: see `learned`.
+        within: real (any number), positive, or unit (between 0 and 1).
         stored_as: name of the tensor in the layer; by default the constant's with `_raw`.
     """
     return Parameter(initial, within, is_learned=False, stored_as=stored_as)

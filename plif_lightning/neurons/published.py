@@ -89,10 +89,10 @@ class AdLIF(Neuron):
     ALPHA, BETA = (0.8187307530779818, 0.9607894391523232), (0.9672161004820059, 0.9917012926388876)
     A, B = (-1.0, 1.0), (0.0, 2.0)
     state = ("v", "w", "fired")
-    alpha = learned(0.9, within=ALPHA)
-    beta = learned(0.98, within=BETA)
-    a = learned(0.0, within=A)
-    b = learned(0.0, within=B)
+    alpha = learned(0.9, ends=ALPHA)
+    beta = learned(0.98, ends=BETA)
+    a = learned(0.0, ends=A)
+    b = learned(0.0, ends=B)
 
     def charge(v, w, fired, x, alpha, beta, a, b):
         return alpha * (v - fired) + (1 - alpha) * (x - _adaptation(v, w, fired, beta, a, b))
@@ -122,10 +122,10 @@ class SE_AdLIF(Neuron):  # noqa: N801  # se_adlif
     ALPHA, BETA = (0.8187307530779818, 0.9607894391523232), (0.9834714538216174, 0.9966722160545233)
     A, B = (0.0, 1.0), (0.0, 2.0)
     state = ("v", "w")
-    alpha = learned(0.9, within=ALPHA)
-    beta = learned(0.99, within=BETA)
-    a = learned(0.05, within=A)
-    b = learned(1.0, within=B)
+    alpha = learned(0.9, ends=ALPHA)
+    beta = learned(0.99, ends=BETA)
+    a = learned(0.05, ends=A)
+    b = learned(1.0, ends=B)
     q = fixed(120.0, "positive")
 
     def charge(v, w, x, alpha):

@@ -1,4 +1,4 @@
-"""What a run executes and reads beside its settings: hashed, so that no runs of edited code are averaged, and kept."""
+"""Code that a run executes, and files that it reads: hashed as a part of its identity, and copied into its folder."""
 
 import ast
 import difflib
@@ -60,8 +60,8 @@ def sources_of(config: Mapping[str, Any]) -> Sources:
 
 
 def hashes_of(sources: Sources) -> dict[str, str]:
-    """A hash of each module's syntax, without comments and docstrings; a joint hash of all changed files of this
-    package."""
+    """A hash of each module's syntax, without comments and docstrings, and of each file; a joint hash of all changed
+    files of this package."""
     hashes = {name: _digest(text) if name.startswith(_FILES) else _hash(text) for name, text in sorted(sources.items())}
     changed = {name: hashes.pop(name) for name in list(hashes) if name.startswith(f"{PACKAGE}/")}
     return hashes | ({PACKAGE: _digest(str(changed))} if changed else {})

@@ -90,7 +90,7 @@ def test_other_data_or_epochs_are_another_leaderboard_and_protocol_a_none(tmp_pa
     assert sorted(len(rows) for rows in found) == [2, 2, 2]
     assert {tuple(rows[0].cell.epochs) for rows in found} == {(2, 2, 2), (3,)}
     title = "Fashion-MNIST"
-    # Names of T, lengths and what else tells them apart.
+    # By epochs and what else tells them apart.
     assert {rows[0].data for rows in found} == {
         f"{title}, 2 epochs", f"{title}, 3 epochs", f"{title}, 3 epochs, batch_size 7"
     }  # fmt: skip

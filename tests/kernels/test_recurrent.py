@@ -5,16 +5,7 @@ import torch
 
 import plif_lightning as pl
 from plif_lightning.kernels import layout
-from plif_lightning.layers import recurrent
 from tests.layers.making import NEURONS, F, N, T, a_layer, an_input, values_and_gradients
-
-
-@pytest.fixture
-def fused_calls(monkeypatch):
-    """Counts calls of the fused form."""
-    calls, run = [], recurrent.run_recurrent
-    monkeypatch.setattr(recurrent, "run_recurrent", lambda *arguments: calls.append(1) or run(*arguments))
-    return calls
 
 
 @pytest.mark.parametrize("name", NEURONS)

@@ -10,20 +10,11 @@ import plif_lightning as pl
 from plif_lightning.deploy import deployed
 from plif_lightning.deploy.exporting import to_export
 from plif_lightning.errors import UserError
-from plif_lightning.layers import recurrent
 from plif_lightning.layers.recurrent import RecurrentLinear
 from plif_lightning.network.inspect import record_spikes
 from plif_lightning.neurons.published import UndecayedLIF, UndecayedPLIF
 from plif_lightning.structure import parse
 from tests.layers.making import F, N, T, a_layer, an_input
-
-
-@pytest.fixture
-def fused_calls(monkeypatch):
-    """Counts calls of the fused form."""
-    calls, run = [], recurrent.run_recurrent
-    monkeypatch.setattr(recurrent, "run_recurrent", lambda *arguments: calls.append(1) or run(*arguments))
-    return calls
 
 
 @pytest.mark.parametrize("decay_input", [True, False])

@@ -216,12 +216,8 @@ def test_adlif_equals_its_source(jelly, alpha, a):
             spikes.append(s)
         return torch.stack(spikes)
 
-    equal(
-        moved(neurons.AdLIF, given),
-        theirs,
-        [f"{name}_raw" for name in p],
-        of_theirs=[(value, 1.0) for value in p.values()],
-    )
+    ours = moved(neurons.AdLIF, given)
+    equal(ours, theirs, [f"{name}_raw" for name in p], of_theirs=[(value, 1.0) for value in p.values()])
 
 
 @pytest.mark.parametrize(("alpha", "a"), [(0.9, 0.1), (0.95, 0.02), (0.99, -0.5)])
@@ -243,12 +239,8 @@ def test_se_adlif_equals_its_source(jelly, alpha, a):
             spikes.append(z)
         return torch.stack(spikes)
 
-    equal(
-        moved(neurons.SE_AdLIF, given),
-        theirs,
-        [f"{name}_raw" for name in p],
-        of_theirs=[(value, 1.0) for value in p.values()],
-    )
+    ours = moved(neurons.SE_AdLIF, given)
+    equal(ours, theirs, [f"{name}_raw" for name in p], of_theirs=[(value, 1.0) for value in p.values()])
 
 
 def test_no_gradient_through_time_is_spikingjellys(jelly):
