@@ -291,6 +291,8 @@ class SpikingClassifier(L.LightningModule):
         require_same(self.network, checkpoint.get("fingerprint"), "the checkpoint")
         if self._trainer is None:
             return  # load_from_checkpoint
+        # Lightning converts the module after it has loaded the weights, which rounds weights in float64 to float32.
+        self.trainer.precision_plugin.convert_module(self)
         if self.trainer.state.fn != "fit":
             trained = checkpoint.get("preprocessing") or {}
             here = getattr(getattr(self.trainer, "datamodule", None), "preprocessing", None) or trained

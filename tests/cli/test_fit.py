@@ -136,8 +136,8 @@ def test_accumulation_clipping_and_resume_are_the_same_on_every_backend():
     ours, theirs, mixed = (load(f"{name}/checkpoints/last.ckpt") for name in ("cpu", "reference", "mixed"))
     assert ours["global_step"] == theirs["global_step"] == 6
     for name, value in theirs["state_dict"].items():
-        torch.testing.assert_close(ours["state_dict"][name], value, rtol=1e-7, atol=1e-9)
-        torch.testing.assert_close(mixed["state_dict"][name], value, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(ours["state_dict"][name], value, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(mixed["state_dict"][name], value, rtol=1e-10, atol=1e-12)
 
 
 def test_learned_threshold_is_logged_saved_and_tested(capsys):

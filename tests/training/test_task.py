@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import Precision
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -168,7 +169,7 @@ def test_the_accuracy_of_an_epoch_begins_with_it_after_a_resume_too(tmp_path):
 @pytest.mark.parametrize(("rank", "expected"), [(0, 24.0), (1, 0.0)])
 def test_partial_epoch_loss_is_restored_on_a_single_process(rank, expected, monkeypatch):
     task = SpikingClassifier(**SMALL)
-    task._trainer = SimpleNamespace(callbacks=[], state=SimpleNamespace(fn="fit"))
+    task._trainer = SimpleNamespace(callbacks=[], state=SimpleNamespace(fn="fit"), precision_plugin=Precision())
     monkeypatch.setattr(SpikingClassifier, "global_rank", rank)
     states = {f"{name}.{state}": torch.tensor(24.0) for name in ("loss", "accuracy")
               for state in task._train_metrics()[name].metric_state}  # fmt: skip
