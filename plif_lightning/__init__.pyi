@@ -13,6 +13,7 @@ from .dynamics import Firing as Firing
 from .dynamics import Surrogate as Surrogate
 from .dynamics import surrogate as surrogate
 from .layers.delay import Delay as Delay
+from .layers.readout import LeakyIntegrator as LeakyIntegrator
 from .network import Recurrent as Recurrent
 from .network import SpikingNetwork as SpikingNetwork
 from .network import from_pretrained as from_pretrained

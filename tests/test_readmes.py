@@ -160,6 +160,8 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
         assert "the network takes 1 x 8 x 8 images" in capsys.readouterr().err
     else:
         assert name in ("test", "validate", "predict")
+        if str(tmp_path) in words:
+            main(["export", f"--ckpt_path={run}/checkpoints/best.ckpt", f"--out={tmp_path}"])
         main([*words, *SILENT, "--trainer.limit_test_batches", "1", "--trainer.limit_predict_batches", "1"])
 
 

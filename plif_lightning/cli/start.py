@@ -243,7 +243,9 @@ def _evaluation(command: str, rest: list[str], resources: ExitStack) -> Start:
             f"{command} needs a checkpoint, or it would measure random weights: "
             f"pass --ckpt_path RUN/checkpoints/best.ckpt."
         )
-    path = Path(named)
+    from plif_lightning.network.storage.checkpoint import checkpoint_file
+
+    path = checkpoint_file(Path(named))
     origin = origin_of(path)
     assert origin.config is not None
     if not names_class(origin.config["data"]):

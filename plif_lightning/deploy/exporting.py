@@ -22,16 +22,18 @@ from plif_lightning.deploy.scan import scan_of
 from plif_lightning.errors import UserError
 from plif_lightning.layers.recurrent import is_recurrent
 from plif_lightning.network import SpikingNetwork, step, use_backend
+from plif_lightning.network.network import DEFAULTS, as_plain
 from plif_lightning.network.storage.checkpoint import (
     EXPORTED,
     checkpoint_file,
     class_names_in,
     configuration_in,
+    from_data_in,
     load_checkpoint,
     network_in,
 )
 from plif_lightning.network.storage.fingerprint import fingerprint
-from plif_lightning.network.user_networks import description, neurons_of
+from plif_lightning.network.user_networks import description, neurons_of, user_network
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.input_spec import InputSpec
 from plif_lightning.runtime.program import needed_by
@@ -141,6 +143,12 @@ def save_onnx(
             program, dynamo=True, opset_version=_OPSET, verbose=False, input_names=inputs, output_names=outputs
         )
     assert onnx_program is not None
+    graph = onnx_program.model.graph
+    (symbol,) = {str(size) for value in graph.inputs for size in value.shape or () if not isinstance(size, int)}
+    for value in (*graph.inputs, *(output for node in graph.all_nodes() for output in node.outputs)):
+        if value.shape is not None:
+            sizes = [size if isinstance(size, int) else str(size).replace(symbol, "batch") for size in value.shape]
+            value.shape = type(value.shape)(sizes)
     onnx_program.model.metadata_props.update(metadata or {})
     onnx_program.save(file)
 
@@ -175,25 +183,30 @@ _WRITERS: dict[str, Callable[[SpikingNetwork, bool, Path], None]] = {
 FORMATS = ("network", *_WRITERS)
 
 
-def _folded_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: SpikingNetwork) -> dict[str, Any]:
-    """A checkpoint of the folded `net` that `test` and `predict` accept like the original."""
-    checkpoint_without_training = {key: value for key, value in checkpoint.items() if key not in _TRAINING_STATE}
-    if not has_structure(net):
-        return checkpoint_without_training
+def _exported_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: nn.Module) -> dict[str, Any]:
+    """A checkpoint of `net` that `test` and `predict` accept like the original."""
+    exported = {key: value for key, value in checkpoint.items() if key not in _TRAINING_STATE}
     other_weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("network.")}
-    checkpoint_without_training["state_dict"] = other_weights | {
-        f"network.{name}": value for name, value in net.state_dict().items()
-    }
-    checkpoint_without_training["hyper_parameters"] = {**checkpoint["hyper_parameters"], "folded": True}
-    checkpoint_without_training["fingerprint"] = fingerprint(net)
+    exported["state_dict"] = other_weights | {f"network.{name}": value for name, value in net.state_dict().items()}
+    exported["fingerprint"] = fingerprint(net)
+    if not has_structure(net):
+        return exported
+    stored = _without_network(checkpoint["hyper_parameters"])
+    as_trained = {**DEFAULTS, **stored}
+    arguments = {**net.arguments, "neuron": as_plain(net.arguments["neuron"])}
+    changed = {name: value for name, value in arguments.items() if value != as_trained.get(name)}
+    exported["hyper_parameters"] = {**stored, **changed}
     if config:
-        config = {**config, "model": {**config["model"], "folded": True}}
-        checkpoint_without_training["cli_config"] = yaml.safe_dump(config, sort_keys=False)
-        checkpoint_without_training["settings"] = {
-            **checkpoint_without_training.get("settings", {}),
-            "model.folded": True,
-        }
-    return checkpoint_without_training
+        config = {**config, "model": {**_without_network(config["model"]), **changed}}
+        exported["cli_config"] = yaml.safe_dump(config, sort_keys=False)
+        of_changed = {f"model.{name}": value for name, value in changed.items()}
+        exported["settings"] = {**checkpoint.get("settings", {}), **of_changed}
+    return exported
+
+
+def _without_network(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a task without those of a user-defined network."""
+    return {name: value for name, value in arguments.items() if name != "network"}
 
 
 def _takes_images(net: SpikingNetwork, spec: InputSpec, formats: Sequence[str], requested: Input | None) -> bool:
@@ -216,7 +229,11 @@ def _takes_images(net: SpikingNetwork, spec: InputSpec, formats: Sequence[str], 
 
 
 def export(
-    checkpoint_path: str | Path, out: str | Path, formats: Sequence[str] = ("network",), takes: Input | None = None
+    checkpoint_path: str | Path,
+    out: str | Path,
+    formats: Sequence[str] = ("network",),
+    takes: Input | None = None,
+    network: nn.Module | None = None,
 ) -> dict[str, int]:
     """Export a checkpoint's network, with BN folded, into a folder.
 
@@ -229,6 +246,8 @@ def export(
         out: the folder; replaces an earlier export, in its formats too.
         formats: some of FORMATS.
         takes: `images` [N, C, H, W] or `frames` [T, N, C, H, W]; needed if the data module is not part of this package.
+        network: takes the place of the checkpoint's, with its own weights: such as one with rounded delays, or a
+            user-defined network that was built in Python.
 
     Returns:
         Size of each file by name [bytes].
@@ -248,14 +267,18 @@ def export(
     checkpoint_path = checkpoint_file(Path(checkpoint_path))
     checkpoint = load_checkpoint(checkpoint_path)
     config = configuration_in(checkpoint)
-    net: Any = for_evaluation(network_in(checkpoint, checkpoint_path))
+    if network is None:
+        network = network_in(checkpoint, checkpoint_path)
+    else:
+        network = user_network(network, from_data_in(checkpoint), {})
+    net: Any = for_evaluation(network)
     if has_structure(net) and net.inputs.name != "direct" and requested_formats:
         raise UserError(f"input_encoder={net.inputs.name!r} cannot be exported to {' or '.join(requested_formats)}.")
     data = config.get("data", {})
     static = _takes_images(net, InputSpec.of(checkpoint.get("preprocessing")), formats, takes)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with _replace_files(out) as folder:
-        torch.save(_folded_checkpoint(checkpoint, config, net), folder / "network.ckpt")
+        torch.save(_exported_checkpoint(checkpoint, config, net), folder / "network.ckpt")
         for name in requested_formats:
             with _named_errors(net, name):
                 _WRITERS[name](net, static, folder)
@@ -309,6 +332,6 @@ def _metadata(
         "preprocessing": checkpoint.get("preprocessing"),
         "time_steps": net.time_steps,
         "structure": description(net),
-        "states_before_the_first_step": states_of(net),
+        **({"states_before_the_first_step": states_of(net)} if has_structure(net) else {}),
         **({"nir_readers": readers_of(net)} if "nir" in formats else {}),
     }

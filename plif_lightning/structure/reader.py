@@ -119,7 +119,7 @@ class Reader:
                 self.refuse(start, "the value must be finite")
             return number
         if not re.fullmatch(r"[A-Za-z_][\w.]*", text):
-            self.refuse(start, "the value must be a number, true, false, null or a name")
+            self.refuse(start, "the value must be a number, true, false, null or a name without quotes")
         return text
 
 

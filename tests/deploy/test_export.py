@@ -11,12 +11,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
+import plif_lightning as pl
 from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.cli import main
 from plif_lightning.deploy import deployed, fold
 from plif_lightning.deploy.exporting import export, write_onnx
 from plif_lightning.errors import CheckpointError, UserError
+from plif_lightning.layers.readout import mean_votes
 from plif_lightning.network import SpikingNetwork, load_network
 from plif_lightning.network.network import ARGUMENTS
 from plif_lightning.network.storage.fingerprint import fingerprint
@@ -34,6 +37,7 @@ def checkpoint(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         fit(*TINY, *SHORT, "--trainer.max_epochs", "2", "--run_folder", "RUN")
+    assert load_network(folder / "RUN/checkpoints/best.ckpt")(images()).any()
     return folder / "RUN/checkpoints/best.ckpt"
 
 
@@ -83,7 +87,7 @@ def test_test_measures_it(checkpoint, exported):
 @pytest.mark.parametrize("engine", ["float32", "int8"])
 def test_predict_runs_it_on_an_engine(checkpoint, exported, engine):
     tables = []
-    for path, more in ((checkpoint, []), (exported / "network.ckpt", ["--engine", engine])):
+    for path, more in ((checkpoint, []), (exported, ["--engine", engine])):
         main(["predict", "--ckpt_path", str(path), *SILENT, *more])
         folder = path.parent.parent / "predict" if path == checkpoint else exported / f"predict_{engine}"
         tables.append([row["prediction"] for row in rows(folder / "predictions.csv")])
@@ -247,6 +251,55 @@ def test_onnx_step_documents_its_initial_potentials(tmp_path):
         votes, *after = session.run(None, {"frame": frame.numpy(), **state})
         state = dict(zip(state, after, strict=True))
         torch.testing.assert_close(torch.from_numpy(votes), expected)
+
+
+def of_trainer(network, path):
+    """The checkpoint of Lightning's own Trainer, after a step on the network."""
+    task = SpikingClassifier((1, 8, 8), 3, 4, network=network, loss="cross_entropy")
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_steps=1, limit_val_batches=0, accelerator="cpu", enable_model_summary=False, **silent)
+    batch = [(image, i % 3) for i, image in enumerate(images())]
+    loader = torch.utils.data.DataLoader(batch, 5)
+    trainer.fit(task, loader, loader)
+    trainer.save_checkpoint(path)
+    return task.network.eval()
+
+
+def test_a_network_in_the_place_of_the_checkpoints_is_the_one_in_the_folder(checkpoint, tmp_path):
+    trained = load_network(checkpoint)
+    other = SpikingNetwork(**{**trained.arguments, "neuron": "lif", "v_threshold": 0.07})
+    other.load_state_dict({name: value for name, value in trained.state_dict().items() if name in other.state_dict()})
+    with torch.no_grad():
+        other.layers()["fc1"].fc.weight.mul_(2)
+    export(checkpoint, tmp_path / "out", ["onnx"], network=other)
+    expected = other.eval()(images())
+    assert expected.any()
+    assert not torch.equal(expected, trained(images()))
+    torch.testing.assert_close(load_network(tmp_path / "out")(images()), expected)
+    session = onnxruntime.InferenceSession(tmp_path / "out/network.onnx")
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": images().numpy()})[0]), expected)
+    assert session.get_inputs()[0].shape == ["batch", 1, 8, 8]
+    assert session.get_outputs()[0].shape == [2, "batch", 10]
+    main(["predict", "--ckpt_path", str(tmp_path / "out"), *SILENT])
+    data = pl.data.Digits(time_steps=2)
+    predicted = [int(row["prediction"]) for row in rows(tmp_path / "out/predict/predictions.csv")]
+    assert predicted == mean_votes(fold(other)(data.test_samples(len(predicted))[0])).argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("structure", ["FC", "of a network of one's own"])
+def test_what_was_built_in_python_is_exported_with_the_checkpoint_of_any_trainer(structure, tmp_path):
+    layers = (nn.Flatten(), nn.Linear(64, 12), pl.PLIF(), pl.Delay(12, 2), nn.Linear(12, 3), pl.LeakyIntegrator(3.0))
+    text = "FC12-PLIF-DELAY(max_delay=2)-FC3b-LI(init_tau=3.0)"
+    is_own = structure != "FC"
+    network = nn.Sequential(*layers) if is_own else SpikingNetwork((1, 8, 8), 3, 4, structure=text)
+    net = of_trainer(network, tmp_path / "mine.ckpt")
+    export(tmp_path / "mine.ckpt", tmp_path / "out", ["pt2", "onnx"], "images", network)
+    session = onnxruntime.InferenceSession(tmp_path / "out/network.onnx")
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": images().numpy()})[0]), net(images()))
+    again = load_network(tmp_path / "out", *([nn.Sequential(*layers)] if is_own else []))
+    torch.testing.assert_close(again(images()), net(images()))
+    facts = json.loads((tmp_path / "out/export.json").read_text())
+    assert ("states_before_the_first_step" in facts) == (tmp_path / "out/step.onnx").exists() == (not is_own)
 
 
 def test_an_evaluation_on_an_engine_that_breaks_off_leaves_the_network_in_the_task(checkpoint):

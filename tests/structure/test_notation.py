@@ -167,6 +167,7 @@ def test_any_text_is_read_or_refused(text):
         ("c4k3s1-PLIF(a=nan)-FC1", 15, "must be finite"),
         (f"c4k3s1-PLIF(a=1{'0' * 400})-FC1", 15, "must be finite"),
         ("c4k3s1-PLIF(a=$)-FC1", 15, "must be a number, true, false, null or a name"),
+        ("c4k3s1-PLIF(a='b')-FC1", 15, "a name without quotes"),
         ("c4k3s1-MPk2s2p2-FC1", 8, "at most half of its window"),
         ("c4k0s1-FC1", 1, "the kernel must be from 1 to 10000, got 0"),
         ("FC10-LI-FC3", 9, "nothing may follow"),

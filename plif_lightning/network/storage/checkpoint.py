@@ -124,6 +124,12 @@ def network_from(arguments: Mapping[str, Any]) -> SpikingNetwork:
     return SpikingNetwork(**{**known, "backend": "auto", "sparse": "auto"})
 
 
+def from_data_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's network took from its data: input_shape, num_classes and time_steps."""
+    stored = checkpoint["hyper_parameters"]
+    return {name: tuple(stored[name]) if name == "input_shape" else stored[name] for name in FROM_DATA}
+
+
 def _rebuild(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) -> nn.Module:
     """The network that a checkpoint's arguments describe, without its weights.
 
@@ -133,7 +139,7 @@ def _rebuild(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) 
     stored = checkpoint["hyper_parameters"]
     if stored.get("network") is None and network is None:
         return network_from(stored)
-    from_data = {name: tuple(stored[name]) if name == "input_shape" else stored[name] for name in FROM_DATA}
+    from_data = from_data_in(checkpoint)
     if network is None:
         described = configuration_in(checkpoint).get("model", {}).get("network") or {}
         if "class_path" not in described:
