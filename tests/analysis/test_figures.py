@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from plif_lightning import network
 from plif_lightning.analysis.figures import FIGURES, drawn, write_figures
-from plif_lightning.analysis.figures.accuracy import figure_6, moving_average
+from plif_lightning.analysis.figures.accuracy import _draw_mean, figure_6, moving_average
 from plif_lightning.analysis.figures.neurons import RESPONSES, STEPS_PER_MS, TAU_MS, membrane_response
 from plif_lightning.analysis.figures.page import WIDTH, literal, new_panels, shorten
 from plif_lightning.analysis.figures.panels import by_panel, panel_of
@@ -21,7 +22,7 @@ from plif_lightning.analysis.layers import layer_table
 from plif_lightning.analysis.select import groups
 from plif_lightning.cli import main
 from plif_lightning.network import SpikeMaxPool2d
-from plif_lightning.plot.style import COLOURS
+from plif_lightning.plot.style import COLOURS, MARKERS
 from plif_lightning.runs.run import find_runs, read_run
 from tests import writers
 from tests.writers import COST, PAPER, write_run
@@ -222,6 +223,16 @@ def test_figure_prefers_the_papers_data_set_and_names_its_run(tmp_path):
         "Fashion-MNIST",
         "scikit-learn digits",
     ]
+
+
+@pytest.mark.parametrize("epochs", [32, 33], ids=["with markers", "without"])
+def test_thirty_two_curves_of_a_panel_look_different(epochs):
+    ax = Figure().add_subplot()
+    for i in range(32):
+        _draw_mean(ax, i, range(epochs), np.zeros(epochs), f"setting {i}", 1)
+    looks = {(line.get_color(), line.get_linestyle()) for line in ax.lines}
+    assert len(looks) == 32
+    assert all((line.get_marker() in tuple(MARKERS)) == (epochs == 32) for line in ax.lines)
 
 
 def test_figure_5b_shows_the_winners_of_the_pool(runs, monkeypatch):

@@ -9,7 +9,7 @@ from scipy import stats
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.leaderboard import comparison_table
 from plif_lightning.analysis.select import groups, interval
-from plif_lightning.analysis.tables import PAPER_TABLES, write_tables
+from plif_lightning.analysis.tables import PAPER_TABLES, Table, write_tables
 from plif_lightning.cli import main
 from plif_lightning.cli.reports import TABLES
 from plif_lightning.runs.run import find_runs
@@ -297,3 +297,9 @@ def test_damaged_run_does_not_affect_others(tmp_path):
     main(["tables", "--runs", str(tmp_path / "runs")])  # exit status 0
     main(["figures", "--only", "S3,6", "--out", str(tmp_path / "f"), "--runs", str(tmp_path / "runs")])
     assert len(list((tmp_path / "f").glob("*.png"))) == 2
+
+
+def test_columns_without_a_text_are_left_out_but_the_first_two():
+    table = Table("a", "b", ["one", "two", "three", "four"], [["", "", "", "x"], ["", "", "", ""]])
+    assert table.without_empty_columns.columns == ["one", "two", "four"]
+    assert table.without_empty_columns.rows == [["", "", "x"], ["", "", ""]]

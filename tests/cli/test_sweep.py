@@ -187,6 +187,16 @@ def test_a_grid_that_was_killed_with_its_runs_is_finished_by_the_same_call():
     assert Path("runs/mini/seed_everything-1.log").read_text().count("$ python main.py fit") == 2
 
 
+@pytest.mark.parametrize(("told", "status"), [((signal.SIGTERM,), 143), ((), 130)], ids=["SIGTERM", "Ctrl-C"])
+def test_an_interrupted_sweep_ends_with_the_status_of_its_signal(monkeypatch, capsys, told, status):
+    def interrupted(*_):
+        raise KeyboardInterrupt(*told)
+
+    monkeypatch.setattr(Runner, "run", interrupted)
+    assert sweep(write(Path("s.yaml"))) == status
+    assert "interrupted: the same command resumes the runs." in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_sigterm_ends_a_sweep_and_its_runs_which_save():
     process = started(write(Path("s.yaml")), "--jobs", 2, "--", *LONG)

@@ -130,6 +130,8 @@ def test_samples_of_a_duration_end_before_it():
         cut, losing = lasting(STRETCH, time, us, from_zero)
         assert (cut.end.tolist(), cut.start.tolist(), cut.duration.tolist()) == ([end], [start], [us])
         assert losing == (end < 5)
+    whole = recordings_of(np.array([0, 3, 5]))
+    assert [column.tolist() for column in whole] == [[0, 3], [3, 5], [0, 1], [0, 0], [0, 0], [-1, -1]]
     nothing = recordings_of(np.array([0, 0]))
     assert lasting(nothing, time, 10)[1] == 0
 

@@ -5,16 +5,17 @@ import torch
 from torch import nn
 
 import plif_lightning as pl
-from plif_lightning.kernels import block, ops, sparse
+from plif_lightning.kernels import block, density, ops, sparse
+from plif_lightning.layers import plan
 from plif_lightning.network.network import use_backend
 from tests.network.test_network import inputs, small
 
 STRUCTURE = "c8k3s1-BN-PLIF-MPk2s2-c8k3s1-BN-PLIF-FC12-PLIF-FC4b"
 
 
-def made(**arguments):
+def made(structure=STRUCTURE, **arguments):
     torch.manual_seed(0)
-    net = pl.SpikingNetwork((2, 8, 8), 4, 3, structure=STRUCTURE, pool_ties="first", **arguments)
+    net = pl.SpikingNetwork((2, 8, 8), 4, 3, structure=structure, pool_ties="first", **arguments)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.bias)
@@ -83,6 +84,16 @@ def test_event_driven_layers_run_their_loops(monkeypatch):
     assert found["linear"] == found["linear_weight"] == 2
     found = calls(made(sparse="always"), monkeypatch, train=False)
     assert found["conv_fire_pool"] == 2  # without gradients both blocks are one pass
+
+
+@pytest.mark.parametrize(("fires", "most", "stored"), [(True, 1, 1), (True, 2**23, 0), (False, 1, 0)])
+def test_many_spikes_are_stored_as_bits_and_numbers_never(monkeypatch, fires, most, stored):
+    """Of a dense convolution; on a GPU other values than spikes would end the process."""
+    found, run = [], plan.conv_of_spikes
+    monkeypatch.setattr(plan, "conv_of_spikes", lambda *arguments: found.append(1) or run(*arguments))
+    monkeypatch.setattr(density, "MANY_SPIKES", most)
+    made(f"c4k3s1-BN{'-PLIF' if fires else ''}-c4k3s1-BN-PLIF-FC4-PLIF", sparse="never")(frames())
+    assert len(found) == stored
 
 
 def test_the_reference_backend_runs_no_compiled_loop(monkeypatch):

@@ -1,6 +1,8 @@
 """What `check` compares on a device."""
 
+import pytest
 import torch
+from torch import nn
 
 from plif_lightning.network import comparing
 
@@ -17,3 +19,35 @@ def test_every_neuron_and_form_of_a_cpu_is_compared_and_none_where_only_the_refe
     ((name, reason),) = comparing.comparisons(torch.device("meta"))
     assert name == "kernels"
     assert reason.startswith("none runs on this device")
+
+
+@pytest.mark.parametrize(
+    ("votes", "gradient", "reason"),
+    [
+        (0.0, 1.0, ""),
+        (1.0, 1.0, "100.0 % of the votes differ"),
+        (0.0, 1.5, "votes or a gradient differ by 50 %"),
+    ],
+)
+def test_a_network_differs_by_the_share_of_its_votes_or_the_norm_of_a_gradient(monkeypatch, votes, gradient, reason):
+    class Scaled(nn.Module):
+        """Votes, all shifted, and gradients, all scaled, on any backend but the reference."""
+
+        is_reference = False
+
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(2 * 16 * 16, 10)
+
+        def forward(self, x):
+            y = self.fc(x.flatten(-3)).expand(4, -1, -1)
+            return y if self.is_reference else (y - y.detach()) * gradient + y.detach() + votes
+
+    def of_reference(net, backend):
+        net.is_reference = backend == "reference"
+        return net
+
+    monkeypatch.setattr(comparing, "use_backend", of_reference)
+    monkeypatch.setattr(comparing, "has_votes", lambda net: True)
+    monkeypatch.setattr(comparing, "SpikingNetwork", lambda *_, **__: Scaled())
+    assert comparing._network_difference("", False, {}, torch.device("cpu")) == reason

@@ -1,4 +1,5 @@
 import math
+import re
 from types import SimpleNamespace
 
 import lightning as L
@@ -175,6 +176,26 @@ def test_partial_epoch_loss_is_restored_on_a_single_process(rank, expected, monk
               for state in task._train_metrics()[name].metric_state}  # fmt: skip
     task.on_load_checkpoint({"fingerprint": fingerprint(task.network), "state_dict": {}, "train_metrics": states})
     assert task.train_loss.weight == expected
+
+
+@pytest.mark.parametrize(
+    ("function", "here", "said"),
+    [
+        ("test", {"mean": [0.5], "std": [1.0]}, ["another mean than"]),
+        ("predict", {"mean": [0.5], "std": [2.0]}, ["another mean and std than"]),
+        ("test", {"mean": [0.0], "std": [1.0]}, []),
+        ("fit", {"mean": [0.5], "std": [1.0]}, []),
+    ],
+)
+def test_an_evaluation_says_if_its_data_is_normalised_by_other_numbers(function, here, said, caplog):
+    task = SpikingClassifier(**SMALL)
+    task._trainer = SimpleNamespace(
+        callbacks=[], state=SimpleNamespace(fn=function), precision_plugin=Precision(), global_rank=1,
+        datamodule=SimpleNamespace(preprocessing=here), strategy=SimpleNamespace(global_rank=1),
+    )  # fmt: skip
+    stored = {"fingerprint": fingerprint(task.network), "state_dict": {}}
+    task.on_load_checkpoint({**stored, "preprocessing": {"mean": [0.0], "std": [1.0]}})
+    assert [re.search(r"another .* than", message)[0] for message in caplog.messages] == said
 
 
 def test_processes_draw_different_numbers():
