@@ -300,6 +300,6 @@ def test_damaged_run_does_not_affect_others(tmp_path):
 
 
 def test_columns_without_a_text_are_left_out_but_the_first_two():
-    table = Table("a", "b", ["one", "two", "three", "four"], [["", "", "", "x"], ["", "", "", ""]])
+    table = Table("a", "b", ["one", "two", "three", "four", "five"], [["", "", "", "x", ""], [""] * 5])
     assert table.without_empty_columns.columns == ["one", "two", "four"]
     assert table.without_empty_columns.rows == [["", "", "x"], ["", "", ""]]

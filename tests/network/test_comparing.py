@@ -26,7 +26,7 @@ def test_every_neuron_and_form_of_a_cpu_is_compared_and_none_where_only_the_refe
     [
         (0.0, 1.0, ""),
         (1.0, 1.0, "100.0 % of the votes differ"),
-        (0.0, 1.5, "votes or a gradient differ by 50 %"),
+        (0.0, 3.0, "votes or a gradient differ by 200 %"),
     ],
 )
 def test_a_network_differs_by_the_share_of_its_votes_or_the_norm_of_a_gradient(monkeypatch, votes, gradient, reason):
