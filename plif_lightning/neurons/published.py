@@ -63,17 +63,12 @@ class ALIF(Neuron):
         return reset, rho * adaptation + s
 
 
-def _adaptation(v, w, fired, beta, a, b):
-    """w of `AdLIF`, from the potential and the spike before the step."""
-    return beta * w + a * v + b * fired
-
-
 class AdLIF(Neuron):
-    """LIF with an adaptation w of the input below the threshold: v and spikes of the step before raise it.
+    """LIF with an adaptation w of the input below the threshold: the potential and the spikes of a step raise it.
 
     The source has constants of each neuron (`tau_per: neuron`), drawn evenly from their ranges, such as
-    `alpha: {uniform: [0.82, 0.96]}`. A spike takes 1 from the potential in the step after it, and the source has its
-    gradient there: `detach_reset: false`.
+    `alpha: {uniform: [0.82, 0.96]}`. A spike takes 1 from the potential, and the source has its gradient there:
+    `detach_reset: false`.
 
     Args:
         alpha: share of the potential that remains after a time-step, learned, within `ALPHA`. Beyond an end it is the
@@ -88,17 +83,17 @@ class AdLIF(Neuron):
 
     ALPHA, BETA = (0.8187307530779818, 0.9607894391523232), (0.9672161004820059, 0.9917012926388876)
     A, B = (-1.0, 1.0), (0.0, 2.0)
-    state = ("v", "w", "fired")
+    state = ("v", "w")
     alpha = learned(0.9, ends=ALPHA)
     beta = learned(0.98, ends=BETA)
     a = learned(0.0, ends=A)
     b = learned(0.0, ends=B)
 
-    def charge(v, w, fired, x, alpha, beta, a, b):
-        return alpha * (v - fired) + (1 - alpha) * (x - _adaptation(v, w, fired, beta, a, b))
+    def charge(v, w, x, alpha):
+        return alpha * v + (1 - alpha) * (x - w)
 
-    def after(h, v, w, fired, s, beta, a, b):
-        return h, _adaptation(v, w, fired, beta, a, b), s
+    def after(h, w, s, beta, a, b):
+        return h - s, beta * w + a * h + b * s
 
 
 class SE_AdLIF(Neuron):  # noqa: N801  # se_adlif
