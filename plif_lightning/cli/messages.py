@@ -4,6 +4,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -14,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from plif_lightning import configs
 from plif_lightning import data as data_module
-from plif_lightning.cli.options import add_options
+from plif_lightning.cli.options import Options, add_options
 from plif_lightning.cli.parser import parsed_yaml
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.errors import UserError
@@ -152,9 +153,12 @@ def _silent(config: Any, command: str, names: Iterable[str]) -> Iterator[str]:
     yield from _of_this_machine(config, on_gpu)
     if trainer.overfit_batches:
         yield "trainer.overfit_batches would replace the data's order: pass limit_train_batches instead."
-    for name, of in (("engine", ("predict", "test")), ("run_folder", ("fit",))):
-        if config.get(name) is not None and command not in of:
-            yield f"{name} is for {' and '.join(of)}: leave it out for {command}."
+    for option in fields(Options):
+        of = {"engine": ("predict", "test"), "task": (command,)}.get(option.name, ("fit",))
+        # An evaluation's configuration is that of the fit.
+        has_value = config.get(option.name) is not None and option.name in ("engine", "run_folder")
+        if command not in of and (has_value or f"--{option.name}" in names):
+            yield f"{option.name} is for {' and '.join(of)}: leave it out for {command}."
     if config.model.network is not None and config.model.structure is not None and "--model.structure" in names:
         yield "--model.structure and --model.network describe two networks: give one of them."
 

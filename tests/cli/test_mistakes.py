@@ -1,9 +1,11 @@
 """Mistakes end a command with status 2 and name the key; errors of libraries stand as they say them."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from plif_lightning.cli.options import Options
 from plif_lightning.runtime.process import cores
 from tests.cli.calls import CONFIGS, QUICKSTART, SILENT, TINY, fit, refused
 
@@ -95,6 +97,13 @@ def test_silently_wrong_settings_are_refused_in_a_line(arguments, expected, caps
     assert expected in message
     assert "\n" not in message
     assert not list(Path().rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Options) if field.name not in ("task", "engine")])
+def test_an_evaluation_refuses_an_option_of_fit(name, run, capsys):
+    value = {"run_folder": "there", "best_of_ties": "first", "test_after_fit": "true", "accept_edited_code": "true"}
+    call = ["test", f"--ckpt_path={run}/checkpoints/best.ckpt", f"--{name}={value.get(name, 3)}"]
+    assert f"{name} is for fit: leave it out for test" in refused(capsys, *call)
 
 
 def test_a_negative_number_of_samples_is_refused(capsys):
