@@ -17,7 +17,7 @@ from plif_lightning.cli.trained import checkpoint_parser, read_to_test
 from plif_lightning.errors import UserError, require_count
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from plif_lightning.deploy.costs import Cost
     from plif_lightning.network import SpikingNetwork
@@ -32,6 +32,9 @@ def _export_parser() -> PlainParser:
         default=[],
         help="network (always written), pt2 (torch.export), onnx, nir, or pretrained (safetensors and a model card, "
         "not folded, to fine-tune or share); may be repeated",
+    )
+    parser.add_argument(
+        "--round_delays", action="store_true", help="make learned delays whole numbers, so that spikes stay spikes"
     )
     parser.add_argument("--license", help="with --format pretrained: licence of the weights, such as mit, for the card")
     parser.add_argument(
@@ -61,29 +64,32 @@ def export(argv: list[str]) -> int:
     options = _export_parser().parse_args(argv)
     formats = options.format or ["network"]
     from plif_lightning.deploy.exporting import export as write
+    from plif_lightning.deploy.folding import round_delays
+    from plif_lightning.network import load_network
 
+    net: nn.Module = load_network(options.ckpt_path)
+    net = round_delays(net) if options.round_delays else net
     formats_of_network = [name for name in formats if name != _PRETRAINED]
-    files = write(options.ckpt_path, options.out, formats_of_network or ["network"], options.input)
+    files = write(options.ckpt_path, options.out, formats_of_network or ["network"], options.input, net)
     if _PRETRAINED in formats:
-        files |= _save_pretrained(options.ckpt_path, options.out, options.license)
+        files |= _save_pretrained(net, options.ckpt_path, options.out, options.license)
     for name, size in files.items():
         print(f"{options.out / name}  {size / 2**20:,.1f} MiB")
     return 0
 
 
-def _save_pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:
+def _save_pretrained(net: "nn.Module", path: Path, out: Path, licence: str | None) -> dict[str, int]:
     """Write the network with the card of its run, and return the sizes of the files."""
     from plif_lightning.analysis.measured import standard_error
     from plif_lightning.analysis.select import data_title
     from plif_lightning.analysis.words import source
-    from plif_lightning.network import SpikingNetwork, load_network
+    from plif_lightning.network import SpikingNetwork
     from plif_lightning.network.storage.checkpoint import checkpoint_file
     from plif_lightning.network.storage.pretrained import CARD, CONFIG, WEIGHTS, save_pretrained
     from plif_lightning.runs.command import commands
     from plif_lightning.runs.folder import RunFolder
     from plif_lightning.runs.run import read_run
 
-    net = load_network(path)
     if not isinstance(net, SpikingNetwork):
         raise UserError(
             f"--format {_PRETRAINED} needs a structure, and the network is a user-defined {type(net).__name__}."

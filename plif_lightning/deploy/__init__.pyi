@@ -2,6 +2,7 @@ from .costs import Cost as Cost
 from .costs import cost as cost
 from .exporting import export as export
 from .folding import fold as fold
+from .folding import round_delays as round_delays
 from .frozen import DeployedNetwork as DeployedNetwork
 from .frozen import Engine as Engine
 from .frozen import deployed as deployed

@@ -190,6 +190,9 @@ def _exported_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net
     exported["state_dict"] = other_weights | {f"network.{name}": value for name, value in net.state_dict().items()}
     exported["fingerprint"] = fingerprint(net)
     if not has_structure(net):
+        if config and exported["fingerprint"] != checkpoint["fingerprint"]:  # no argument of its class says how it is
+            config = {**config, "model": _without_network(config["model"])}
+            exported["cli_config"] = yaml.safe_dump(config, sort_keys=False)
         return exported
     stored = _without_network(checkpoint["hyper_parameters"])
     as_trained = {**DEFAULTS, **stored}
@@ -224,7 +227,7 @@ def _takes_images(net: SpikingNetwork, spec: InputSpec, formats: Sequence[str], 
     if requested is not None or len(net.input_shape) == 1:
         return requested == "images"
     if spec.kind is None and {*formats} - {"network", "nir"}:
-        raise UserError("the data module does not say what its network takes: pass --input=images or --input=frames.")
+        raise UserError("the data module does not say what its network takes: pass --input images or frames (takes).")
     return spec.kind != "events"
 
 

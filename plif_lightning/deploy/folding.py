@@ -1,6 +1,7 @@
-"""Fold BN into the preceding convolution or FC layer for inference (Sec. 4.1 of the paper)."""
+"""Networks in the form of an inference: BN folded into the layer before it (Sec. 4.1 of the paper), delays rounded."""
 
 import copy
+import re
 from typing import TypeGuard
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from plif_lightning.errors import UserError
+from plif_lightning.layers.delay import Delay
 from plif_lightning.layers.plan import ConvBlock, FCBlock
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.stepping import plain
@@ -61,6 +63,31 @@ def fold(net: nn.Module, dtype: torch.dtype | None = None) -> SpikingNetwork:
             block.norm = None
     folded.arguments = {**folded.arguments, "folded": True}
     return folded
+
+
+_DELAY = re.compile(r"DELAY\(([^()]*)\)")
+
+
+def round_delays(net: nn.Module) -> nn.Module:
+    """A copy of a network, in evaluation mode, whose delays are whole numbers: spikes behind them stay spikes.
+
+    Args:
+        net: any with layers `Delay`; in a network from a structure, its `DELAY`s get the argument `rounds=true`.
+    """
+    if not has_structure(net):
+        rounded = copy.deepcopy(net)
+        for module in rounded.modules():
+            if isinstance(module, Delay):
+                module.rounds = True
+        return rounded.eval()
+
+    def written(match: re.Match[str]) -> str:
+        return f"DELAY({','.join([*(text for text in match[1].split(',') if 'rounds=' not in text), 'rounds=true'])})"
+
+    structure = _DELAY.sub(written, str(net.structure))
+    whole = SpikingNetwork(**{**net.arguments, "structure": structure}).to(next(net.parameters()))
+    whole.load_state_dict(net.state_dict())
+    return whole.eval()
 
 
 def for_evaluation(net: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import nn
 import plif_lightning as pl
 from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.cli import main
-from plif_lightning.deploy import deployed, fold
+from plif_lightning.deploy import deployed, fold, round_delays
 from plif_lightning.deploy.exporting import export, write_onnx
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.layers.readout import mean_votes
@@ -265,6 +265,20 @@ def of_trainer(network, path):
     return task.network.eval()
 
 
+def test_the_command_line_rounds_delays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "c4k3s1-BN-PLIF-DELAY(max_delay=2{})-FC10b"
+    fit(*TINY, *SHORT, "--model.structure", text.format(""), "--run_folder", "RUN", "--trainer.max_epochs", "1")
+    path = "RUN/checkpoints/best.ckpt"
+    main(["export", "--ckpt_path", path, "--out", "out", "--round_delays", "--format", "nir", "--format", "pretrained"])
+    rounded = round_delays(load_network(path))(images())
+    assert not torch.allclose(rounded, load_network(path)(images()))
+    for net in (load_network("out"), pl.from_pretrained("out")):
+        assert str(net.structure) == text.format(",rounds=true")
+        torch.testing.assert_close(net(images()), rounded)
+    main(["test", "--ckpt_path", "out", *SILENT])
+
+
 def test_a_network_in_the_place_of_the_checkpoints_is_the_one_in_the_folder(checkpoint, tmp_path):
     trained = load_network(checkpoint)
     other = SpikingNetwork(**{**trained.arguments, "neuron": "lif", "v_threshold": 0.07})
@@ -300,6 +314,25 @@ def test_what_was_built_in_python_is_exported_with_the_checkpoint_of_any_trainer
     torch.testing.assert_close(again(images()), net(images()))
     facts = json.loads((tmp_path / "out/export.json").read_text())
     assert ("states_before_the_first_step" in facts) == (tmp_path / "out/step.onnx").exists() == (not is_own)
+
+
+def test_a_rounded_network_of_a_users_class_is_not_the_one_of_the_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("delayed.py").write_text(
+        "import plif_lightning as pl\nfrom torch import nn\n\nclass Net(nn.Sequential):\n"
+        "    def __init__(self, num_classes: int):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, 8), pl.Delay(8, 2), nn.Linear(8, num_classes))\n"
+    )
+    one = ["--model.network", "delayed.Net", "--model.loss", "cross_entropy", "--trainer.max_epochs", "1"]
+    fit("--data.time_steps=2", *SHORT, *one, "--run_folder", "RUN")
+    main(["export", "--ckpt_path=RUN/checkpoints/best.ckpt", "--out=out", "--format=onnx", "--round_delays"])
+    rounded = round_delays(load_network("RUN/checkpoints/best.ckpt"))
+    session = onnxruntime.InferenceSession("out/network.onnx")
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": images().numpy()})[0]), rounded(images()))
+    with pytest.raises(CheckpointError, match="was built in Python"):
+        load_network("out")
+    torch.testing.assert_close(load_network("out", rounded)(images()), rounded(images()))
 
 
 def test_an_evaluation_on_an_engine_that_breaks_off_leaves_the_network_in_the_task(checkpoint):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from plif_lightning.deploy import fold
+import plif_lightning as pl
+from plif_lightning.deploy import fold, round_delays
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, step, use_backend
 from tests.deploy.conftest import frames, trained
@@ -107,3 +108,26 @@ def test_a_kernel_does_not_stand_for_a_subclass_of_bn(net):
     votes = use_backend(net, "cpu").eval()(x)
     assert torch.equal(votes, use_backend(net, "reference")(x))
     assert not torch.equal(votes, plain)
+
+
+@pytest.mark.parametrize("kind", ["structure", "folded", "own"])
+def test_rounded_delays_are_those_of_a_network_that_rounds(kind):
+    text = "c4k3s1-BN-PLIF-DELAY(max_delay=4{r})-FC9-PLIF-DELAY(kernel=gaussian,max_delay=2{f})-FC3b"
+    net = trained(structure=text.format(r="", f=",rounds=false")).double()
+    before = copy.deepcopy(net.state_dict())
+    x = frames(net).double()
+    if kind == "own":
+        layers = [nn.Flatten(), pl.Delay(288, 4).double(), nn.Linear(288, 3).double()]
+        rounded = round_delays(nn.Sequential(*layers))
+        layers[1].rounds = True
+        assert rounded[1].rounds
+        assert torch.equal(pl.over_time(rounded)(x), pl.over_time(nn.Sequential(*layers).eval())(x))
+        return
+    rounded = round_delays(fold(net) if kind == "folded" else net)
+    r = ",rounds=true"
+    whole = SpikingNetwork(**{**net.arguments, "structure": text.format(r=r, f=r)}).double()
+    whole.load_state_dict(before)
+    assert str(rounded.structure) == str(whole.structure)
+    torch.testing.assert_close(rounded(x), whole.eval()(x))
+    assert not torch.allclose(rounded(x), net.eval()(x))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
