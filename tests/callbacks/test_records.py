@@ -21,7 +21,7 @@ from plif_lightning.training.task import SpikingClassifier
 
 SMALL = ["--model.channels", "6", "--model.fc_features", "20", "--data.time_steps", "3", "--trainer.callbacks", "[]"]
 SMALL += ["--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"]
-SMALL += ["--trainer.enable_progress_bar", "false"]
+SMALL += ["--trainer.enable_progress_bar", "false", "--model.v_threshold", "0.1"]  # so that its neurons fire
 
 
 @pytest.fixture(autouse=True)

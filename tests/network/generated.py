@@ -149,16 +149,21 @@ def input_of(one: Drawn, seed: int, dtype: torch.dtype) -> Tensor:
 
 
 def structures(number: int, seed: int = 0) -> Iterator[tuple[int, Drawn]]:
-    """(seed, draw) of `number` networks that can be built; one that shrinks to nothing, for instance, is left out."""
+    """(seed, draw) of `number` networks that can be built, not shrinking to nothing, and whose votes differ."""
     draw, found, tried = random.Random(seed), 0, 0
     while found < number:
         one, tried = _drawn(draw), tried + 1
-        try:
-            network_of(one, tried)
-        except UserError:
-            continue
-        found += 1
-        yield tried, one
+        for threshold in (1.0, 0.3, 0.1, 0.03):  # two silent networks are equal whatever they compute
+            loud = one._replace(settings={**one.settings, "v_threshold": threshold})
+            try:
+                with torch.no_grad():
+                    votes = network_of(loud, tried, backend="reference").eval()(input_of(loud, tried, torch.float32))
+            except UserError:
+                break
+            if len(votes.unique()) > 1:
+                found += 1
+                yield tried, loud
+                break
 
 
 def votes_and_gradients(one: Drawn, seed: int, **settings: Any) -> dict[str, Tensor]:

@@ -25,7 +25,8 @@ NETWORKS = configs.folder() / "networks"
 
 def small(kind, **changes):
     torch.manual_seed(0)
-    net = SpikingNetwork((2, 12, 12), 3, 4, structure=STRUCTURES[kind], pool_ties="first", dropout=0.0, **changes)
+    settings = {"pool_ties": "first", "dropout": 0.0, "v_threshold": 0.3, **changes}
+    net = SpikingNetwork((2, 12, 12), 3, 4, structure=STRUCTURES[kind], **settings)
     make_fire(net)
     return net
 

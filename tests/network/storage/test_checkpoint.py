@@ -17,7 +17,7 @@ from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.neurons import LIF, PLIF, Neuron, learned
 from plif_lightning.signals.signal import LayerModule
 
-SIZES = {"channels": 4, "fc_features": 8, "votes_per_class": 2}
+SIZES = {"channels": 4, "fc_features": 8, "votes_per_class": 2, "v_threshold": 0.1}
 X = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LOADER = torch.utils.data.DataLoader([(x, i % 3) for i, x in enumerate(X[:4])], batch_size=2)
 
