@@ -84,7 +84,7 @@ def test_evaluation_draws_no_random_number():
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpointed_network_draws_the_same_twice(backend, reentrant):
     torch.manual_seed(0)
-    net = SpikingNetwork((2, 8, 8), 3, 5, channels=4, fc_features=40, backend=backend)
+    net = SpikingNetwork((2, 8, 8), 3, 5, channels=4, fc_features=40, v_threshold=0.1, backend=backend)
     outputs, gradients = [], []
     net.register_forward_hook(lambda module, inputs, votes: outputs.append(votes.detach()))
     x = torch.rand(5, 4, 2, 8, 8, requires_grad=True)
@@ -109,7 +109,9 @@ def test_average_pool_with_divisor_is_not_fused():
     found = []
     for backend in ("cpu", "reference"):
         torch.manual_seed(0)
-        net = SpikingNetwork((1, 8, 8), 3, 2, channels=4, n_down=1, fc_features=8, pooling="avg", backend=backend)
+        net = SpikingNetwork(
+            (1, 8, 8), 3, 2, channels=4, n_down=1, fc_features=8, v_threshold=0.1, pooling="avg", backend=backend
+        )
         net.encoder.conv1.norm.bn.bias.data += 1
         net.encoder.conv1.pool.pool = pool
         found.append(net.encoder(torch.rand(2, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0))))

@@ -240,7 +240,7 @@ def test_in_float64_votes_and_gradients_have_all_its_digits():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.uint8])
 def test_an_input_of_any_type_is_taken(dtype):
     """Found by a review: NumPy's float64 was a traceback."""
-    net = SpikingNetwork((1, 8, 8), 3, 2, channels=4, fc_features=10).eval()
+    net = SpikingNetwork((1, 8, 8), 3, 2, channels=4, fc_features=10, v_threshold=0.1).eval()
     x = torch.randint(0, 3, (2, 3, 1, 8, 8)).to(dtype)
     assert torch.equal(net(x), net(x.float()))
     assert torch.equal(step(net, x[0])[0], net(x.float())[0])

@@ -95,7 +95,7 @@ def test_two_threads_run_one_network():
 
 
 def test_another_number_of_steps_ends_with_its_block_after_an_error_too():
-    net = pl.SpikingNetwork((1, 8, 8), 3, 4, channels=4, fc_features=8)
+    net = pl.SpikingNetwork((1, 8, 8), 3, 4, channels=4, fc_features=8, v_threshold=0.1)
     with pytest.raises(UserError, match="x must be"), net.for_time_steps(7):
         net(torch.zeros(5, 2, 1, 8, 8))
     assert net.time_steps == 4
@@ -125,7 +125,7 @@ def test_modules_with_our_neurons_export_with_dynamic_batch(kind, to_onnx, tmp_p
     made = {
         "module": Alone,
         "over_time": lambda: pl.over_time(nn.Sequential(*LAYERS, pl.PLIF())),
-        "task": lambda: pl.SpikingClassifier((2, 2, 2), 3, 4, channels=4, n_down=1, fc_features=8),
+        "task": lambda: pl.SpikingClassifier((2, 2, 2), 3, 4, channels=4, n_down=1, fc_features=8, v_threshold=0.1),
     }
     net, side = made[kind]().eval(), 0 if kind == "task" else 1
     x = 4 * torch.rand(*((2, 4) if kind == "task" else (4, 2)), 2, 2, 2)

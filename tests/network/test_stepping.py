@@ -53,17 +53,17 @@ def test_steps_equal_the_sequence_to_the_bit(backend, pooling, settings):
 
 def test_steps_of_a_static_image_equal_its_sequence():
     torch.manual_seed(0)
-    net = exact(pl.SpikingNetwork((1, 8, 8), 3, 6, channels=4, fc_features=8))
+    net = exact(pl.SpikingNetwork((1, 8, 8), 3, 6, channels=4, fc_features=8, v_threshold=0.1))
     x = torch.randint(0, 4, (3, 1, 8, 8)).float()
     assert torch.equal(steps_of(net, x.expand(6, -1, -1, -1, -1))[0], net(x))
-    module = pl.SpikingClassifier((1, 8, 8), 3, 6, channels=4, fc_features=8)
+    module = pl.SpikingClassifier((1, 8, 8), 3, 6, channels=4, fc_features=8, v_threshold=0.1)
     module.network.load_state_dict(net.state_dict())
     assert torch.equal(steps_of(exact(module), x[None])[0], steps_of(module.network, x[None])[0])
 
 
 def test_ordinary_weights_differ_by_rounding_at_most():
     torch.manual_seed(0)
-    net = pl.SpikingNetwork((1, 8, 8), 3, 6, channels=4, fc_features=8).double().eval()
+    net = pl.SpikingNetwork((1, 8, 8), 3, 6, channels=4, fc_features=8, v_threshold=0.1).double().eval()
     x = torch.randn(6, 1, 1, 8, 8, dtype=torch.float64)
     _, state = steps_of(net, x)
     _, found = pl.traces(net, x)
@@ -89,7 +89,9 @@ def test_gradients_flow_through_the_state():
 def test_a_block_in_training_passes_gradients_on_from_step_to_step(backend):
     """The fused block takes the potential and returns it, with gradients."""
     torch.manual_seed(0)
-    net = pl.SpikingNetwork((1, 8, 8), 3, 4, channels=4, fc_features=8, dropout=0.0, pool_ties="first").double()
+    net = pl.SpikingNetwork(
+        (1, 8, 8), 3, 4, channels=4, fc_features=8, v_threshold=0.1, dropout=0.0, pool_ties="first"
+    ).double()
     pl.use_backend(net, backend)
     x = torch.randn(4, 5, 1, 8, 8, dtype=torch.float64)
     grads = []
@@ -107,7 +109,7 @@ def test_a_block_in_training_passes_gradients_on_from_step_to_step(backend):
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # PyTorch's compiler looks at it
 def test_a_compiled_network_is_stepped_as_it_is():
-    net = pl.SpikingNetwork((1, 8, 8), 3, 2, channels=4, fc_features=8).eval()
+    net = pl.SpikingNetwork((1, 8, 8), 3, 2, channels=4, fc_features=8, v_threshold=0.1).eval()
     x = torch.randn(2, 16, 1, 8, 8)
     expected = steps_of(net, x)[0]
     assert torch.equal(steps_of(torch.compile(net, backend="eager"), x)[0], expected)
@@ -187,7 +189,7 @@ def test_traces_are_the_oracles_potentials():
 
 def test_traces_of_a_network_belong_to_its_output():
     torch.manual_seed(0)
-    net = pl.SpikingNetwork((1, 8, 8), 3, 6, channels=4, fc_features=8).eval()
+    net = pl.SpikingNetwork((1, 8, 8), 3, 6, channels=4, fc_features=8, v_threshold=0.1).eval()
     x = torch.randn(2, 1, 8, 8)
     votes, found = pl.traces(net, x)
     assert found["encoder.conv1.neuron"].v.shape == (6, 2, 4, 8, 8)

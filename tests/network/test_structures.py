@@ -25,9 +25,12 @@ NETWORKS = configs.folder() / "networks"
 
 def small(kind, **changes):
     torch.manual_seed(0)
-    settings = {"pool_ties": "first", "dropout": 0.0, "v_threshold": 0.3, **changes}
+    settings = {"pool_ties": "first", "dropout": 0.0, "v_threshold": 0.1, **changes}
     net = SpikingNetwork((2, 12, 12), 3, 4, structure=STRUCTURES[kind], **settings)
     make_fire(net)
+    for layer in net.modules():
+        if isinstance(layer, (torch.nn.Linear, torch.nn.BatchNorm1d)):
+            (layer.weight if layer.bias is None else layer.bias).data.add_(0.1)
     return net
 
 

@@ -14,7 +14,7 @@ TEXT = "c4k3s1-BN-PLIF-MPk2s2-c6k3s1-BN-PLIF-FC8-PLIF-FC3-PLIF"
 
 def optimizer_of(structure=TEXT, adam=None, **settings):
     adam = adam or partial(torch.optim.AdamW, lr=1.0, weight_decay=0.1)
-    task = pl.SpikingClassifier((1, 8, 8), 3, 2, structure=structure, optimizer=adam, **settings)
+    task = pl.SpikingClassifier((1, 8, 8), 3, 2, structure=structure, optimizer=adam, v_threshold=0.1, **settings)
     return task, task.configure_optimizers()
 
 

@@ -59,7 +59,7 @@ class TimmStyle(nn.Module):
 def task_of(loss="per_step", **settings):
     torch.manual_seed(1)
     adam = partial(torch.optim.Adam, lr=0.01)
-    return pl.SpikingClassifier((1, 8, 8), 3, 2, structure=TEXT, loss=loss, optimizer=adam, **settings)
+    return pl.SpikingClassifier((1, 8, 8), 3, 2, structure=TEXT, loss=loss, optimizer=adam, v_threshold=0.1, **settings)
 
 
 def loader(n=12):
