@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from plif_lightning.errors import UserError
+from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.lock import InUseError, lock_run
 from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs, read_run
@@ -65,6 +66,32 @@ def test_runs_come_in_the_order_of_their_numbers(tmp_path):
     for i in (10, 9, 100):
         write_run(tmp_path / f"version_{i}")
     assert [run.name for run in find_runs(tmp_path)] == ["version_9", "version_10", "version_100"]
+
+
+@pytest.mark.parametrize(
+    ("made", "result", "lacks"),
+    [
+        ({}, True, False),
+        ({"finished": False}, False, False),
+        ({"validation": "holdout", "test": 0.9}, True, False),
+        ({"validation": "holdout"}, False, True),
+    ],
+    ids=str,
+)
+def test_a_run_has_a_result_once_it_is_finished_and_measured_as_its_protocol_says(tmp_path, made, result, lacks):
+    write_run(tmp_path / "a", **made)
+    run = read_run(tmp_path / "a")
+    assert (run.has_result, run.lacks_test) == (result, lacks)
+
+
+@pytest.mark.parametrize("there", [[], ["config.yaml"]])
+def test_the_lock_of_a_folder_in_which_nothing_began_goes_with_its_holder(tmp_path, there):
+    """Elsewhere it stays: who waits for it must not hold a file that is no longer there."""
+    folder = RunFolder(tmp_path / "a")
+    with lock_run(folder):
+        for name in there:
+            (folder.path / name).touch()
+    assert folder.path.exists() == folder.lock.exists() == bool(there)
 
 
 def test_running_and_interrupted_runs_are_distinguished(tmp_path):

@@ -35,6 +35,7 @@ def test_a_setting_with_its_default_is_none_so_that_a_new_argument_changes_no_ke
     [
         *("--model.backend=reference", "--model.sparse=never", "--data.root=/far", "--data.num_workers=2"),
         *("--trainer.devices=2", "--trainer.profiler=simple", "--trainer.log_every_n_steps=7", "--record_samples=3"),
+        "--trainer.callbacks=TQDMProgressBar",
         *("--test_after_fit=true", "--seed_everything=3", "--trainer.limit_val_batches=1.0", "--best_of_ties=first"),
         "--model.structure={c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10",
     ],
@@ -51,6 +52,11 @@ def test_how_and_where_a_run_computes_does_not_count(argument):
         ("--data.time_steps=4", "data.time_steps", 4),
         ("--trainer.limit_val_batches=1", "trainer.limit_val_batches", 1),  # one batch, not all of them
         ("--trainer.precision=bf16-mixed", "trainer.precision", "bf16-mixed"),
+        (
+            "--trainer.callbacks=EarlyStopping",
+            "trainer.callbacks",
+            [{"class": "lightning.pytorch.callbacks.EarlyStopping"}],
+        ),
         ("--best_of_ties=last", "best_of_ties", "last"),
         ("--model.lr_scheduler=OneCycle", "model.lr_scheduler", "OneCycle"),
         ("--model.early_time_steps={4: 1, 2: 1}", "model.early_time_steps", [[4, 1], [2, 1]]),

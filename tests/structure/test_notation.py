@@ -51,6 +51,10 @@ def test_structure_text_round_trip(text):
     assert str(parse(text)) == text
 
 
+def test_the_numbers_of_table_1_have_their_defaults():
+    assert str(resolve_structure(None, {}, 10)) == "{c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10"
+
+
 def test_repetitions_are_written_out_and_padding_of_half_is_left_out():
     assert parse("{c4k3s1p1-BN-PLIF-MPk2s2}*2-FC3") == parse("c4k3-BN-PLIF-MPk2s2-c4k3s1-BN-PLIF-MPk2s2-FC3")
     assert parse("{{c4k3s1}*2-MPk2s2}*3-FC3") == parse("{c4k3s1-c4k3s1-MPk2s2}*3-FC3")
