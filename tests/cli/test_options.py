@@ -198,6 +198,7 @@ ELSEWHERE = {
     ("check", "--device"): "cli/test_check.py::test_check_compares_a_device_and_writes_the_page",
     ("check", "--report"): "cli/test_check.py::test_check_compares_a_device_and_writes_the_page",
     ("cost", "--data.root"): "cli/test_deploy.py::test_cost_is_a_table_and_a_file",
+    ("export", "--round_delays"): "deploy/test_export.py::test_the_command_line_rounds_delays",
     ("stream", "--columns"): "cli/test_deploy.py::test_a_stream_names_columns_and_unit_itself",
     ("stream", "--time_unit"): "cli/test_deploy.py::test_a_stream_names_columns_and_unit_itself",
     ("stream", "--every_ms"): "cli/test_deploy.py::test_a_pipe_is_decided_on_a_clock_in_silence_too",
