@@ -248,6 +248,11 @@ def _evaluation(command: str, rest: list[str], resources: ExitStack) -> Start:
     path = checkpoint_file(Path(named))
     origin = origin_of(path)
     assert origin.config is not None
+    if "model.network" in (origin.settings or {}) and not origin.config["model"].get("network"):
+        raise CheckpointError(
+            f"{path} holds a user-defined network that its class does not make, such as one with rounded delays: "
+            "measure it in Python, with load_network(path, network)."
+        )
     if not names_class(origin.config["data"]):
         if not values(options, "--data") and not values(options, *CONFIG):
             raise CheckpointError(

@@ -144,7 +144,8 @@ def save_onnx(
         )
     assert onnx_program is not None
     graph = onnx_program.model.graph
-    (symbol,) = {str(size) for value in graph.inputs for size in value.shape or () if not isinstance(size, int)}
+    sizes_of_inputs = (str(size) for value in graph.inputs for size in value.shape or () if not isinstance(size, int))
+    symbol = next(sizes_of_inputs, "batch")
     for value in (*graph.inputs, *(output for node in graph.all_nodes() for output in node.outputs)):
         if value.shape is not None:
             sizes = [size if isinstance(size, int) else str(size).replace(symbol, "batch") for size in value.shape]

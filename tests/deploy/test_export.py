@@ -316,7 +316,7 @@ def test_what_was_built_in_python_is_exported_with_the_checkpoint_of_any_trainer
     assert ("states_before_the_first_step" in facts) == (tmp_path / "out/step.onnx").exists() == (not is_own)
 
 
-def test_a_rounded_network_of_a_users_class_is_not_the_one_of_the_configuration(tmp_path, monkeypatch):
+def test_a_rounded_network_of_a_users_class_is_not_the_one_of_the_configuration(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     Path("delayed.py").write_text(
@@ -332,6 +332,7 @@ def test_a_rounded_network_of_a_users_class_is_not_the_one_of_the_configuration(
     torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": images().numpy()})[0]), rounded(images()))
     with pytest.raises(CheckpointError, match="was built in Python"):
         load_network("out")
+    assert "such as one with rounded delays: measure it in Python" in refused(capsys, "test", "--ckpt_path", "out")
     torch.testing.assert_close(load_network("out", rounded)(images()), rounded(images()))
 
 
