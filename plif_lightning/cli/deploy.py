@@ -67,11 +67,11 @@ def export(argv: list[str]) -> int:
     from plif_lightning.deploy.folding import round_delays
     from plif_lightning.network import load_network
 
-    net: nn.Module = load_network(options.ckpt_path)
-    net = round_delays(net) if options.round_delays else net
+    rounded = round_delays(load_network(options.ckpt_path)) if options.round_delays else None
     formats_of_network = [name for name in formats if name != _PRETRAINED]
-    files = write(options.ckpt_path, options.out, formats_of_network or ["network"], options.input, net)
+    files = write(options.ckpt_path, options.out, formats_of_network or ["network"], options.input, rounded)
     if _PRETRAINED in formats:
+        net = load_network(options.ckpt_path) if rounded is None else rounded
         files |= _save_pretrained(net, options.ckpt_path, options.out, options.license)
     for name, size in files.items():
         print(f"{options.out / name}  {size / 2**20:,.1f} MiB")

@@ -201,8 +201,8 @@ class _Writer:
         steps = self.blocks[name].used().detach()
         if not torch.equal(steps, steps.round()):
             raise UserError(
-                f"{name} delays by parts of a time-step, which NIR's simulators cannot: train with rounds=true, or "
-                "load the weights into a network whose structure has it (docs/tutorials/delays.md)."
+                f"{name} delays by parts of a time-step, which NIR's simulators cannot: export it with "
+                "--round_delays (deploy.round_delays), or train with rounds=true."
             )
         seconds = steps.double().numpy().reshape(-1, *[1] * (len(shape) - 1)) * self.dt
         return self.add(name, nir_package().Delay(np.broadcast_to(seconds, shape).astype(np.float32)), outputs)

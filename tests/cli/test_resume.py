@@ -359,17 +359,7 @@ def test_only_the_validation_at_the_end_of_an_epoch_selects(caplog):
     ids=str,
 )
 def test_of_equal_accuracies_the_first_or_the_last_is_best_after_a_resume_too(more, epochs):
-    still = [
-        "--model.optimizer.lr",
-        "0",
-        "--model.v_threshold",
-        "1",
-        *more,
-        "--run_folder",
-        "here",
-        "--test_after_fit",
-        "false",
-    ]
+    still = ["--model.optimizer.lr=0", "--model.v_threshold=1", *more, "--run_folder=here", "--test_after_fit=false"]
     fit(*TINY, *FEW, *still, "--trainer.max_epochs", "2")
     best = [load("here/checkpoints/best.ckpt")["epoch"]]
     resume("here", "--trainer.max_epochs", "3")

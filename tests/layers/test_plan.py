@@ -88,7 +88,7 @@ def test_event_driven_layers_run_their_loops(monkeypatch):
 
 @pytest.mark.parametrize(("fires", "most", "stored"), [(True, 1, 1), (True, 2**23, 0), (False, 1, 0)])
 def test_many_spikes_are_stored_as_bits_and_numbers_never(monkeypatch, fires, most, stored):
-    """Of a dense convolution; on a GPU other values than spikes would end the process."""
+    """In a dense convolution; on a GPU, an input that is not spikes fails an assertion and aborts the process."""
     found, run = [], plan.conv_of_spikes
     monkeypatch.setattr(plan, "conv_of_spikes", lambda *arguments: found.append(1) or run(*arguments))
     monkeypatch.setattr(density, "MANY_SPIKES", most)

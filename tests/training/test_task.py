@@ -192,7 +192,7 @@ def test_an_evaluation_says_if_its_data_is_normalised_by_other_numbers(function,
     task = SpikingClassifier(**SMALL)
     task._trainer = SimpleNamespace(
         callbacks=[], state=SimpleNamespace(fn=function), precision_plugin=Precision(), global_rank=1,
-        datamodule=SimpleNamespace(preprocessing=here), strategy=SimpleNamespace(global_rank=1),
+        datamodule=SimpleNamespace(preprocessing=here),
     )  # fmt: skip
     stored = {"fingerprint": fingerprint(task.network), "state_dict": {}}
     task.on_load_checkpoint({**stored, "preprocessing": {"mean": [0.0], "std": [1.0]}})

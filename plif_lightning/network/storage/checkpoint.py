@@ -125,7 +125,7 @@ def network_from(arguments: Mapping[str, Any]) -> SpikingNetwork:
 
 
 def from_data_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's network took from its data: input_shape, num_classes and time_steps."""
+    """The arguments of a checkpoint's network that came from its data set: input_shape, num_classes, time_steps."""
     stored = checkpoint["hyper_parameters"]
     return {name: tuple(stored[name]) if name == "input_shape" else stored[name] for name in FROM_DATA}
 
