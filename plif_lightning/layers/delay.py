@@ -28,7 +28,7 @@ class Delay(LayerModule):
         max_delay: D, in time-steps. Delays are used within 0 and D; at an end the gradient that leads out is dropped.
         kernel: linear or gaussian.
         init_delay: initial delay of all channels, in time-steps; None draws them evenly from 0 to D.
-        sigma: width of the Gaussian, in time-steps.
+        sigma: width of the Gaussian, in time-steps; None for 1.
         rounds: in evaluation each delay is a whole number, so that spikes stay spikes.
 
     Attributes:
@@ -57,7 +57,7 @@ class Delay(LayerModule):
         max_delay: int,
         kernel: DelayKernel = "linear",
         init_delay: float | None = None,
-        sigma: float = 1.0,
+        sigma: float | None = None,
         rounds: bool = False,
     ) -> None:
         super().__init__()
@@ -65,6 +65,9 @@ class Delay(LayerModule):
         require_count("max_delay", max_delay)
         require_one_of("kernel", kernel, DelayKernel)
         require_one_of("rounds", rounds, Literal[True, False])
+        if sigma is not None and kernel != "gaussian":
+            raise UserError(f"sigma = {sigma} is the width of a Gaussian: give kernel=gaussian, too.")
+        sigma = 1.0 if sigma is None else sigma
         for name, value in (("sigma", sigma), ("init_delay", init_delay)):
             if isinstance(value, (bool, str)):
                 raise UserError(f"{name} must be a number, got {value!r}.")

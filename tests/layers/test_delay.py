@@ -20,6 +20,7 @@ T, N, C, D = 11, 3, 5, 4
 SHAPES = {"features": (C,), "maps": (C, 3, 2)}
 # Fractional, at both ends, and outside of them.
 VALUES = [0.3, 2.7, 3.999, 1.5, 0.01]
+WIDTHS = {"linear": {}, "gaussian": {"sigma": 0.75}}
 
 
 def a_delay(values=VALUES, dtype=torch.float64, **settings):
@@ -62,7 +63,7 @@ def values_and_gradients(run, x, *parameters):
 @pytest.mark.parametrize("kernel", ["linear", "gaussian"])
 @pytest.mark.parametrize("kind", SHAPES)
 def test_values_and_all_gradients_are_a_plain_loops(kind, kernel, backend):
-    x, layer = an_input(SHAPES[kind]), use_backend(a_delay(kernel=kernel, sigma=0.75), backend)
+    x, layer = an_input(SHAPES[kind]), use_backend(a_delay(kernel=kernel, **WIDTHS[kernel]), backend)
     plain = layer.delay.detach().clone().requires_grad_()
     expected = values_and_gradients(lambda x: looped(x, plain, kernel, 0.75), x, plain)
     torch.testing.assert_close(values_and_gradients(layer, x, layer.delay), expected, rtol=0, atol=1e-12)
@@ -148,9 +149,10 @@ def test_initial_delays_are_drawn_evenly_or_set():
         ({"max_delay": 3, "kernel": "square"}, "kernel must be one of linear, gaussian"),
         ({"max_delay": 3, "init_delay": 3.5}, "init_delay must be from 0 to max_delay = 3"),
         ({"max_delay": 3, "init_delay": float("nan")}, "init_delay must be from 0"),
-        ({"max_delay": 3, "sigma": 0.0}, "sigma must be above 0"),
-        ({"max_delay": 3, "sigma": -1.0}, "sigma must be above 0"),
-        ({"max_delay": 3, "sigma": "a"}, "sigma must be a number, got 'a'"),
+        ({"max_delay": 3, "kernel": "gaussian", "sigma": 0.0}, "sigma must be above 0"),
+        ({"max_delay": 3, "kernel": "gaussian", "sigma": -1.0}, "sigma must be above 0"),
+        ({"max_delay": 3, "kernel": "gaussian", "sigma": "a"}, "sigma must be a number, got 'a'"),
+        ({"max_delay": 3, "sigma": 2.0}, "sigma = 2.0 is the width of a Gaussian: give kernel=gaussian"),
         ({"max_delay": 3, "init_delay": True}, "init_delay must be a number, got True"),
         ({"max_delay": 3, "rounds": "no"}, "rounds must be one of True, False, got 'no'"),
     ],
