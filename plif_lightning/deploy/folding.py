@@ -1,7 +1,7 @@
 """Networks in the form of an inference: BN folded into the layer before it (Sec. 4.1 of the paper), delays rounded."""
 
 import copy
-import re
+from dataclasses import replace
 from typing import TypeGuard
 
 import torch
@@ -15,6 +15,8 @@ from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.stepping import plain
 from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.signals.hooks import has_hooks
+from plif_lightning.structure.base import NotationBase
+from plif_lightning.structure.layers import Delay as WrittenDelay
 
 
 def require_structure(net: nn.Module) -> SpikingNetwork:
@@ -65,9 +67,6 @@ def fold(net: nn.Module, dtype: torch.dtype | None = None) -> SpikingNetwork:
     return folded
 
 
-_DELAY = re.compile(r"DELAY\(([^()]*)\)")
-
-
 def round_delays(net: nn.Module) -> nn.Module:
     """A copy of a network, in evaluation mode, whose delays are whole numbers: spikes behind them stay spikes.
 
@@ -81,10 +80,12 @@ def round_delays(net: nn.Module) -> nn.Module:
                 module.rounds = True
         return rounded.eval()
 
-    def written(match: re.Match[str]) -> str:
-        return f"DELAY({','.join([*(text for text in match[1].split(',') if 'rounds=' not in text), 'rounds=true'])})"
+    def change(layer: NotationBase) -> NotationBase:
+        if not isinstance(layer, WrittenDelay):
+            return layer
+        return replace(layer, arguments=tuple({**dict(layer.arguments), "rounds": True}.items()))
 
-    structure = _DELAY.sub(written, str(net.structure))
+    structure = str(net.structure.substitute(change))
     whole = SpikingNetwork(**{**net.arguments, "structure": structure}).to(next(net.parameters()))
     whole.load_state_dict(net.state_dict())
     return whole.eval()

@@ -40,6 +40,7 @@ from plif_lightning.structure import (
     resolve_structure,
 )
 from plif_lightning.structure import Readout as WrittenReadout
+from plif_lightning.structure.base import NotationBase
 from plif_lightning.structure.layers import Delay
 from plif_lightning.structure.shapes import every_layer
 
@@ -66,15 +67,12 @@ def _with_settings(structure: Structure, neuron: Any, pooling: Pooling) -> tuple
     is_builtin = kind.__module__.startswith("plif_lightning.")
     name = kind.__name__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}"
 
-    def neurons(written: Neurons) -> Neurons:
-        return (
-            Neurons(name, tuple({**settings, **dict(written.arguments)}.items())) if written.name == "PLIF" else written
-        )
+    def change(layer: NotationBase) -> NotationBase:
+        if isinstance(layer, Neurons) and layer.name == "PLIF":
+            return Neurons(name, tuple({**settings, **dict(layer.arguments)}.items()))
+        return replace(layer, kind="AP") if isinstance(layer, Pool) and pooling == "avg" else layer
 
-    def pool(written: Pool) -> Pool:
-        return replace(written, kind="AP") if pooling == "avg" else written
-
-    return structure.substitute(neurons, pool), {name: kind}
+    return structure.substitute(change), {name: kind}
 
 
 def _output(structure: Structure) -> Readout:

@@ -47,18 +47,28 @@ class NotationBase:
     may_end: ClassVar[bool] = True
     neurons: Any = None
 
-    def substitute(self, neurons: Callable[[Any], Any], pool: Callable[[Any], Any]) -> Any:
-        """The layer with other neurons and pools in the places of its own."""
+    def substitute(self, change: Callable[[Any], Any]) -> Any:
+        """What `change` makes of the layer, whose neurons, pool and branches it has changed before."""
         layer: Any = self
-        return self if self.neurons is None else replace(layer, neurons=neurons(self.neurons))
+        return change(replace(layer, **{name: _substituted(value, change) for name, value in vars(self).items()}))
 
-    def own_neurons(self) -> Iterator[Any]:
-        """Its neurons, in the order of the notation."""
-        yield from () if self.neurons is None else (self.neurons,)
+    def layers_within(self) -> Iterator[Any]:
+        """The layer, behind all layers in it, in the order of the notation."""
+        for value in vars(self).values():
+            for layer in value if isinstance(value, tuple) else (value,):
+                yield from layer.layers_within() if isinstance(layer, NotationBase) else ()
+        yield self
 
     def missing(self) -> str:
         """What it lacks when its sequence has ended; empty for nothing."""
         return ""
+
+
+def _substituted(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The value of a layer's field, whose layers are substituted."""
+    if isinstance(value, tuple):
+        return tuple(_substituted(each, change) for each in value)
+    return value.substitute(change) if isinstance(value, NotationBase) else value
 
 
 class PlacedBase(NotationBase, ABC):

@@ -158,12 +158,6 @@ class Neurons(PlacedBase, Part):
     def keeps_spikes(self, spikes: bool) -> bool:
         return True
 
-    def substitute(self, neurons: "Callable[[Neurons], Neurons]", pool: "Callable[[Pool], Pool]") -> "Neurons":
-        return neurons(self)
-
-    def own_neurons(self) -> "Iterator[Neurons]":
-        yield self
-
 
 @dataclass(frozen=True)
 class Pool(PlacedBase, Part):
@@ -227,9 +221,6 @@ class Pool(PlacedBase, Part):
 
     def keeps_spikes(self, spikes: bool) -> bool:
         return spikes and self.kind == "MP"
-
-    def substitute(self, neurons: Callable[[Neurons], Neurons], pool: "Callable[[Pool], Pool]") -> "Pool":
-        return pool(self)
 
 
 @dataclass(frozen=True)
@@ -316,9 +307,6 @@ class Conv(PlacedBase, Part):
 
     def keeps_spikes(self, spikes: bool) -> bool:
         return self.neurons is not None and (self.pool is None or self.pool.keeps_spikes(True))
-
-    def substitute(self, neurons: Callable[[Neurons], Neurons], pool: Callable[[Pool], Pool]) -> "Conv":
-        return replace(super().substitute(neurons, pool), pool=None if self.pool is None else pool(self.pool))
 
 
 @dataclass(frozen=True)
@@ -433,16 +421,6 @@ class Residual(PlacedBase, Part):
         both = gives_spikes(self.branch, spikes) and gives_spikes(self.shortcut, spikes)
         return self.neurons is not None or (self.combination != "ADD" and both)
 
-    def substitute(self, neurons: Callable[[Neurons], Neurons], pool: Callable[[Pool], Pool]) -> "Residual":
-        branch, shortcut = (
-            tuple(layer.substitute(neurons, pool) for layer in layers) for layers in (self.branch, self.shortcut)
-        )
-        return replace(super().substitute(neurons, pool), branch=branch, shortcut=shortcut)
-
-    def own_neurons(self) -> Iterator[Neurons]:
-        yield from neurons_in((*self.branch, *self.shortcut))
-        yield from super().own_neurons()
-
 
 @dataclass(frozen=True)
 class Delay(PlacedBase, Part):
@@ -544,15 +522,15 @@ class Structure:
     def __str__(self) -> str:
         return written(self.layers)
 
-    def substitute(self, neurons: Callable[[Neurons], Neurons], pool: Callable[[Pool], Pool]) -> "Structure":
-        """The structure with other neurons and pools in the places of its own."""
-        return Structure(tuple(layer.substitute(neurons, pool) for layer in self.layers))
+    def substitute(self, change: Callable[[NotationBase], NotationBase]) -> "Structure":
+        """The structure with what `change` makes of each of its layers, neurons and pools in its place."""
+        return Structure(tuple(layer.substitute(change) for layer in self.layers))
 
 
 def neurons_in(layers: Iterable[NotationLayer]) -> Iterator[Neurons]:
     """The neurons of layers, in the order of the notation."""
-    for layer in layers:
-        yield from layer.own_neurons()
+    within = (part for layer in layers for part in layer.layers_within())
+    yield from (part for part in within if isinstance(part, Neurons))
 
 
 def gives_spikes(layers: Iterable[PlacedLayer], spikes: bool) -> bool:

@@ -319,11 +319,26 @@ def test_a_layer_that_does_not_say_what_it_makes_of_spikes_cannot_be_made():
 EVERY = "c4k3s1-BN-PLIF-MPk2s2-ADD(c4k3s1-BN-LIF|c4k1s1-BN-IF)-CLIF-MPk2s2-DP-FC8-PLIF-RFC6-KLIF-FC3"
 
 
-def test_neurons_and_pools_are_replaced_wherever_they_stand():
-    changed = parse(EVERY).substitute(
-        lambda neurons: replace(neurons, name=f"{neurons.name}x"), lambda pool: replace(pool, kind="AP")
-    )
-    assert str(changed) == re.sub(r"(PLIF|CLIF|KLIF|LIF|IF)\b", r"\1x", EVERY).replace("MP", "AP")
+def test_layers_are_changed_wherever_they_stand():
+    """Neurons, pools and delays, behind a layer, in a branch and in a shortcut; a layer behind what it contains."""
+
+    def change(layer):
+        seen.append(type(layer).__name__)
+        match layer:
+            case kinds_of_layers.Neurons():
+                return replace(layer, name=f"{layer.name}x")
+            case kinds_of_layers.Pool():
+                return replace(layer, kind="AP")
+            case kinds_of_layers.Delay():
+                return replace(layer, arguments=(("max_delay", 3),))
+        return layer
+
+    text = EVERY.replace("DP-", "DELAY(max_delay=2)-DP-").replace("|", "-DELAY(max_delay=2)-c4k1s1-BN-IF|")
+    renamed = re.sub(r"(PLIF|CLIF|KLIF|LIF|IF)\b", r"\1x", text)
+    seen = []
+    expected = renamed.replace("MP", "AP").replace("max_delay=2", "max_delay=3")
+    assert str(parse(text).substitute(change)) == expected
+    assert seen[:4] == ["Neurons", "Pool", "Conv", "Neurons"]
     assert str(parse(EVERY)) == EVERY
 
 
