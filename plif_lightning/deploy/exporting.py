@@ -219,7 +219,7 @@ def _takes_images(net: SpikingNetwork, spec: InputSpec, formats: Sequence[str], 
     Args:
         net: the network.
         spec: of the data that it was trained on.
-        formats: see `export`.
+        formats: that are written beside the network.
         requested: the caller's choice.
 
     Raises:
@@ -227,7 +227,7 @@ def _takes_images(net: SpikingNetwork, spec: InputSpec, formats: Sequence[str], 
     """
     if requested is not None or len(net.input_shape) == 1:
         return requested == "images"
-    if spec.kind is None and {*formats} - {"network", "nir"}:
+    if spec.kind is None and {*formats} - {"nir"}:
         raise UserError("the data module does not say what its network takes: pass --input images or frames (takes).")
     return spec.kind != "events"
 
@@ -267,7 +267,7 @@ def export(
     if out.exists() and not (out / EXPORTED).is_file() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} is not what export wrote: --out must name a new folder, or that of an earlier export.")
     there = [name for name in FORMATS if (out / f"network.{name}").is_file()]  # they would be of another network
-    requested_formats = list(dict.fromkeys(name for name in (*formats, *there) if name != "network"))
+    written = list(dict.fromkeys(name for name in (*formats, *there) if name != "network"))
     checkpoint_path = checkpoint_file(Path(checkpoint_path))
     checkpoint = load_checkpoint(checkpoint_path)
     config = configuration_in(checkpoint)
@@ -276,17 +276,17 @@ def export(
     else:
         network = user_network(network, from_data_in(checkpoint), {})
     net: Any = for_evaluation(network)
-    if has_structure(net) and net.inputs.name != "direct" and requested_formats:
-        raise UserError(f"input_encoder={net.inputs.name!r} cannot be exported to {' or '.join(requested_formats)}.")
+    if has_structure(net) and net.inputs.name != "direct" and written:
+        raise UserError(f"input_encoder={net.inputs.name!r} cannot be exported to {' or '.join(written)}.")
     data = config.get("data", {})
-    static = _takes_images(net, InputSpec.of(checkpoint.get("preprocessing")), formats, takes)
+    static = _takes_images(net, InputSpec.of(checkpoint.get("preprocessing")), written, takes)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with _replace_files(out) as folder:
         torch.save(_exported_checkpoint(checkpoint, config, net), folder / "network.ckpt")
-        for name in requested_formats:
+        for name in written:
             with _named_errors(net, name):
                 _WRITERS[name](net, static, folder)
-        metadata = {"made_from": checkpoint_path.name, **_metadata(net, static, checkpoint, data, formats)}
+        metadata = {"made_from": checkpoint_path.name, **_metadata(net, static, checkpoint, data, written)}
         (folder / EXPORTED).write_text(json.dumps(metadata, indent=1))
     return {file.name: file.stat().st_size for file in sorted(out.iterdir()) if file.name != EXPORTED}
 

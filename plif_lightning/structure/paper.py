@@ -88,7 +88,7 @@ def numbers_of(structure: Structure) -> Numbers | None:
     convs = [layer for layer in layers if isinstance(layer, Conv)]
     fcs = [layer for layer in layers if isinstance(layer, FC)]
     stages = [i + 1 for i, conv in enumerate(convs) if conv.pool is not None]
-    if not isinstance(last, Votes) or not stages or not fcs or len({fc.features for fc in fcs[:-1]}) > 1:
+    if not isinstance(last, Votes) or not stages or not fcs:
         return None
     n_down, n_conv = len(stages), stages[0]
     widths = [convs[end - 1].channels for end in stages]

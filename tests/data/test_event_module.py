@@ -281,3 +281,4 @@ def test_arguments_outside_their_range_are_refused():
     ):
         with pytest.raises(UserError, match=expected):
             NMNIST(**arguments)
+    assert [NMNIST(size=size).size for size in (1, 34)] == [1, 34]

@@ -316,6 +316,21 @@ def test_what_was_built_in_python_is_exported_with_the_checkpoint_of_any_trainer
     assert ("states_before_the_first_step" in facts) == (tmp_path / "out/step.onnx").exists() == (not is_own)
 
 
+def test_programs_ask_what_a_network_takes_where_no_data_module_says_it(tmp_path):
+    """A program in the folder, which an export writes again, asks as one that is named does; NIR has no T."""
+    net = of_trainer(SpikingNetwork((1, 8, 8), 3, 4, structure="FC12-PLIF-FC3b-LI"), tmp_path / "mine.ckpt")
+    place = tmp_path / "mine.ckpt", tmp_path / "out"
+    asks = pytest.raises(UserError, match="does not say what its network takes: pass --input images or frames")
+    with asks:
+        export(*place, ["pt2"], network=net)
+    assert not (tmp_path / "out").exists()
+    for formats, takes in ((["nir"], None), (["network"], None), (["pt2"], "frames")):
+        export(*place, formats, takes, net)
+        assert "nir_readers" in json.loads((tmp_path / "out/export.json").read_text())
+    with asks:
+        export(*place, network=net)
+
+
 def test_a_rounded_network_of_a_users_class_is_not_the_one_of_the_configuration(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

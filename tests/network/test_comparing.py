@@ -31,16 +31,20 @@ def test_every_neuron_and_form_of_a_cpu_is_compared_and_none_where_only_the_refe
 )
 def test_a_network_differs_by_the_share_of_its_votes_or_the_norm_of_a_gradient(monkeypatch, votes, gradient, reason):
     class Scaled(nn.Module):
-        """Votes, all shifted, and gradients, all scaled, on any backend but the reference."""
+        """Votes, all shifted, and gradients, all scaled, on any backend but the reference.
+
+        The gradient of `cancelled` is rounding beside that of `fc`, and is another one on each backend.
+        """
 
         is_reference = False
 
         def __init__(self):
             super().__init__()
-            self.fc = nn.Linear(2 * 16 * 16, 10)
+            self.fc, self.cancelled = nn.Linear(2 * 16 * 16, 10), nn.Parameter(torch.zeros(10))
 
         def forward(self, x):
-            y = self.fc(x.flatten(-3)).expand(4, -1, -1)
+            rounding = (1e-6 if self.is_reference else 3e-6) * self.cancelled
+            y = (self.fc(100 * x.flatten(-3)) + rounding).expand(4, -1, -1)
             return y if self.is_reference else (y - y.detach()) * gradient + y.detach() + votes
 
     def of_reference(net, backend):

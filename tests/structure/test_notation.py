@@ -209,6 +209,7 @@ def test_60_characters_of_a_long_structure_are_shown_on_both_sides_of_a_mistake(
         ("c64k3s1-BN-PLIF-MPk2s2-c128k3s1-BN-PLIF-MPk2s2-DP-FC20-PLIF-APk2s2", Numbers(1, 2, 1, (64, 128), 2048, 2)),
         (PAPER.replace("PLIF", "LIF"), None),
         (PAPER.replace("DP-", "", 1), None),
+        ("c64k3s1-BN-PLIF-MPk2s2-DP-FC20-PLIF-DP-FC30-PLIF-DP-FC20-PLIF-APk2s2", None),
         (SEW, None),
         ("c4k3s1-BN-PLIF-MPk2s2-FC3", None),
         ("c4k3s1-BN-PLIF-FC3-PLIF-APk1s1", None),
