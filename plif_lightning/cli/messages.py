@@ -153,14 +153,18 @@ def _silent(config: Any, command: str, names: Iterable[str]) -> Iterator[str]:
     yield from _of_this_machine(config, on_gpu)
     if trainer.overfit_batches:
         yield "trainer.overfit_batches would replace the data's order: pass limit_train_batches instead."
+    yield from _of_other_commands(config, command, names)
+    if config.model.network is not None and config.model.structure is not None and "--model.structure" in names:
+        yield "--model.structure and --model.network describe two networks: give one of them."
+
+
+def _of_other_commands(config: Any, command: str, names: Iterable[str]) -> Iterator[str]:
     for option in fields(Options):
         of = {"engine": ("predict", "test"), "task": (command,)}.get(option.name, ("fit",))
         # An evaluation's configuration is that of the fit.
         has_value = config.get(option.name) is not None and option.name in ("engine", "run_folder")
         if command not in of and (has_value or f"--{option.name}" in names):
             yield f"{option.name} is for {' and '.join(of)}: leave it out for {command}."
-    if config.model.network is not None and config.model.structure is not None and "--model.structure" in names:
-        yield "--model.structure and --model.network describe two networks: give one of them."
 
 
 def _of_this_machine(config: Any, on_gpu: bool) -> Iterator[str]:
