@@ -112,6 +112,7 @@ def test_recording_leaves_the_network_as_it_was():
 def test_a_later_test_counts_only_of_the_best_checkpoint_on_all_of_the_test_set():
     fit("--trainer.max_epochs", "1", "--run_folder", "here", "--test_after_fit", "false")
     assert read_run(Path("here")).accuracy is None
+    assert "trainer.processes" not in read_run(Path("here")).settings  # of one alone BN has all statistics
     main(["test", "--ckpt_path", "here/checkpoints/last.ckpt"])
     main(["test", "--ckpt_path", "here/checkpoints/best.ckpt", "--trainer.limit_test_batches", "0.4"])
     assert read_run(Path("here")).accuracy is None
