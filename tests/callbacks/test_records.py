@@ -12,6 +12,7 @@ from plif_lightning import configs
 from plif_lightning.callbacks.records import RunRecord, record_samples, weight_histogram
 from plif_lightning.cli import main
 from plif_lightning.data import Digits
+from plif_lightning.network import load_network
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import Histogram, append_histograms, read_histograms
 from plif_lightning.runs.identity import Identity
@@ -44,6 +45,10 @@ def test_run_records_command_result_and_weights():
     rows = read_histograms(run.folder)
     assert [(row.layer, row.epoch) for row in rows] == [(f"fc{i}", epoch) for epoch in (0, 1, 2) for i in (1, 2)]
     assert sum(rows[0].counts) == 20 * 6 * 2 * 2
+    net = load_network("here/checkpoints/last.ckpt")  # that of the last epoch
+    for row, block in zip(rows[-2:], (net.classifier.fc1, net.classifier.fc2), strict=True):
+        of_step = block.fc.weight.detach() / block.neuron.learned()["tau"]
+        assert (row.mean, row.std) == pytest.approx((of_step.mean().item(), of_step.std(correction=0).item()), rel=1e-4)
 
 
 def test_a_resumed_run_keeps_its_command_and_its_rows():
