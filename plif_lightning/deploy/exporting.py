@@ -23,6 +23,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.layers.recurrent import is_recurrent
 from plif_lightning.network import SpikingNetwork, step, use_backend
 from plif_lightning.network.network import DEFAULTS, as_plain
+from plif_lightning.network.stepping import plain
 from plif_lightning.network.storage.checkpoint import (
     EXPORTED,
     checkpoint_file,
@@ -274,7 +275,7 @@ def export(
     if network is None:
         network = network_in(checkpoint, checkpoint_path)
     else:
-        network = user_network(network, from_data_in(checkpoint), {})
+        network = user_network(plain(network), from_data_in(checkpoint), {})
     net: Any = for_evaluation(network)
     if has_structure(net) and net.inputs.name != "direct" and written:
         raise UserError(f"input_encoder={net.inputs.name!r} cannot be exported to {' or '.join(written)}.")

@@ -71,8 +71,13 @@ def round_delays(net: nn.Module) -> nn.Module:
     """A copy of a network, in evaluation mode, whose delays are whole numbers: spikes behind them stay spikes.
 
     Args:
-        net: any with layers `Delay`; in a network from a structure, its `DELAY`s get the argument `rounds=true`.
+        net: any with layers `Delay`, or a `SpikingClassifier` of it; in a network from a structure, its `DELAY`s get
+            the argument `rounds=true`.
+
+    Raises:
+        UserError: a part of a network from a structure was replaced, or has hooks.
     """
+    net = plain(net)
     if not has_structure(net):
         rounded = copy.deepcopy(net)
         for module in rounded.modules():
@@ -85,6 +90,7 @@ def round_delays(net: nn.Module) -> nn.Module:
             return layer
         return replace(layer, arguments=tuple({**dict(layer.arguments), "rounds": True}.items()))
 
+    net = require_structure(net)
     structure = str(net.structure.substitute(change))
     whole = SpikingNetwork(**{**net.arguments, "structure": structure}).to(next(net.parameters()))
     whole.load_state_dict(net.state_dict())

@@ -110,7 +110,7 @@ def test_a_kernel_does_not_stand_for_a_subclass_of_bn(net):
     assert not torch.equal(votes, plain)
 
 
-@pytest.mark.parametrize("kind", ["structure", "folded", "own"])
+@pytest.mark.parametrize("kind", ["structure", "folded", "task", "own"])
 def test_rounded_delays_are_those_of_a_network_that_rounds(kind):
     text = "c4k3s1-BN-PLIF-DELAY(max_delay=4{r})-FC9-PLIF-DELAY(kernel=gaussian,max_delay=2{f})-FC3b"
     net = trained(structure=text.format(r="", f=",rounds=false")).double()
@@ -123,7 +123,9 @@ def test_rounded_delays_are_those_of_a_network_that_rounds(kind):
         assert rounded[1].rounds
         assert torch.equal(pl.over_time(rounded)(x), pl.over_time(nn.Sequential(*layers).eval())(x))
         return
-    rounded = round_delays(fold(net) if kind == "folded" else net)
+    task = pl.SpikingClassifier(net.input_shape, net.num_classes, net.time_steps)
+    task.network = net
+    rounded = round_delays({"folded": fold(net), "task": task}.get(kind, net))
     r = ",rounds=true"
     whole = SpikingNetwork(**{**net.arguments, "structure": text.format(r=r, f=r)}).double()
     whole.load_state_dict(before)
@@ -131,3 +133,6 @@ def test_rounded_delays_are_those_of_a_network_that_rounds(kind):
     torch.testing.assert_close(rounded(x), whole.eval()(x))
     assert not torch.allclose(rounded(x), net.eval()(x))
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    net.layers()["delay2"].rounds = True
+    with pytest.raises(UserError, match="a part of the network was replaced"):
+        round_delays(net)

@@ -10,6 +10,7 @@ from torch import nn
 
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.network import SpikingNetwork, as_plain
+from plif_lightning.network.stepping import plain
 from plif_lightning.network.storage.checkpoint import network_from
 from plif_lightning.network.storage.fingerprint import fingerprint, require_same
 from plif_lightning.network.user_networks import description, neurons_of
@@ -37,7 +38,8 @@ def save_pretrained(net: nn.Module, folder: str | Path, card: Mapping[str, str] 
     """Write a network and a model card into a folder: `model.safetensors`, `config.json` and `README.md`.
 
     Args:
-        net: a `SpikingNetwork`, or a user-defined network, of which the weights are written and no code.
+        net: a `SpikingNetwork`, a `SpikingClassifier`, or a user-defined network, of which the weights are written and
+            no code.
         folder: created if missing.
         card: card contents: data, protocol, accuracy, epochs, command, license (that of the weights).
 
@@ -47,7 +49,7 @@ def save_pretrained(net: nn.Module, folder: str | Path, card: Mapping[str, str] 
     with needed_by("saving a network as safetensors"):
         from safetensors.torch import save
 
-    card = card or {}
+    net, card = plain(net), card or {}
     if unknown := sorted(card.keys() - set(_FACTS)):
         raise UserError(f"a card has no {', '.join(unknown)}; known are {', '.join(_FACTS)}.")
     about: dict[str, Any] = {"plif_lightning": __version__, "network": description(net)}

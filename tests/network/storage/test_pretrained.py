@@ -46,8 +46,11 @@ def test_pretrained_keeps_neurons_and_constants(changes, tmp_path):
 
 
 def test_a_folded_network_stays_folded(tmp_path):
+    """Within a task, too."""
     net = fold(trained())
-    pl.save_pretrained(net, tmp_path)
+    task = pl.SpikingClassifier(net.input_shape, net.num_classes, net.time_steps)
+    task.network = net
+    pl.save_pretrained(task, tmp_path)
     again = pl.from_pretrained(tmp_path)
     assert set(again.state_dict()) == set(net.state_dict())
     with torch.no_grad():
