@@ -87,6 +87,9 @@ def load_network(path: str | Path, network: _Network) -> _Network: ...
 def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Module:
     """The network of a checkpoint that `fit` wrote, in evaluation mode, on the CPU.
 
+    It is in PyTorch's default type, to which weights of a run in float64 are rounded: `torch.set_default_dtype` keeps
+    them.
+
     Args:
         path: such as RUN/checkpoints/best.ckpt, or a folder that `export` wrote. Only tensors and plain values are
             read from it; for a user-defined network, the class in its configuration is imported.
