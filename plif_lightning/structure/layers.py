@@ -81,6 +81,12 @@ class Placing:
         return after
 
 
+def _call(name: str, arguments: Iterable[tuple[str, ArgumentValue]]) -> str:
+    """A name with its arguments, `LIF(init_tau=3.0)`; alone where it has none."""
+    values = ",".join(f"{argument}={written_value(value)}" for argument, value in arguments)
+    return f"{name}({values})" if values else name
+
+
 @dataclass(frozen=True)
 class Norm(Part):
     """BN of the convolution or FC layer before it."""
@@ -127,8 +133,7 @@ class Neurons(PlacedBase, Part):
     arguments: tuple[tuple[str, ArgumentValue], ...] = ()
 
     def __str__(self) -> str:
-        written_arguments = ",".join(f"{name}={written_value(value)}" for name, value in self.arguments)
-        return f"{self.name}({written_arguments})" if written_arguments else self.name
+        return _call(self.name, self.arguments)
 
     @classmethod
     def read(cls, reader: Reader, at: int, match: re.Match[str]) -> Self:
@@ -433,7 +438,7 @@ class Delay(PlacedBase, Part):
     arguments: tuple[tuple[str, ArgumentValue], ...]
 
     def __str__(self) -> str:
-        return str(Neurons("DELAY", self.arguments))
+        return _call("DELAY", self.arguments)
 
     @classmethod
     def read(cls, reader: Reader, at: int, match: re.Match[str]) -> Self:
@@ -484,7 +489,7 @@ class Readout(NotationBase, Part):
     arguments: tuple[tuple[str, ArgumentValue], ...] = ()
 
     def __str__(self) -> str:
-        return str(Neurons(self.name, self.arguments))
+        return _call(self.name, self.arguments)
 
     @classmethod
     def read(cls, reader: Reader, at: int, match: re.Match[str]) -> Self:
