@@ -15,7 +15,6 @@ from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.stepping import plain
 from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.signals.hooks import has_hooks
-from plif_lightning.structure.base import NotationBase
 from plif_lightning.structure.layers import Delay as WrittenDelay
 
 
@@ -85,13 +84,11 @@ def round_delays(net: nn.Module) -> nn.Module:
                 module.rounds = True
         return rounded.eval()
 
-    def change(layer: NotationBase) -> NotationBase:
-        if not isinstance(layer, WrittenDelay):
-            return layer
-        return replace(layer, arguments=tuple({**dict(layer.arguments), "rounds": True}.items()))
+    def rounding(delay: WrittenDelay) -> WrittenDelay:
+        return replace(delay, arguments=tuple({**dict(delay.arguments), "rounds": True}.items()))
 
     net = require_structure(net)
-    structure = str(net.structure.substitute(change))
+    structure = str(net.structure.substitute(WrittenDelay, rounding))
     whole = SpikingNetwork(**{**net.arguments, "structure": structure}).to(next(net.parameters()))
     whole.load_state_dict(net.state_dict())
     return whole.eval()

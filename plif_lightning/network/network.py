@@ -40,7 +40,6 @@ from plif_lightning.structure import (
     resolve_structure,
 )
 from plif_lightning.structure import Readout as WrittenReadout
-from plif_lightning.structure.base import NotationBase
 from plif_lightning.structure.layers import Delay
 from plif_lightning.structure.shapes import every_layer
 
@@ -67,12 +66,14 @@ def _with_settings(structure: Structure, neuron: Any, pooling: Pooling) -> tuple
     is_builtin = kind.__module__.startswith("plif_lightning.")
     name = kind.__name__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}"
 
-    def change(layer: NotationBase) -> NotationBase:
-        if isinstance(layer, Neurons) and layer.name == "PLIF":
-            return Neurons(name, tuple({**settings, **dict(layer.arguments)}.items()))
-        return replace(layer, kind="AP") if isinstance(layer, Pool) and pooling == "avg" else layer
+    def neurons(written: Neurons) -> Neurons:
+        arguments = {**settings, **dict(written.arguments)}
+        return Neurons(name, tuple(arguments.items())) if written.name == "PLIF" else written
 
-    return structure.substitute(change), {name: kind}
+    structure = structure.substitute(Neurons, neurons)
+    if pooling == "avg":
+        structure = structure.substitute(Pool, lambda pool: replace(pool, kind="AP"))
+    return structure, {name: kind}
 
 
 def _output(structure: Structure) -> Readout:

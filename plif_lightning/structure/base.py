@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from plif_lightning.structure.reader import Reader
 from plif_lightning.structure.sizes import Shape
@@ -41,34 +41,34 @@ class NotationBase:
 
     Attributes:
         may_end: it may be the last layer of a network.
-        neurons: behind it; None without.
     """
 
     may_end: ClassVar[bool] = True
-    neurons: Any = None
-
-    def substitute(self, change: Callable[[Any], Any]) -> Any:
-        """What `change` makes of the layer, whose neurons, pool and branches it has changed before."""
-        layer: Any = self
-        return change(replace(layer, **{name: _substituted(value, change) for name, value in vars(self).items()}))
-
-    def layers_within(self) -> Iterator[Any]:
-        """The layer, behind all layers in it, in the order of the notation."""
-        for value in vars(self).values():
-            for layer in value if isinstance(value, tuple) else (value,):
-                yield from layer.layers_within() if isinstance(layer, NotationBase) else ()
-        yield self
 
     def missing(self) -> str:
         """What it lacks when its sequence has ended; empty for nothing."""
         return ""
 
 
-def _substituted(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The value of a layer's field, whose layers are substituted."""
-    if isinstance(value, tuple):
-        return tuple(_substituted(each, change) for each in value)
-    return value.substitute(change) if isinstance(value, NotationBase) else value
+def substituted(layers: Any, kind: type[Any], change: Callable[[Any], Any]) -> Any:
+    """A layer, or a tuple of layers, with what `change` makes of each layer of a kind in it; inner layers first."""
+    if isinstance(layers, tuple):
+        return tuple(substituted(layer, kind, change) for layer in layers)
+    if not isinstance(layers, NotationBase):  # another value of a layer
+        return layers
+    fields: dict[str, Any] = {name: substituted(value, kind, change) for name, value in vars(layers).items()}
+    layer: Any = replace(cast(Any, layers), **fields)
+    return change(layer) if isinstance(layer, kind) else layer
+
+
+def every_within(layers: Any) -> Iterator[NotationBase]:
+    """The layers in a layer, or in a tuple of layers, in the order of the notation; inner layers first."""
+    if isinstance(layers, tuple):
+        for layer in layers:
+            yield from every_within(layer)
+    elif isinstance(layers, NotationBase):
+        yield from every_within(tuple(vars(layers).values()))
+        yield layers
 
 
 class PlacedBase(NotationBase, ABC):

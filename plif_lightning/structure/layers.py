@@ -6,13 +6,14 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 from plif_lightning.errors import UserError
-from plif_lightning.structure.base import Group, NotationBase, Part, PlacedBase
+from plif_lightning.structure.base import Group, NotationBase, Part, PlacedBase, every_within, substituted
 from plif_lightning.structure.reader import ArgumentValue, Reader, written_value
 from plif_lightning.structure.sizes import Shape, Size, half_of, pair, window_count, written_size
 
+L = TypeVar("L", bound=NotationBase)
 Combine = Literal["ADD", "AND", "IAND"]
 # Neurons that have a name: their classes in `neurons.published`; on the command line in lower case.
 NEURONS = (
@@ -527,15 +528,14 @@ class Structure:
     def __str__(self) -> str:
         return written(self.layers)
 
-    def substitute(self, change: Callable[[NotationBase], NotationBase]) -> "Structure":
-        """The structure with what `change` makes of each of its layers, neurons and pools in its place."""
-        return Structure(tuple(layer.substitute(change) for layer in self.layers))
+    def substitute(self, kind: type[L], change: Callable[[L], L]) -> "Structure":
+        """The structure with what `change` makes of each layer of a kind, such as neurons or pools, in its place."""
+        return Structure(substituted(self.layers, kind, change))
 
 
 def neurons_in(layers: Iterable[NotationLayer]) -> Iterator[Neurons]:
     """The neurons of layers, in the order of the notation."""
-    within = (part for layer in layers for part in layer.layers_within())
-    yield from (part for part in within if isinstance(part, Neurons))
+    yield from (layer for layer in every_within(tuple(layers)) if isinstance(layer, Neurons))
 
 
 def gives_spikes(layers: Iterable[PlacedLayer], spikes: bool) -> bool:

@@ -27,8 +27,8 @@ from plif_lightning.structure import (
     resolve_structure,
 )
 from plif_lightning.structure import layers as kinds_of_layers
-from plif_lightning.structure.base import Part, PlacedBase
-from plif_lightning.structure.layers import gives_spikes, neurons_in
+from plif_lightning.structure.base import NotationBase, Part, PlacedBase
+from plif_lightning.structure.layers import Delay, gives_spikes, neurons_in
 from plif_lightning.structure.shapes import every_layer
 
 PAPER = "{{c256k3s1-BN-PLIF}*3-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10"
@@ -323,22 +323,15 @@ EVERY = "c4k3s1-BN-PLIF-MPk2s2-ADD(c4k3s1-BN-LIF|c4k1s1-BN-IF)-CLIF-MPk2s2-DP-FC
 def test_layers_are_changed_wherever_they_stand():
     """Neurons, pools and delays, behind a layer, in a branch and in a shortcut; a layer behind what it contains."""
 
-    def change(layer):
-        seen.append(type(layer).__name__)
-        match layer:
-            case kinds_of_layers.Neurons():
-                return replace(layer, name=f"{layer.name}x")
-            case kinds_of_layers.Pool():
-                return replace(layer, kind="AP")
-            case kinds_of_layers.Delay():
-                return replace(layer, arguments=(("max_delay", 3),))
-        return layer
-
     text = EVERY.replace("DP-", "DELAY(max_delay=2)-DP-").replace("|", "-DELAY(max_delay=2)-c4k1s1-BN-IF|")
     renamed = re.sub(r"(PLIF|CLIF|KLIF|LIF|IF)\b", r"\1x", text)
-    seen = []
     expected = renamed.replace("MP", "AP").replace("max_delay=2", "max_delay=3")
-    assert str(parse(text).substitute(change)) == expected
+    changed = parse(text).substitute(Neurons, lambda neurons: replace(neurons, name=f"{neurons.name}x"))
+    changed = changed.substitute(Pool, lambda pool: replace(pool, kind="AP"))
+    changed = changed.substitute(Delay, lambda delay: replace(delay, arguments=(("max_delay", 3),)))
+    assert str(changed) == expected
+    seen = []
+    parse(text).substitute(NotationBase, lambda layer: seen.append(type(layer).__name__) or layer)
     assert seen[:4] == ["Neurons", "Pool", "Conv", "Neurons"]
     assert str(parse(EVERY)) == EVERY
 
