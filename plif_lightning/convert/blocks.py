@@ -147,12 +147,12 @@ class Replacement(LayerModule):
 
     Attributes:
         followed: places of other layers follow.
-        of_frames: it runs at the last of the places, where its output has the shape [T, N, *]: True for an input
-            [T N, *], False for [T, N, *]; None if it runs here.
+        of_frames: its input is [T N, *].
+        at_node: it runs at the last of the places, where its output has the shape [T, N, *].
         shape: of its first layer's output, if it runs at the last place and that layer has one of its own.
     """
 
-    of_frames: bool | None = None
+    of_frames = at_node = False
     shape: ShapeOf | None = None
 
     step_mode = "m"  # which a forward may ask for
@@ -163,11 +163,14 @@ class Replacement(LayerModule):
         self.of_spikes = of_spikes
 
     def forward(self, x: Tensor, time_steps: int | None = None, is_spikes: bool = False) -> Any:
-        """The output [T, N, *]; a `BlockOutput` where other layers' places follow."""
-        if self.of_frames is not None:
+        """The output in the shape of x, [T, N, *] or [T N, *]; a `BlockOutput` where other layers' places follow."""
+        if self.at_node:
             shaped = torch.empty(x.shape, device="meta") if self.shape is None else self.shape(x)
             return BlockOutput(_Passing(self, x, 1, shaped, torch.is_grad_enabled()))
-        y = super().forward(x, time_steps, is_spikes or self.of_spikes)
+        if self.of_frames:  # without a state, for which all frames may be of one step
+            y = self.run(Signal(x[None], 1, is_spikes or self.of_spikes)).squeeze(0)  # whose gradient is no copy
+        else:
+            y = super().forward(x, time_steps, is_spikes or self.of_spikes)
         return BlockOutput(_Passing(self, y, 1, None, torch.is_grad_enabled())) if self.followed else y
 
     def at_last_place(self, x: Tensor, shape: torch.Size) -> Tensor:
@@ -191,8 +194,12 @@ class Replacement(LayerModule):
     def run(self, x: Signal) -> Tensor:
         if self.calls is not None:
             self.calls.require_first(self, self.name)
-        # Neurons alone keep their input's layout; SpikingJelly's stack steps, which is fast for the following layers.
-        values = x.values.contiguous() if isinstance(self.layer, Neuron) else x.values
+        values = x.values
+        # Neurons alone keep their input's layout. Stacked steps, as SpikingJelly gives, are fast for what follows; maps
+        # with C innermost, as blocks give, stay so: operators on two layouts take several times as long.
+        is_innermost = values.dim() == 5 and values.permute(0, 1, 3, 4, 2).is_contiguous()
+        if isinstance(self.layer, Neuron) and not is_innermost:
+            values = values.contiguous()
         return output_of(self.layer, x._replace(values=values))
 
     def keeps_spikes(self, spikes: bool) -> bool:

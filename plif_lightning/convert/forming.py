@@ -41,7 +41,7 @@ def converted_by(
         converted, stored = neurons_in_place(net, vocabulary, takes_sequences, shared)
         plan = plan_of_sequences(converted.net, vocabulary) if plan is None else plan
         for chain in plan.chains:
-            _form_block(converted, vocabulary, chain, chain[0] in plan.of_spikes, plan.of_frames.get(chain[0]))
+            _form_block(converted, vocabulary, chain, plan)
     _guard_lone_neurons(converted)
     use_backend(converted.to(reference.device))
     named = reversed(converted.state_dict(keep_vars=True).items())  # the first of its names
@@ -73,16 +73,14 @@ def _guard_lone_neurons(converted: Converted) -> None:
             put(Replacement(module, name or "the node", converted.calls), holders)
 
 
-def _form_block(
-    converted: Converted, vocabulary: Vocabulary, names: Sequence[str], of_spikes: bool, of_frames: bool | None
-) -> None:
+def _form_block(converted: Converted, vocabulary: Vocabulary, names: Sequence[str], plan: Plan) -> None:
     """Put a block in the place of the first of some layers; the places of the others pass its output on."""
     parts = [converted.net.get_submodule(name) for name in names]
     holders = [holders_of(converted, module) for module in parts]  # before the block has them
-    block = _replacement(converted, vocabulary, dict(zip(names, parts, strict=True)), of_spikes)
+    block = _replacement(converted, vocabulary, dict(zip(names, parts, strict=True)), names[0] in plan.of_spikes)
     block.followed = len(parts) > 1
-    block.of_frames = of_frames
-    shapes = [None if of_frames is None else _shape_of(vocabulary, part) for part in parts]
+    block.of_frames, block.at_node = names[0] in plan.of_frames, names[0] in plan.at_node
+    shapes = [_shape_of(vocabulary, part) if block.at_node else None for part in parts]
     block.shape = shapes[0]
     put(block, holders[0])
     for place, places in enumerate(holders[1:], start=1):
@@ -111,7 +109,6 @@ def _replacement(
     weighted = by_kind.get("conv", by_kind.get("linear", first))
     layer = _plain(vocabulary, weighted)
     if weighted is by_kind.get("norm"):
-        assert isinstance(neuron, Neuron)
         block: nn.Module = NormBlock(layer_over_time(vocabulary, first), neuron)
     elif "conv" in by_kind:
         norm, pool = (layer_over_time(vocabulary, by_kind.get(kind)) for kind in ("norm", "pool"))

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,20 +32,23 @@ class Plan:
     Attributes:
         chains: layers of each block, in order.
         of_spikes: first layers of blocks with spikes as input.
-        of_frames: first layers of blocks that run at their node, whose input is another shape of the layers' output;
-            True for those that are called with [T N, *], False for [T, N, *].
+        of_frames: first layers of blocks with [T N, *] as input.
+        at_node: first layers of blocks that run at their node, because its input is another shape of the layers'
+            output, or shows T.
         shared: layers that are called more than once, or registered under several names.
     """
 
     chains: list[list[str]] = field(default_factory=list)
     of_spikes: set[str] = field(default_factory=set)
-    of_frames: dict[str, bool] = field(default_factory=dict)
+    of_frames: set[str] = field(default_factory=set)
+    at_node: set[str] = field(default_factory=set)
     shared: set[str] = field(default_factory=set)
 
     @property
     def without_frames(self) -> "Plan":
-        """The same without blocks that run at their node."""
-        return replace(self, chains=[chain for chain in self.chains if chain[0] not in self.of_frames], of_frames={})
+        """The same without blocks over frames, or that run at their node."""
+        left = [chain for chain in self.chains if chain[0] not in self.of_frames | self.at_node]
+        return replace(self, chains=left, of_frames=set(), at_node=set())
 
 
 def _joins(block_kinds: Sequence[str], kind: str, of_frames: bool = False) -> bool:
@@ -54,14 +57,17 @@ def _joins(block_kinds: Sequence[str], kind: str, of_frames: bool = False) -> bo
     return kind in _FOLLOWING.get(block_kinds[-1], ()) and (kind != "pool" or takes_pool)
 
 
-def _is_block(block_kinds: Sequence[str], of_frames: bool = False) -> bool:
+def _is_block(block_kinds: Sequence[str], of_frames: bool = False, is_innermost: bool = False) -> bool:
     """True for parts with a weight, a convolution or FC layer alone included: kernels skip its silent inputs.
 
-    Over frames a node must follow, which shows T; BN and a node are one pass.
+    BN and a node are one pass. Over frames [T N, *] only BN is faster without a node, and BN alone only where C is
+    innermost in memory.
     """
-    if "neuron" in block_kinds:
+    if [*block_kinds] == ["norm"]:
+        return is_innermost
+    if of_frames or "neuron" in block_kinds:
         return len(block_kinds) > 1
-    return not of_frames and not {"conv", "linear"}.isdisjoint(block_kinds)
+    return not {"conv", "linear"}.isdisjoint(block_kinds)
 
 
 def plan_of_sequences(net: nn.Module, vocabulary: Vocabulary) -> Plan:
@@ -112,11 +118,12 @@ def plan_of_calls(net: nn.Module, parts: nn.Module, x: Tensor, vocabulary: Vocab
     """
     training, evaluation = (_recorded(net.train(mode), parts, x, vocabulary) for mode in (True, False))
     chains = [chain for chain in training.chains if chain in evaluation.chains]
-    chains = [c for c in chains if training.of_frames.get(c[0]) == evaluation.of_frames.get(c[0])]
+    changed = training.of_frames ^ evaluation.of_frames | training.at_node ^ evaluation.at_node
     return Plan(
-        chains,
+        [chain for chain in chains if chain[0] not in changed],
         training.of_spikes & evaluation.of_spikes,
         training.of_frames,
+        training.at_node,
         training.shared | evaluation.shared,
     )
 
@@ -129,35 +136,44 @@ def _recorded(net: nn.Module, parts: nn.Module, x: Tensor, vocabulary: Vocabular
     calls = record_calls(leaves, net, x, distinct_outputs=True)
     times = Counter(module for module, _, _ in calls)
     once = [call for call in calls if times[call[0]] == 1]
-    chains, of_frames = _chains(once, calls, kind_of, vocabulary)
+    chains = _chains(once, calls, kind_of, vocabulary)
     spiking = _with_spiking_inputs(calls)
     return Plan(
-        [[names[module] for module in chain] for chain in chains],
-        {names[chain[0]] for chain in chains if chain[0] in spiking},
-        {names[module]: frames for module, frames in of_frames.items()},
+        [[names[module] for module in chain.layers] for chain in chains],
+        {names[chain.layers[0]] for chain in chains if chain.layers[0] in spiking},
+        {names[chain.layers[0]] for chain in chains if chain.of_frames},
+        {names[chain.layers[0]] for chain in chains if chain.at_node},
         {names[module] for module, n in times.items() if n > 1},
     )
 
 
+class _Chain(NamedTuple):
+    """Layers of a block; see `Plan`."""
+
+    layers: list[nn.Module]
+    of_frames: bool
+    at_node: bool
+
+
 def _chains(
     calls: Sequence[Call], all_calls: Sequence[Call], kind_of: Mapping[nn.Module, str], vocabulary: Vocabulary
-) -> tuple[list[list[nn.Module]], dict[nn.Module, bool]]:
-    """Layers that form blocks, among those that were called once, and the first ones of blocks over frames.
+) -> list[_Chain]:
+    """Layers that form blocks, among those that were called once.
 
     The input of each is the previous one's output, a node's in another shape perhaps; `record_calls` makes another
     tensor of it where it was written in place or passed on.
     """
-    once, taken = {module: (x, y) for module, x, y in calls}, set[nn.Module]()
-    chains, of_frames = list[list[nn.Module]](), dict[nn.Module, bool]()
+    once, taken, chains = {module: (x, y) for module, x, y in calls}, set[nn.Module](), list[_Chain]()
     for module in once:
-        if module in taken or kind_of[module] not in _BEGINNING or _is_of_lines(module, once[module][0], vocabulary):
+        x = once[module][0]
+        if module in taken or kind_of[module] not in _BEGINNING or _is_of_lines(module, x, vocabulary):
             continue
-        chain, takes_frames = _chain_from(module, once, all_calls, kind_of, vocabulary)
-        if chain:
-            taken.update(chain)
+        chain = _chain_from(module, once, all_calls, kind_of, vocabulary)
+        kinds = [kind_of[member] for member in chain.layers]
+        if _is_block(kinds, chain.of_frames or chain.at_node, _is_innermost(x, chain.of_frames)):
+            taken.update(chain.layers)
             chains.append(chain)
-            of_frames |= {} if takes_frames is None else {module: takes_frames}
-    return chains, of_frames
+    return chains
 
 
 def _chain_from(
@@ -166,11 +182,10 @@ def _chain_from(
     all_calls: Sequence[Call],
     kind_of: Mapping[nn.Module, str],
     vocabulary: Vocabulary,
-) -> tuple[list[nn.Module], bool | None]:
-    """Layers of the block that begins with a layer, none if there is none; see `Plan.of_frames`, None for no such
-    block."""
-    chain, of_frames, at_node = [first], vocabulary.takes_frames(first), None
+) -> _Chain:
+    """Layers that could be the parts of a block that begins with a layer."""
     x = once[first][0]
+    chain, at_node, of_frames = [first], False, vocabulary.takes_frames(first)
     while len(after := _readers(all_calls, chain[-1])) == 1 and after[0] in once:
         (following,) = after
         is_node, shape = kind_of[following] == "neuron", once[following][0].shape
@@ -178,22 +193,28 @@ def _chain_from(
         if other_shape and not is_node:
             break
         if is_node and (of_frames or other_shape):
-            at_node = vocabulary.takes_frames(first) or x.dim() == 2
-            if not _is_over(x.shape, shape, at_node):
+            of_frames, at_node = of_frames or x.dim() == 2, True
+            if not _is_over(x.shape, shape, of_frames):
                 break
-        of_frames = of_frames or other_shape
-        if not _joins([kind_of[member] for member in chain], kind_of[following], of_frames):
+        if not _joins([kind_of[member] for member in chain], kind_of[following], of_frames or at_node):
             break
         chain.append(following)
-    return (chain, at_node) if _is_block([kind_of[member] for member in chain], of_frames) else ([], None)
+    return _Chain(chain, of_frames, at_node)
 
 
 def _is_of_lines(layer: nn.Module, x: Tensor, vocabulary: Vocabulary) -> bool:
-    """True for BN1d of lines [T N, C, L].
+    """True for BN1d of lines [T N, C, L] in this order.
 
     With C innermost, as kernels want them, they would be copied twice, which takes longer than BN (AMD EPYC, Zen 4).
     """
-    return isinstance(layer, nn.BatchNorm1d) and x.dim() > (2 if vocabulary.takes_frames(layer) else 3)
+    frames = vocabulary.takes_frames(layer)
+    return isinstance(layer, nn.BatchNorm1d) and x.dim() > (2 if frames else 3) and not _is_innermost(x, frames)
+
+
+def _is_innermost(x: Tensor, of_frames: bool) -> bool:
+    """True for [T, N, C, *], or frames [T N, C, *], with C innermost in memory, as behind a transposed FC layer."""
+    channel = 1 if of_frames else 2
+    return x.dim() > channel + 1 and not x.is_contiguous() and x.movedim(channel, -1).is_contiguous()
 
 
 def _is_over(shape: torch.Size, of_node: torch.Size, takes_frames: bool) -> bool:

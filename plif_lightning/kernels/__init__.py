@@ -5,7 +5,7 @@ from plif_lightning.kernels.bits import SparseMaps
 from plif_lightning.kernels.block import EventBlock, PatchMoments, conv_fire_pool
 from plif_lightning.kernels.delays import delay_between_steps, linear_of_delayed
 from plif_lightning.kernels.density import NEVER, Skip
-from plif_lightning.kernels.fused import Norm, moments, moments_over_processes, norm_fire_pool, run
+from plif_lightning.kernels.fused import Norm, moments, moments_over_processes, norm_fire_pool, normalise, run
 from plif_lightning.kernels.layout import Pool, at_a_time, real_type
 from plif_lightning.kernels.sparse import conv_events, conv_of_spikes, linear_of_bits, linear_of_spikes, table_of
 
@@ -31,6 +31,7 @@ __all__ = [
     "moments",
     "moments_over_processes",
     "norm_fire_pool",
+    "normalise",
     "real_type",
     "run",
     "table_of",

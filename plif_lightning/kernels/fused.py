@@ -12,7 +12,7 @@ from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.equations import Dynamics
 from plif_lightning.dynamics.reference import States, check_inputs, in_real_precision
 from plif_lightning.kernels import ops
-from plif_lightning.kernels.layout import POOLS, Pool, real_type, rows_of
+from plif_lightning.kernels.layout import POOLS, Pool, channels_last, real_type, rows_of
 from plif_lightning.kernels.ops import outside_compile
 
 
@@ -144,6 +144,40 @@ class _NormFirePool(torch.autograd.Function):
         return grad_y, grad_weight, grad_bias, grad_learned, grad_states, grad_added, *[None] * 9
 
 
+class _Normalise(torch.autograd.Function):
+    """BN alone, by statistics of the batch; saves y and statistics for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, of_all_processes: bool
+    ) -> Tensor:
+        scale, shift = affine(Norm(weight, bias, mean, invstd))
+        ctx.save_for_backward(y, mean, invstd, scale)
+        ctx.of_all_processes = of_all_processes
+        return torch.addcmul(_over_maps(shift), y.to(scale.dtype), _over_maps(scale)).to(y.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        y, mean, invstd, scale = ctx.saved_tensors
+        # In y's layout: where layouts differ, PyTorch's operators take several times as long.
+        grad, y = channels_last(grad_out.to(scale.dtype)), y.to(scale.dtype)
+        of_step = y.shape[1] * y.shape[3] * y.shape[4]
+        means = [ops.moments(values)[0] for values in (grad, grad * (y - _over_maps(mean)))]
+        sums = of_step * torch.stack(means)
+        sums = sums if len(scale) == len(y) else sums.sum(1, keepdim=True)
+        count = of_step * (len(y) // len(scale))
+        slope, constant = through_statistics(sums, count, scale, invstd, ctx.of_all_processes)
+        offset = torch.addcmul(_over_maps(constant - slope * mean), y, _over_maps(slope))
+        grad_y = offset.addcmul_(grad, _over_maps(scale)).to(grad_out.dtype)
+        return grad_y, (sums[1] * invstd).sum(0), sums[0].sum(0), None, None, None
+
+
+def _over_maps(rows: Tensor) -> Tensor:
+    """Rows [S, C] beside maps [T, N, C, H, W]."""
+    return rows[:, None, :, None, None]
+
+
 def affine(norm: Norm) -> tuple[Tensor, Tensor]:
     """BN as scale y + shift, [S, C] each."""
     scale = norm.weight * norm.invstd
@@ -192,6 +226,14 @@ def moments_over_processes(mean: Tensor, var: Tensor, count: int) -> tuple[Tenso
     of_all = total / n
     # Deviations from the mean of all: squares minus the squared mean would cancel where the mean is large.
     return of_all, _summed_over_processes((var + (mean - of_all).square()) * counts) / n, n
+
+
+@outside_compile
+def normalise(y: Tensor, norm: Norm) -> Tensor:
+    """BN of y [T, N, C, H, W] by statistics of the batch, in y's dtype."""
+    norm = norm.to(real_type(y))
+    output: Tensor = _Normalise.apply(channels_last(y), *norm[:4], norm.of_all_processes)
+    return output
 
 
 @outside_compile

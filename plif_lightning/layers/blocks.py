@@ -38,12 +38,12 @@ class NormBlock(LayerModule):
 
     Args:
         norm: BN.
-        neuron: the spiking neurons.
+        neuron: the spiking neurons; None for BN alone.
     """
 
     backend = Backend("reference")  # until `use_backend`
 
-    def __init__(self, norm: TimeBatchNorm, neuron: Neuron) -> None:
+    def __init__(self, norm: TimeBatchNorm, neuron: Neuron | None) -> None:
         super().__init__()
         self.norm, self.neuron = norm, neuron
 

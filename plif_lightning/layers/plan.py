@@ -35,6 +35,7 @@ from plif_lightning.kernels import (
     linear_of_spikes,
     moments,
     norm_fire_pool,
+    normalise,
     real_type,
 )
 from plif_lightning.kernels.dense import computing_type, conv2d, linear
@@ -340,10 +341,8 @@ def _run_by_modules(block: ConvBlock, x: Signal, choice: Choice) -> Tensor:
     y = _run_convolution(block, x, choice)
     if choice.convolves and block.conv.bias is not None:
         y = y + block.conv.bias[:, None, None].to(y.dtype)
-    parts = [block.norm] if block.neuron is None else [block.norm, block.neuron, block.pool]
-    for part in parts:
-        y = y if part is None else output_of(part, Signal(y, x.steps))
-    return y
+    y = run_norm(block.norm, block.neuron, Signal(y, x.steps), block.backend)
+    return y if block.neuron is None or block.pool is None else output_of(block.pool, Signal(y, x.steps))
 
 
 def _run_single_pass(block: ConvBlock, x: Tensor, choice: Choice) -> Tensor:
@@ -477,16 +476,23 @@ def _run_behind_fc(block: FCBlock, y: Tensor, steps: int, choice: Choice) -> Ten
 
 def run_norm(norm: TimeBatchNorm | None, neuron: nn.Module | None, x: Signal, backend: Backend) -> Tensor:
     """The output of BN and neurons, as far as there are any, for x [T, N, C, *]: in one pass where a kernel can."""
-    refused = norm is None or active_states() is not None or refuses_fusion(norm, neuron)
-    if refused or not backend.fuses(x.values.device, computing_type(x.values)):
-        y = x.values if norm is None else output_of(norm, x)
+    if norm is None:
+        return x.values if neuron is None else output_of(neuron, x)
+    values, device = x.values, x.values.device
+    fuses = backend.fuses(device, computing_type(values))
+    fires = fuses and active_states() is None and not refuses_fusion(norm, neuron)
+    is_known = is_plain(norm, getattr(norm, "bn", None)) and norm.is_standard
+    if not fires and not (fuses and is_known and norm.bn.training and backend.chosen(device) == "cpu"):
+        y = output_of(norm, x)
         return y if neuron is None else output_of(neuron, x._replace(values=y))
-    assert norm is not None
-    assert isinstance(neuron, Neuron)
-    y = channels_last(x.values.reshape(*x.values.shape[:5], *[1] * (5 - x.values.dim())))
-    of_batch = norm.norm_for(lambda: moments(y), y.shape[1] * y.shape[3] * y.shape[4], x.steps)
-    spikes, _ = norm_fire_pool(y, of_batch, neuron.dynamics, time_steps=x.steps)
-    return spikes.reshape(x.steps, *x.values.shape[1:])  # of a held input one step is given
+    y = channels_last(values.reshape(*values.shape[:5], *[1] * (5 - values.dim())))
+    of_batch = norm.norm_for(partial(moments, y), y.shape[1] * y.shape[3] * y.shape[4], x.steps)
+    if fires:
+        assert isinstance(neuron, Neuron)
+        spikes, _ = norm_fire_pool(y, of_batch, neuron.dynamics, time_steps=x.steps)
+        return spikes.reshape(x.steps, *values.shape[1:])  # of a held input one step is given
+    y = normalise(y, of_batch).reshape(values.shape)
+    return y if neuron is None else output_of(neuron, x._replace(values=y))
 
 
 def run_linear(fc: nn.Linear, x: Tensor, skip: Skip, value: float = 1.0) -> Tensor:

@@ -16,6 +16,8 @@ from plif_lightning.convert.blocks import Replacement
 from plif_lightning.convert.converted import Converted
 from plif_lightning.convert.surrogates import SURROGATES
 from plif_lightning.errors import UserError
+from plif_lightning.layers.blocks import NormBlock
+from plif_lightning.layers.plan import ConvBlock
 from plif_lightning.layers.pooling import TimeDropout
 from plif_lightning.neurons.published import UndecayedLIF
 from tests.processes import on_two_processes
@@ -732,6 +734,61 @@ def test_layers_over_frames_and_nodes_over_time_are_blocks(how, caplog):
     longer = frames(2, 6, 6, steps=7)  # T is that of the call, not of the example
     functional.reset_net(net)
     torch.testing.assert_close(converted.eval()(longer), net.eval()(longer))
+
+
+class Before(nn.Module):
+    """MS-ResNet's: a node, then a convolution and BN over frames, whose sum with the input no node sees."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.node, self.norm = a_node(), nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        return x + self.norm(self.conv(self.node(x).flatten(0, 1))).view(x.shape)
+
+
+class Turned(nn.Module):
+    """Spikformer's: BN1d of an FC layer's turned output, which has C innermost in memory."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.fc, self.norm, self.node = nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), a_node()
+
+    def forward(self, x):
+        y = self.norm(self.fc(x.flatten(0, 1)).transpose(-1, -2)).transpose(-1, -2)
+        return self.node(y.reshape(*x.shape[:3], -1).contiguous())
+
+
+def test_bn_over_frames_without_a_node_is_a_block_and_maps_keep_their_layout():
+    torch.manual_seed(0)
+    first = Frames(nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), RESHAPES["view"])
+    net, x = excited(nn.Sequential(first, Before(4), Before(4)).double()), frames(2, 6, 6)
+    converted = pl.from_spikingjelly(net, x)
+    assert (converted.conversion.blocks, converted.conversion.compared) == (["0.node"], True)
+    blocks = [module for module in converted.modules() if isinstance(module, ConvBlock)]
+    assert [block.neuron is None for block in blocks] == [False, True, True]
+    require_equal(net, converted, x)
+    strides = []
+    for layer_of_neurons in (converted.net[1].node, converted.net[2].node):
+        layer_of_neurons.register_forward_hook(lambda layer, inputs, spikes: strides.append(spikes.stride(2)))
+    converted(x)
+    assert strides == [1, 1]  # C innermost, as the first block gives it
+    state = None
+    for frame, expected in zip(x, converted.eval()(x), strict=True):
+        y, state = pl.step(converted, frame, state)
+        torch.testing.assert_close(y, expected)
+
+
+def test_bn_of_lines_is_a_block_where_c_is_innermost():
+    torch.manual_seed(0)
+    net, x = excited(Turned(6, 5).double()), 4 * torch.rand(4, 3, 7, 6).double()
+    converted = pl.from_spikingjelly(net, x)
+    assert isinstance(converted.net.norm.layer, NormBlock)
+    assert converted.conversion.compared
+    require_equal(net, converted, x)
+    lines = pl.from_spikingjelly(excited(OfFrames(RESHAPES["view"]).double()), frames(2, 6, 6)).net
+    assert isinstance(lines.tokens.norm, nn.BatchNorm1d)  # [T N, C, L] in this order
 
 
 class WrittenBetween(Frames):

@@ -1,6 +1,7 @@
 """The fused forms against the reference: spikes, every gradient, layouts, types, threads."""
 
 import copy
+import itertools
 import multiprocessing
 from typing import get_args
 
@@ -506,23 +507,29 @@ def test_copied_networks_keep_their_backend():
 # --- several processes
 
 
-CASES = [(static, statistics) for static in (False, True) for statistics in ("per_step", "all_steps")]
+CASES = [(*case, fires) for case in itertools.product((False, True), ("per_step", "all_steps")) for fires in (1, 0)]
 
 
 def halves_of_a_batch(rank):
-    return {case: half_of_a_batch(rank, 5, *case) for case in CASES}
+    return {case: half_of_a_batch(rank, *case) for case in CASES}
 
 
-def half_of_a_batch(rank, steps, static, statistics):
-    y = maps(1 if static else steps, 4, 3, 4, 6)
-    made = block("cpu", PLIF(), statistics, 3, torch.float64, True, SpikeMaxPool2d("first"))
+def of_a_batch(static, statistics, fires):
+    """A block, its input, and the weight of its output in a loss; without neurons BN alone."""
+    y = maps(1 if static else 5, 4, 3, 4, 6)
+    neuron, pool = (PLIF(), SpikeMaxPool2d("first")) if fires else (None, None)
+    made = block("cpu", neuron, statistics, 3, torch.float64, True, pool)
+    shape = (5, 4, 3, 2, 3) if fires else y.shape
+    return made, y, torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def half_of_a_batch(rank, *case):
+    made, y, weight = of_a_batch(*case)
     made.norm.bn = nn.SyncBatchNorm.convert_sync_batchnorm(made.norm.bn)
     part = y[:, 2 * rank : 2 * rank + 2].clone().requires_grad_()
-    spikes = made(part, steps)
-    weight = torch.randn(steps, 4, 3, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    spikes.backward(weight[:, 2 * rank : 2 * rank + 2])
-    grads = [p.grad for p in made.parameters()]
-    return spikes.detach(), part.grad, grads, made.norm.bn.running_var
+    output = made(part, 5)
+    output.backward(weight[:, 2 * rank : 2 * rank + 2])
+    return output.detach(), part.grad, [p.grad for p in made.parameters()], made.norm.bn.running_var
 
 
 @pytest.fixture(scope="module")
@@ -531,15 +538,15 @@ def on_two(tmp_path_factory):
     return on_two_processes(halves_of_a_batch, tmp_path_factory.mktemp("two"))
 
 
-@pytest.mark.parametrize(("static", "statistics"), CASES)
-def test_sync_batchnorm_on_two_processes_equals_the_full_batch(on_two, static, statistics):
-    halves = [half[static, statistics] for half in on_two]
-    y = maps(1 if static else 5, 4, 3, 4, 6).requires_grad_()
-    made = block("cpu", PLIF(), statistics, 3, torch.float64, True, SpikeMaxPool2d("first"))
-    spikes = made(y, 5)
-    weight = torch.randn(5, 4, 3, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    spikes.backward(weight)
-    assert torch.equal(torch.cat([half[0] for half in halves], 1), spikes)
+@pytest.mark.parametrize("case", CASES)
+def test_sync_batchnorm_on_two_processes_equals_the_full_batch(on_two, case):
+    halves = [half[case] for half in on_two]
+    made, y, weight = of_a_batch(*case)
+    y.requires_grad_()
+    output = made(y, 5)
+    output.backward(weight)
+    torch.testing.assert_close(torch.cat([half[0] for half in halves], 1), output)
+    assert not case[-1] or torch.equal(torch.cat([half[0] for half in halves], 1), output)  # spikes
     torch.testing.assert_close(torch.cat([half[1] for half in halves], 1), y.grad)
     for ours, *theirs in zip([p.grad for p in made.parameters()], *(half[2] for half in halves), strict=True):
         torch.testing.assert_close(sum(theirs), ours)
