@@ -47,8 +47,10 @@ def converted_by(
     named = reversed(converted.state_dict(keep_vars=True).items())  # the first of its names
     here = {id(tensor): name for name, tensor in named}
     converted.names = {name: (here[id(t)], shape) for name, (t, shape) in stored.items() if id(t) in here}
-    modes = {module.training for module in net.modules()}
-    return converted.train(net.training) if len(modes) == 1 else converted
+    if len({module.training for module in net.modules()}) == 1:
+        for module in converted.modules():
+            module.training = net.training  # not by `train`, with which a network may freeze its BN
+    return converted
 
 
 @contextmanager

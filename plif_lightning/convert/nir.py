@@ -377,7 +377,7 @@ class _Reader:
         return _neuron(kind, found, v_reset)
 
     def integral(self, name: str, node: Any) -> nn.Module:
-        tau = _per_channel(name, np.asarray(node.tau, np.float64) / self.dt)
+        tau = _per_channel(name, np.asarray(node.tau, np.float32) / np.float32(self.dt))
         if isinstance(tau, Tensor):
             raise UserError(f"NIR: {name} has several tau; here a leaky integral has one.")
         return _Scaled(tau, np.asarray(node.r), np.asarray(node.v_leak))

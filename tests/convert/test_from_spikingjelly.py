@@ -931,6 +931,7 @@ def test_frozen_norms_stay_frozen():
     net, x = excited(Frozen(RESHAPES["view"]).double()), frames(2, 6, 6)
     converted = pl.from_spikingjelly(net, x)
     assert converted.conversion.blocks == ["first.node", "rows.node"]
+    assert all(module.training for module in converted.modules())  # as the network was, whose `train` was never called
     net.train()
     converted.train()
     functional.reset_net(net)

@@ -51,7 +51,7 @@ STRUCTURES = {
     "residual first": "ADD(c2k3s1-BN-PLIF-c2k3s1-BN)-PLIF-ADD(c2k3s1-BN|c2k1s1-BN-PLIF)-CLIF-FC3-PLIF",
     "real residuals": "c8k3s1-BN-ADD(PLIF-c8k3s1-BN)-ADD(PLIF-c6k3s2-BN|c6k1s2-BN)-PLIF-APk2s2-FC3",
     "windows": "c8k5s2p1-BN-PLIF-MPk3s2p1-c6k1s1-BN-PLIF-APk2s1-c8k3s1g2-BN-PLIF-FC6-PLIF-APk2s2",
-    "integral": "c8k3s2-BN-PLIF-c6k3s1-BN-PLIF-FC3-LI(init_tau=4.0)",
+    "integral": "c8k3s2-BN-PLIF-c6k3s1-BN-PLIF-FC3-LI(init_tau=3.0)",
     "products": "c8k3s1-BN-PLIF-AND(c8k3s1-BN-PLIF)-IAND(c8k1s1-BN-PLIF)-MPk2s2-FC6-PLIF-APk2s2",
     "rectangles": "c8k3x5s1-BN-PLIF-MPk4x2s2p1x0-c6k1x3s2x1-BN-PLIF-FC3-PLIF",
     "recurrent": "c8k3s1-BN-PLIF-MPk2s2-RFC20-PLIF(v_threshold=2.0)-FC3-PLIF",
