@@ -52,8 +52,8 @@ _TRAINING_STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "c
 class SingleStep(nn.Module):
     """A time-step of a network with its states as inputs and outputs, for exporters.
 
-    Takes a frame [N, C, H, W] and the states [N, *] of each layer of neurons, in the order of `states_of`. Returns the
-    votes [N, num_classes] and the states after the step, in the same order.
+    Takes a frame [N, C, H, W] and the states [N, *] of each layer that carries any, in the order of `states_of`.
+    Returns the votes [N, num_classes] and the states after the step, in the same order.
     """
 
     def __init__(self, net: SpikingNetwork) -> None:
@@ -72,10 +72,10 @@ class SingleStep(nn.Module):
 
 
 def states_of(net: nn.Module) -> dict[str, float]:
-    """The states of every layer of neurons before the first step, by name: `v_conv1`, its potential, and so on.
+    """The states before the first step, by name: `v_conv1`, the potential of a layer of neurons, and so on.
 
     That of a readout's leaky integral is `v_` and the name of its module; the spikes that a recurrent layer sees are
-    `s_` and the name of its weight.
+    `s_` and the name of its weight; the inputs that a delay holds are `x_` and the name of its module.
     """
     names = {module: name for name, module in neurons_of(net)}
     initial: dict[str, float] = {}

@@ -102,21 +102,22 @@ class Frozen(Layer):
 
     Attributes:
         neurons: its neurons by the names of their layers.
-        stateful: modules whose states a step carries, by name in the network.
         form: event-driven, dense, or `as it is` for a module; with the type of its weight.
+        gives_spikes: its output is spikes.
         on_spikes: called with a layer's name and its spikes [T, N, *], before its pool; None for nobody.
     """
 
     neurons: dict[str, Neuron]
     form: str
+    gives_spikes: bool
     on_spikes: OnSpikes | None = None
-    stateful: Mapping[str, nn.Module]
 
     def run(self, x: Signal) -> Maps:
-        if active_states() is None:
-            return self._spikes(x, False, None)[0]
         (neuron,) = self.neurons.values()
-        return advance(neuron, partial(self._spikes, x, True))  # type: ignore[arg-type]
+        return advance(neuron, partial(self._spikes, x, active_states() is not None))  # type: ignore[arg-type]
+
+    def keeps_spikes(self, spikes: bool) -> bool:
+        return self.gives_spikes
 
     def _tell(self, spikes: Tensor) -> None:
         (name,) = self.neurons
@@ -241,7 +242,7 @@ class _AsItIs(Frozen):
 
     def run(self, x: Signal) -> Maps:
         dense = _dense(x.values, x.steps)
-        signal = Signal(dense.flatten(2) if self._flat else dense, x.steps)
+        signal = x._replace(values=dense.flatten(2) if self._flat else dense)
         with nullcontext() if self.on_spikes is None else record_spikes(self.neurons, self.on_spikes):
             return output_of(self._block, signal)
 
@@ -279,7 +280,7 @@ def _together(states: list[Tensor]) -> Tensor:
 class DeployedNetwork(nn.Module):
     """An inference-only network on a CPU, in float32: a sequence of layers; see `deployed`.
 
-    It is immutable: it has no parameters and no submodules.
+    It has no parameters and no submodules, so that nothing trains, moves or converts it.
 
     Args:
         net: folded; not used for anything else.
@@ -296,10 +297,7 @@ class DeployedNetwork(nn.Module):
         self._layers = list(layers.values())
         # In a list, a tuple and a dictionary: not registered as submodules.
         self._inputs, self._voting = ([] if net.inputs.name == "direct" else [net.inputs]), (net.voting,)
-        self._stateful: dict[str, nn.Module] = {
-            n: module for layer in self._layers for n, module in layer.stateful.items()
-        }
-        self._stateful |= {"voting": net.voting} if net.voting.carries else {}
+        self._stateful = stateful_modules(net)
         first = net.layer_specs[0]
         # 0 unless the first layer is dense: only then is its output, the largest map, stored, and a batch split.
         stored = self._layers[0].form == "dense"
@@ -341,8 +339,8 @@ class DeployedNetwork(nn.Module):
             return torch.zeros(x.steps, 0, self.num_classes)
         with torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext():
             y = run_layers((*self._inputs, *self._layers), x)
-            rows = _dense(y.values, x.steps).flatten(2).expand(x.steps, -1, -1)
-            return output_of(self._voting[0], y._replace(values=rows))
+            rows = y._replace(values=_dense(y.values, x.steps).flatten(2))
+            return output_of(self._voting[0], rows._replace(values=rows.every_step()))
 
     @contextmanager
     def record_spikes(self, on_spikes: OnSpikes) -> Iterator[None]:
@@ -358,7 +356,7 @@ class DeployedNetwork(nn.Module):
 
 def _frozen(
     net: SpikingNetwork, spec: LayerSpec, block: Any, is_spikes: bool, engine: Engine,
-    neurons: Mapping[Any, str], paths: Mapping[nn.Module, str],
+    neurons: Mapping[Any, str],
 ) -> Frozen:  # fmt: skip
     """A layer of a folded network in the fastest form that runs it.
 
@@ -369,7 +367,6 @@ def _frozen(
         is_spikes: its input is spikes.
         engine: see `deployed`.
         neurons: all neurons of the network, with the names of their layers.
-        paths: all modules with states, with their names in the network.
     """
     # Counts of neurons are zero as often as spikes.
     of_neurons = spec.from_neurons and all(neuron.runs_equations for neuron in neurons)
@@ -384,7 +381,6 @@ def _frozen(
             layer = _Conv(spec.name, block, of_neurons or (is_first and net.input_shape[0] == _POLARITIES), int8)
         elif isinstance(block, FCBlock) and block.recurrent is None and of_neurons:
             layer = _FC(spec.name, block, is_spikes, int8)
-    layer.stateful = {paths[module]: module for module in block.modules() if module in paths}
     return layer
 
 
@@ -409,13 +405,12 @@ def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
 def freeze(folded: SpikingNetwork, engine: Engine) -> DeployedNetwork:
     """`deployed` of a folded network on a CPU in float32, which is used up."""
     use_backend(folded.requires_grad_(False), "cpu", "never")
-    paths = {module: name for name, module in stateful_modules(folded).items()}
     neurons, blocks = {neuron: name for name, neuron in folded.neurons()}, folded.blocks()
     layers, is_spikes = {}, keeps_spikes(folded.inputs, spikes=False)
     for spec in folded.layer_specs:
         block = blocks[spec.name]
-        layers[spec.name] = _frozen(folded, spec, block, is_spikes, engine, neurons, paths)
-        is_spikes = keeps_spikes(block, is_spikes)
+        layers[spec.name] = _frozen(folded, spec, block, is_spikes, engine, neurons)
+        is_spikes = layers[spec.name].gives_spikes = keeps_spikes(block, is_spikes)
     if engine == "int8" and not any("int8" in layer.form for layer in layers.values()):
         _log.warning("int8: no layer has weights in 8 bits. Recurrent layers, and layers without spikes, keep theirs.")
     return DeployedNetwork(folded, layers)

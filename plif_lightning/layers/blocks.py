@@ -1,6 +1,5 @@
 """Blocks of a network without a weight of their own, and sequences of blocks."""
 
-import functools
 from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from plif_lightning.kernels import Backend
 from plif_lightning.kernels.ops import outside_compile
 from plif_lightning.layers.norm import TimeBatchNorm
 from plif_lightning.layers.plain import is_plain
-from plif_lightning.layers.plan import ConvBlock, FCBlock, Sum, refuses_sum, run_conv, run_norm
+from plif_lightning.layers.plan import ConvBlock, FCBlock, Sum, run_conv, run_norm, takes_sum
 from plif_lightning.neurons import Neuron
 from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, output_of, run_layers
 from plif_lightning.structure.layers import Combine
@@ -74,7 +73,9 @@ class ResidualBlock(LayerModule):
 
     def run(self, x: Signal) -> Tensor:
         last = self.branch[-1] if isinstance(self.branch, Blocks) and len(self.branch) else None
-        if isinstance(last, ConvBlock) and not self._refuses_sum(last, x):
+        # Of a held input neurons of the branch or of the shortcut alone may see time.
+        is_sum = self.combination == "ADD" and not x.is_held and is_plain(self, self.branch, self.shortcut)
+        if is_sum and isinstance(last, ConvBlock) and takes_sum(last, self.neuron, x):
             before = run_layers([*self.branch][:-1], x)
             return run_conv(last, before, Sum(self.neuron, output_of(self.shortcut, x)))
         combined = self._combined(output_of(self.branch, x), output_of(self.shortcut, x))
@@ -84,13 +85,6 @@ class ResidualBlock(LayerModule):
         if self.combination == "ADD":
             return y + shortcut
         return y * shortcut if self.combination == "AND" else shortcut * (1 - y)
-
-    def _refuses_sum(self, last: ConvBlock, x: Signal) -> str:
-        """Why no kernel fuses BN of the last convolution, the sum and the neurons behind it; empty if a kernel does."""
-        if self.combination != "ADD" or not is_plain(self, self.branch, self.shortcut, *last.modules()):
-            return "it is no sum, or has hooks"
-        # Of a held input neurons of the branch or of the shortcut alone may see time.
-        return "its input is held" if x.is_held else refuses_sum(last, self.neuron, x)
 
     def keeps_spikes(self, spikes: bool) -> bool:
         if self.neuron is not None:
@@ -113,9 +107,6 @@ class Blocks(nn.Sequential, LayerModule):
     def run(self, x: Signal) -> Tensor:
         run = _run_values if self.backend.name == "reference" else _outside_of_graphs
         return run(x.values, x, list(self))
-
-    def keeps_spikes(self, spikes: bool) -> bool:
-        return functools.reduce(lambda before, block: keeps_spikes(block, before), self, spikes)
 
 
 def _run_values(values: Tensor, x: Signal, blocks: Iterable[nn.Module]) -> Tensor:

@@ -89,8 +89,10 @@ class Delay(LayerModule):
     def run(self, x: Signal) -> Tensor:
         if x.values.dim() < 3 or x.values.shape[2] != len(self.delay):
             raise UserError(f"a delay of {len(self.delay)} channels takes [T, N, C, *], got {list(x.values.shape)}.")
-        values = x.values if x.values.is_floating_point() else x.values.to(self.delay.dtype)
-        return advance(self, partial(self._delayed, values.expand(x.steps, *values.shape[1:])))
+        values = x.every_step()
+        return advance(
+            self, partial(self._delayed, values if values.is_floating_point() else values.to(self.delay.dtype))
+        )
 
     def keeps_spikes(self, spikes: bool) -> bool:
         return spikes and self.is_whole

@@ -236,23 +236,20 @@ def refuses_conv(block: ConvBlock) -> str:
     return ""
 
 
-def refuses_sum(block: ConvBlock, neuron: nn.Module | None, x: Signal) -> str:
-    """Why no single kernel takes the BN of a residual block's last convolution, the sum and `neuron`; else empty."""
+def takes_sum(block: ConvBlock, neuron: nn.Module | None, x: Signal) -> bool:
+    """True if a kernel takes the BN of a residual block's last convolution, the sum and `neuron` together: on a CPU."""
     device = x.values.device
-    if block.backend.chosen(device) != "cpu" or not block.backend.fuses(device, computing_type(x.values)):
-        return "on a CPU only"
-    if block.neuron is not None:
-        return "the branch ends with neurons"
-    return refuses_fusion(block.norm, neuron)
+    on_cpu = block.backend.chosen(device) == "cpu" and block.backend.fuses(device, computing_type(x.values))
+    return on_cpu and block.neuron is None and is_plain(*block.modules()) and not refuses_fusion(block.norm, neuron)
 
 
 def choose(block: ConvBlock, x: Signal, of_sum: bool = False) -> Choice:
-    """How a block runs, decided once a call: here where a part of it is called as a module, otherwise in `_by_kernels`.
+    """How a block runs: here where a part of it is called as a module, otherwise in `_by_kernels`.
 
     Args:
         block: the block.
         x: its input, [T, N, C, H, W] or held.
-        of_sum: its output is an addend of the neurons' input, see `refuses_sum`.
+        of_sum: its output is an addend of the neurons' input, see `takes_sum`, and it is fused.
     """
     values, neuron = x.values, block.neuron
     neurons = (lambda: neuron.dynamics) if isinstance(neuron, Neuron) else None
@@ -321,6 +318,7 @@ def run_conv(block: ConvBlock, x: Signal, added: Sum | None = None) -> Tensor:
     choice = choose(block, x, added is not None)
     _note(block, choice)
     if choice.form == "part by part":
+        assert added is None
         return _run_by_modules(block, x, choice)
     if choice.form == "one pass":
         spikes = _run_single_pass(block, x.values, choice)
@@ -373,10 +371,8 @@ def _run_fused(block: ConvBlock, x: Signal, choice: Choice, added: Sum | None) -
         y, other = y.to(dtype), added.values.to(dtype)
     assert isinstance(neuron, Neuron)
     norm, dynamics = _norm_of(block, lambda: moments(y), y, x.steps, choice.convolves), neuron.dynamics
-    if active_states() is not None:
-        return advance(neuron, lambda before: norm_fire_pool(y, norm, dynamics, before, added=other, last=True))
-    pool, seed = choice.pool, block.seed(choice.pool)
-    return norm_fire_pool(y, norm, dynamics, time_steps=x.steps, added=other, pool=pool, seed=seed)[0]
+    fire = partial(norm_fire_pool, y, norm, dynamics, time_steps=x.steps, added=other, pool=choice.pool)
+    return advance(neuron, partial(fire, seed=block.seed(choice.pool), last=active_states() is not None))
 
 
 def _norm_of(block: ConvBlock, batch: Any, x: Tensor, steps: int, convolves: bool) -> Norm:

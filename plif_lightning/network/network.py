@@ -231,7 +231,7 @@ class SpikingNetwork(nn.Module):
             x = x.to(dtype)
         maps = run_layers((self.inputs, self.encoder), Signal(x, steps))
         y = run_layer(self.classifier, maps._replace(values=maps.values.flatten(2)))
-        return output_of(self.voting, y._replace(values=y.values.expand(steps, -1, -1)))
+        return output_of(self.voting, y._replace(values=y.every_step()))
 
     def for_time_steps(self, time_steps: int) -> AbstractContextManager[None]:
         """Run with another T while the context lasts, in all threads; no parameter depends on T."""

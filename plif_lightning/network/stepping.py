@@ -60,8 +60,9 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
         state: returned by the previous step; None for the first.
 
     Returns:
-        The output [N, *], and the state of each layer of neurons by its name in `net`: its potential [N, *], in float32
-        at least; of neurons with several states a tuple of them. The leaky integral of a readout is such a state too.
+        The output [N, *], and the state of each layer that carries one, by its name in `net`: of neurons the potential
+        [N, *], in float32 at least; of neurons with several states a tuple of them; the leaky integral of a readout;
+        the inputs that a delay still holds [N, max_delay, *].
 
     Neurons are bit-identical to a run over the sequence. Other layers are too if PyTorch's result for a sample
     does not depend on the batch size; otherwise a potential may differ by rounding (docs/concepts/forms.md).

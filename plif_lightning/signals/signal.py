@@ -31,6 +31,11 @@ class Signal(NamedTuple):
         """True if a single step stands for all T, so that layers without a state run once."""
         return self.steps > 1 and isinstance(self.values, Tensor) and self.values.shape[0] < self.steps
 
+    def every_step(self) -> Tensor:
+        """Values of all steps [T, N, *]; those of a held input share their memory."""
+        values: Tensor = self.values
+        return values.expand(self.steps, *values.shape[1:])
+
 
 class Layer:
     """Base of all layers that `run_layer` runs. Its states in a single step are read and written by `states.advance`.
@@ -92,10 +97,10 @@ def keeps_spikes(layer: Any, spikes: bool) -> bool:
     """True if the output of a layer or another module is spikes, for an input that is or is not; None passes it on."""
     if layer is None:
         return spikes
-    if isinstance(layer, Layer):
-        return layer.keeps_spikes(spikes)
     if isinstance(layer, nn.Sequential):
         return functools.reduce(lambda before, child: keeps_spikes(child, before), layer, spikes)
+    if isinstance(layer, Layer):
+        return layer.keeps_spikes(spikes)
     return spikes and isinstance(layer, _KEEP_VALUES)
 
 
@@ -110,7 +115,7 @@ def _taken_by(forward: Any) -> tuple[str, ...]:
 def run_layer(layer: Any, x: Signal) -> Signal:
     """The output of a layer, or of any module over [T, N, *]."""
     if isinstance(layer, Layer) and layer.is_plain_call:
-        return Signal(layer.run(x), x.steps, layer.keeps_spikes(x.is_spikes))
+        return Signal(layer.run(x), x.steps, keeps_spikes(layer, x.is_spikes))
     if type(layer) is nn.Sequential and is_called_plainly(layer):
         return run_layers(layer, x)
     facts: dict[str, Any] = {"time_steps": x.steps, "is_spikes": x.is_spikes}

@@ -74,7 +74,8 @@ def advance(layer: nn.Module, run: Callable[[tuple[Tensor, ...] | None], tuple[T
         return run(None)[0]
     if layer in states.after:
         raise UserError(
-            "a neuron is used twice in the network, so it has two states after a step: give each layer its own."
+            f"{type(layer).__name__} is used twice in the network, so it has two states after a step: "
+            "give each place its own."
         )
     before = states.before.get(layer)
     output, after = run(None if before is None else as_tuple(before))

@@ -83,7 +83,7 @@ class PlacedBase(NotationBase, ABC):
     takes_maps: ClassVar[bool] = False
 
     @abstractmethod
-    def keeps_spikes(self, spikes: bool) -> bool:
+    def is_fired(self, spikes: bool) -> bool:
         """True if its output is what neurons fire: spikes, or counts of such as ILIF; `spikes`: its input is."""
 
     @abstractmethod

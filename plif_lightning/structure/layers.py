@@ -69,7 +69,7 @@ class Placing:
                 )
             spec = layer.place(self, self.name(layer.prefix), shape, spikes)
             yield spec._replace(from_neurons=spikes)
-            shape, spikes = spec.after, layer.keeps_spikes(spikes)
+            shape, spikes = spec.after, layer.is_fired(spikes)
 
     def require_nonempty(self, operation: str, before: Shape, after: Shape) -> Shape:
         """Refuse a map that shrinks to nothing."""
@@ -161,7 +161,7 @@ class Neurons(PlacedBase, Part):
     def place(self, placing: Placing, name: str, before: Shape, spikes: bool) -> LayerSpec:
         return LayerSpec(name, self, before, before)
 
-    def keeps_spikes(self, spikes: bool) -> bool:
+    def is_fired(self, spikes: bool) -> bool:
         return True
 
 
@@ -225,7 +225,7 @@ class Pool(PlacedBase, Part):
         after = (before[0], *window_count(before, self.kernel, self.stride, self.padding))
         return placing.require_nonempty(f"{self} of {name}", before, after)
 
-    def keeps_spikes(self, spikes: bool) -> bool:
+    def is_fired(self, spikes: bool) -> bool:
         return spikes and self.kind == "MP"
 
 
@@ -311,8 +311,8 @@ class Conv(PlacedBase, Part):
             shape = self.pool.output_shape(placing, name, shape)
         return LayerSpec(name, self, before, shape)
 
-    def keeps_spikes(self, spikes: bool) -> bool:
-        return self.neurons is not None and (self.pool is None or self.pool.keeps_spikes(True))
+    def is_fired(self, spikes: bool) -> bool:
+        return self.neurons is not None and (self.pool is None or self.pool.is_fired(True))
 
 
 @dataclass(frozen=True)
@@ -362,7 +362,7 @@ class FC(PlacedBase, Part):
     def place(self, placing: Placing, name: str, before: Shape, spikes: bool) -> LayerSpec:
         return LayerSpec(name, self, before, (self.features,))
 
-    def keeps_spikes(self, spikes: bool) -> bool:
+    def is_fired(self, spikes: bool) -> bool:
         return self.neurons is not None
 
 
@@ -401,7 +401,7 @@ class Residual(PlacedBase, Part):
         reader.require(")", "-, | and a shortcut, or )")
         if combination != "ADD":
             for side, layers in (("branch", branch), ("shortcut", shortcut)):
-                if not gives_spikes(layers, True):
+                if not is_fired(layers, True):
                     reader.refuse(at, f"{combination} needs spikes, and its {side} ends without neurons")
         return cls(combination, branch, shortcut)
 
@@ -423,8 +423,8 @@ class Residual(PlacedBase, Part):
             )
         return LayerSpec(name, self, before, shapes[0], branch, shortcut)
 
-    def keeps_spikes(self, spikes: bool) -> bool:
-        both = gives_spikes(self.branch, spikes) and gives_spikes(self.shortcut, spikes)
+    def is_fired(self, spikes: bool) -> bool:
+        both = is_fired(self.branch, spikes) and is_fired(self.shortcut, spikes)
         return self.neurons is not None or (self.combination != "ADD" and both)
 
 
@@ -455,7 +455,7 @@ class Delay(PlacedBase, Part):
     def place(self, placing: Placing, name: str, before: Shape, spikes: bool) -> LayerSpec:
         return LayerSpec(name, self, before, before)
 
-    def keeps_spikes(self, spikes: bool) -> bool:
+    def is_fired(self, spikes: bool) -> bool:
         return spikes and bool(dict(self.arguments).get("rounds"))
 
 
@@ -538,9 +538,9 @@ def neurons_in(layers: Iterable[NotationLayer]) -> Iterator[Neurons]:
     yield from (layer for layer in every_within(tuple(layers)) if isinstance(layer, Neurons))
 
 
-def gives_spikes(layers: Iterable[PlacedLayer], spikes: bool) -> bool:
+def is_fired(layers: Iterable[PlacedLayer], spikes: bool) -> bool:
     """True if the output of a sequence of layers is what neurons fire; `spikes`: its input is."""
-    return functools.reduce(lambda before, layer: layer.keeps_spikes(before), layers, spikes)
+    return functools.reduce(lambda before, layer: layer.is_fired(before), layers, spikes)
 
 
 def written(layers: Iterable[NotationLayer]) -> str:

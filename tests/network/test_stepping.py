@@ -229,7 +229,7 @@ def test_a_neuron_that_is_called_by_name_is_traced(call):
 
 def test_a_neuron_that_is_used_twice_has_no_single_steps():
     neuron = pl.PLIF()
-    with pytest.raises(UserError, match="a neuron is used twice in the network"):
+    with pytest.raises(UserError, match="PLIF is used twice in the network"):
         pl.step(nn.Sequential(nn.Linear(4, 4), neuron, nn.Linear(4, 4), neuron), torch.rand(2, 4))
 
 

@@ -28,7 +28,7 @@ from plif_lightning.structure import (
 )
 from plif_lightning.structure import layers as kinds_of_layers
 from plif_lightning.structure.base import NotationBase, Part, PlacedBase
-from plif_lightning.structure.layers import Delay, gives_spikes, neurons_in
+from plif_lightning.structure.layers import Delay, is_fired, neurons_in
 from plif_lightning.structure.shapes import every_layer
 
 PAPER = "{{c256k3s1-BN-PLIF}*3-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10"
@@ -287,7 +287,7 @@ class Squeeze(PlacedBase, Part):
     def place(self, placing, name, before, spikes):
         return LayerSpec(name, self, before, (1, *before[1:]))
 
-    def keeps_spikes(self, spikes):
+    def is_fired(self, spikes):
         return False
 
     def __str__(self):
@@ -313,7 +313,7 @@ def test_a_layer_of_a_new_kind_says_all_that_its_notation_needs(monkeypatch):
 
 def test_a_layer_that_does_not_say_what_it_makes_of_spikes_cannot_be_made():
     incomplete = type("Incomplete", (PlacedBase,), {"prefix": "x"})
-    with pytest.raises(TypeError, match="keeps_spikes"):
+    with pytest.raises(TypeError, match="is_fired"):
         incomplete()
 
 
@@ -356,7 +356,7 @@ def test_neurons_and_layers_come_in_the_order_of_the_notation():
 )  # fmt: skip
 def test_what_a_sequence_of_layers_makes_of_spikes(text, of_spikes, of_numbers):
     layers = parse(f"{text}-FC3").layers[:-1]
-    assert [gives_spikes(layers, spikes) for spikes in (True, False)] == [of_spikes, of_numbers]
+    assert [is_fired(layers, spikes) for spikes in (True, False)] == [of_spikes, of_numbers]
 
 
 def test_a_delay_is_written_as_it_is_read():
