@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from plif_lightning.cli.start import Origin, Start, finished_in_words
-from plif_lightning.errors import CheckpointError, Stopped
+from plif_lightning.cli.start import Origin, Start, finished_in_words, origin_of
+from plif_lightning.errors import CheckpointError, Stopped, UserError
 from plif_lightning.runs.code import PACKAGE, difference, hashes_of, sources_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.identity import Identity
@@ -110,6 +111,28 @@ def _value(of: Mapping[str, Any], config: Mapping[str, Any], name: str) -> str:
     return repr(of[name] if name in of else setting_in(config, name))
 
 
+def require_length(path: Path, parsed: Mapping[str, Any]) -> None:
+    """Refuse a new run that would train nothing, because Lightning counts on from the checkpoint that it begins from.
+
+    Args:
+        path: of the checkpoint.
+        parsed: configuration of the command, as plain values.
+
+    Raises:
+        UserError: the checkpoint has as many epochs or steps as the run is to have.
+    """
+    for name, n in _reached(origin_of(path), parsed).items():
+        unit = name.removeprefix("trainer.max_")
+        raise UserError(f"{path} has {n} {unit} already, which {name} counts, too: pass --{name} {n + 1} or more.")
+
+
+def _reached(origin: Origin, parsed: Mapping[str, Any]) -> dict[str, int]:
+    """The epochs and steps of a checkpoint that are not below the length of a run, by the setting of that length."""
+    done = {"trainer.max_epochs": origin.epochs, "trainer.max_steps": origin.step}
+    limits = {name: setting_in(parsed, name) for name in done}
+    return {name: n for name, n in done.items() if limits[name] is not None and 0 <= limits[name] <= n}
+
+
 def _is_finished(folder: RunFolder, origin: Origin, parsed: Mapping[str, Any], changed: Sequence[str]) -> bool:
     """True if a run is finished, and its length is not to grow.
 
@@ -117,10 +140,8 @@ def _is_finished(folder: RunFolder, origin: Origin, parsed: Mapping[str, Any], c
         CheckpointError: the run has passed the length, or its callbacks depend on it.
     """
     assert origin.config is not None
-    stored = origin.config
-    done = {"trainer.max_epochs": origin.epochs, "trainer.max_steps": origin.step}
+    stored, reached = origin.config, _reached(origin, parsed)
     limits = {name: setting_in(parsed, name) for name in _LIMITS}
-    reached = {name: n for name, n in done.items() if limits[name] is not None and 0 <= limits[name] <= n}
     for name, n in reached.items():
         if limits[name] < n:
             raise CheckpointError(

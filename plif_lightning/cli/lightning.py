@@ -40,7 +40,7 @@ from plif_lightning.callbacks.logger import RUNS, is_fast_dev_run, new_folder, r
 from plif_lightning.callbacks.records import content_of
 from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
-from plif_lightning.cli.compare import compare
+from plif_lightning.cli.compare import compare, require_length
 from plif_lightning.cli.messages import Parser, refuse_silent, user_error_of
 from plif_lightning.cli.options import add_options
 from plif_lightning.cli.parser import option_names
@@ -132,6 +132,8 @@ class PlifCLI(LightningCLI):
             for name, is_argument in (("ckpt_path", self.start.begun_from), ("run_folder", self.start.is_named)):
                 if config.get(name) is not None and not is_argument:
                     raise UserError(f"{name} stands in a configuration file: pass it as --{name} instead.")
+            if self.start.begun_from is not None:
+                require_length(Path(self.start.begun_from), self.plain)
             return
         if command == "fit":
             writes = is_first_process() and not config.trainer.fast_dev_run

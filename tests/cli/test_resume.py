@@ -303,6 +303,18 @@ def test_a_new_run_begins_from_a_checkpoint_with_whatever_differs(run):
     assert began[1]["ckpt_path.content"] != began[2]["ckpt_path.content"]
 
 
+@pytest.mark.parametrize(("limit", "done"), [("max_epochs", 2), ("max_steps", 6)])
+def test_a_new_run_that_its_checkpoint_has_passed_is_refused_and_leaves_no_folder(run, limit, done, capsys):
+    last = str(run / "checkpoints/last.ckpt")
+    few = ["--config", QUICKSTART, *SILENT, *TINY, *FEW, "--ckpt_path", last, "--run_folder", "new"]
+    said = refused(capsys, "fit", *few, f"--trainer.{limit}", str(done))
+    assert said == (
+        f"error: {last} has {done} {limit[4:]} already, which trainer.{limit} counts, too: pass --trainer.{limit} "
+        f"{done + 1} or more."
+    )
+    assert not Path("new").exists()
+
+
 def test_run_killed_before_linking_best_links_it_on_resume(monkeypatch):
     def cut(path, name):
         if load(path)["epoch"] == 1:
