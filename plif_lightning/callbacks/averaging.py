@@ -1,10 +1,14 @@
 """Average the weights of a training."""
 
+from typing import Any
+
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from plif_lightning.errors import UserError
+from plif_lightning.layers.delay import Delay
 
 
 class EMA(WeightAveraging):
@@ -26,6 +30,17 @@ class EMA(WeightAveraging):
             raise UserError(f"decay must lie in [0, 1), got {decay}.")
         super().__init__(avg_fn=self._average)
         self.decay, self.warmup = decay, warmup
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any, **named: Any
+    ) -> None:
+        """Average; but a delay's `sigma`, which a schedule sets, is the one in training, and not what it was before."""
+        super().on_train_batch_end(trainer, pl_module, *arguments, **named)
+        assert self._average_model is not None
+        for own, current in zip(self._average_model.module.modules(), pl_module.modules(), strict=True):
+            if isinstance(own, Delay) and isinstance(current, Delay):
+                own.sigma.copy_(current.sigma)
 
     def _average(self, average: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
         decay = min(self.decay, 1 - (1 + int(steps)) ** (-2 / 3)) if self.warmup else self.decay

@@ -25,6 +25,8 @@ _FORMS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "BN of all steps": (_BLOCKS.format("MP"), False, {"norm_statistics": "all_steps"}),
     "residual sums": ("c8k3s1-BN-PLIF-ADD(c8k3s1-BN-PLIF-c8k3s1-BN)-PLIF-AP-FC8b", False, {}),
     "event-driven": (_BLOCKS.format("MP"), False, {"sparse": "always"}),
+    "recurrent layer": ("FC32-PLIF-RFC32-PLIF-FC8-PLIF", False, {}),
+    "delays": ("FC32-PLIF-DELAY(max_delay=2)-FC32-PLIF-FC8-PLIF", False, {"sparse": "always"}),
     "learned thresholds": (_BLOCKS.format("MP"), False, {"learn_threshold": True, "tau_per": "channel"}),
 }
 # Rounding moves a spike now and then: shares of votes, and of a gradient's length, that may differ.

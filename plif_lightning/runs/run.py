@@ -321,7 +321,7 @@ def find_runs(root: Path | str) -> list[Run]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"runs must be a folder, got {root}, which does not exist.")
+        raise UserError(f"runs must be a folder, got {root}, which does not exist: pass another, such as --runs DIR.")
     runs, seen, waiting = list[Run](), set[tuple[int, int]](), [root]
     while waiting:  # folders behind links follow the tree that holds the links
         for folder, below, files in os.walk(waiting.pop(0)):

@@ -70,15 +70,25 @@ class OneCycle(LRScheduler):
                 raise UserError(f"lr_scheduler.{name} must lie in [0, 1], warmup below 1, got {value}.")
         self.warmup, self.start, self.end = warmup, start, end
         self.done = 0.0  # share of the training
+        self.begun_at = 0  # epochs before the schedule
         self.total_steps = self.epochs = math.inf  # set once the Trainer is known
         super().__init__(optimizer)
 
-    def set_length(self, steps: float, epochs: float) -> None:
+    def set_length(self, steps: float, epochs: float, epoch: int = 0) -> None:
         """Set the number of optimiser steps and epochs in the training.
 
         A run that is resumed with other devices or accumulation has other steps and stays at its share of the training;
         a run of more epochs has done a smaller share of it.
+
+        Args:
+            steps: of the optimiser, for all epochs.
+            epochs: their number.
+            epoch: the one that begins, from 0. A schedule that is new there, in a run that begins from another's
+                weights, has the epochs that are left.
         """
+        self.begun_at = epoch if self.done == 0 else self.begun_at
+        left = epochs - self.begun_at
+        steps, epochs = steps * left / epochs, left
         if epochs != self.epochs and self.epochs < math.inf:
             self.done *= self.epochs / epochs
             self._last_lr = self.get_lr()

@@ -222,7 +222,7 @@ class SpikingClassifier(L.LightningModule):
         # steps would create the training loader before its position is restored.
         for scheduler in self.trainer.lr_scheduler_configs:
             if isinstance(scheduler.scheduler, OneCycle):
-                scheduler.scheduler.set_length(*length_of(self.trainer))
+                scheduler.scheduler.set_length(*length_of(self.trainer), self.trainer.current_epoch)
 
     # Batches come from any loader: this project's, or pairs (x, label) from PyTorch's.
 

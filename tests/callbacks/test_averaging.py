@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 
 from plif_lightning.callbacks import EMA
 from plif_lightning.cli import main
 from plif_lightning.errors import UserError
+from plif_lightning.layers.delay import Delay
 from plif_lightning.network import load_network
 from plif_lightning.runs.run import read_run
 from tests.cli.calls import FEW, SILENT, TINY, fit, load, rows
@@ -34,6 +36,27 @@ def test_the_average_is_that_of_timm():
         expected = of_timm * average + (1 - of_timm) * step
         average = ema._average(torch.tensor(average), torch.tensor(float(step)), torch.tensor(step)).item()
         assert average == pytest.approx(expected, rel=1e-6)
+
+
+class Narrower(L.Callback):
+    """Sets the width of a delay's Gaussian in each epoch, as docs/tutorials/delays.md does."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        (delay,) = (module for module in pl_module.modules() if isinstance(module, Delay))
+        delay.sigma.fill_(2 / (1 + trainer.current_epoch))
+
+
+def test_a_width_that_a_schedule_sets_is_not_averaged():
+    structure = "FC8-PLIF-DELAY(max_delay=2,kernel=gaussian)-FC10b"
+    few = ["--model.structure", structure, "--data.sequence", "rows", *FEW, "--trainer.max_epochs", "2"]
+    callbacks = ["--trainer.callbacks", "[EMA, tests.callbacks.test_averaging.Narrower]"]
+    fit("--data.time_steps=8", *few, *callbacks, "--test_after_fit", "false", "--run_folder", "run")
+    last = load("run/checkpoints/last.ckpt")
+    assert last["state_dict"]["network.classifier.delay1.sigma"] == 1.0
+    (of_average, trained) = (
+        last[name]["network.classifier.delay1.delay"] for name in ("state_dict", "current_model_state")
+    )
+    assert not torch.equal(of_average, trained)
 
 
 def test_averaged_weights_are_tested_and_saved(tmp_path):

@@ -233,6 +233,29 @@ def test_a_neuron_that_is_used_twice_has_no_single_steps():
         pl.step(nn.Sequential(nn.Linear(4, 4), neuron, nn.Linear(4, 4), neuron), torch.rand(2, 4))
 
 
+class WithHead(nn.Module):
+    """A network with a head for its training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.neuron, self.head = nn.Linear(4, 4), pl.PLIF(), pl.PLIF()
+
+    def forward(self, x):
+        return self.neuron(self.fc(x))
+
+
+def test_a_neuron_that_the_network_does_not_call_has_no_state():
+    net, x, state = WithHead(), 4 * torch.rand(5, 2, 4), None
+    for frame, expected in zip(x, net(x), strict=True):
+        y, state = pl.step(net, frame, state)
+        torch.testing.assert_close(y, expected)
+    assert [*state] == ["neuron"]
+    with pytest.raises(
+        UserError, match="must hold the states of neuron, as returned by the previous step, got nothing"
+    ):
+        pl.step(net, x[0], {})
+
+
 class Delay(nn.Module):
     """A step later, by itself."""
 

@@ -105,6 +105,23 @@ def test_a_longer_cycle_counts_from_the_next_step_on():
     assert cycle.get_last_lr() == pytest.approx([0.4 * cycle.share(0.75)])
 
 
+def test_a_cycle_that_is_new_in_a_later_epoch_has_the_epochs_that_are_left():
+    """A run that begins from another's weights with another learning rate counts its epochs on."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    cycle = OneCycle(optimizer)
+    cycle.set_length(8, 4, epoch=2)
+    for _ in range(3):
+        optimizer.step()
+        cycle.step()
+    assert cycle.get_last_lr() == pytest.approx([0.4 * cycle.share(0.75)])
+    resumed = OneCycle(optimizer)
+    resumed.load_state_dict(cycle.state_dict())
+    resumed.set_length(8, 4, epoch=3)  # in the middle of the run
+    optimizer.step()
+    resumed.step()
+    assert resumed.get_last_lr() == [0]
+
+
 @pytest.mark.parametrize("arguments", [{"warmup": 1.0}, {"warmup": -0.1}, {"start": 2.0}, {"end": -1.0}])
 def test_a_wrong_argument_is_refused(arguments):
     with pytest.raises(UserError, match=f"lr_scheduler.{next(iter(arguments))} must"):
