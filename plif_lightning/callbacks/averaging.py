@@ -38,9 +38,10 @@ class EMA(WeightAveraging):
         """Average; but a delay's `sigma`, which a schedule sets, is the one in training, and not what it was before."""
         super().on_train_batch_end(trainer, pl_module, *arguments, **named)
         assert self._average_model is not None
-        for own, current in zip(self._average_model.module.modules(), pl_module.modules(), strict=True):
-            if isinstance(own, Delay) and isinstance(current, Delay):
-                own.sigma.copy_(current.sigma)
+        averaged = dict(self._average_model.module.named_modules())
+        for name, module in pl_module.named_modules():
+            if isinstance(module, Delay):
+                averaged[name].sigma.copy_(module.sigma)
 
     def _average(self, average: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
         decay = min(self.decay, 1 - (1 + int(steps)) ** (-2 / 3)) if self.warmup else self.decay

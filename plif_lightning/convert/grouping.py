@@ -211,10 +211,11 @@ def _is_of_lines(layer: nn.Module, x: Tensor, vocabulary: Vocabulary) -> bool:
     return isinstance(layer, nn.BatchNorm1d) and x.dim() > (2 if frames else 3) and not _is_innermost(x, frames)
 
 
-def _is_innermost(x: Tensor, of_frames: bool) -> bool:
+def _is_innermost(x: Any, of_frames: bool) -> bool:
     """True for [T, N, C, *], or frames [T N, C, *], with C innermost in memory, as behind a transposed FC layer."""
     channel = 1 if of_frames else 2
-    return x.dim() > channel + 1 and not x.is_contiguous() and x.movedim(channel, -1).is_contiguous()
+    is_turned = isinstance(x, Tensor) and x.dim() > channel + 1 and not x.is_contiguous()
+    return is_turned and x.movedim(channel, -1).is_contiguous()
 
 
 def _is_over(shape: torch.Size, of_node: torch.Size, takes_frames: bool) -> bool:
