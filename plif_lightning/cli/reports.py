@@ -1,5 +1,6 @@
 """`runs`, `tables`, `figures` and `report`: results of runs. None of them loads Lightning."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -98,8 +99,9 @@ def runs(argv: list[str]) -> int:
     root = options.runs or RUNS
     frame = read_runs(root)
     if options.compare:
-        names = [name.rstrip("/").removeprefix(f"{root}/") for name in options.compare]
-        if unknown := [name for name in names if name not in frame.index]:
+        # By name, or by any path of the folder, as a shell completes it.
+        names = [name if name in frame.index else os.path.relpath(name, root) for name in options.compare]
+        if unknown := [n for n, found in zip(options.compare, names, strict=True) if found not in frame.index]:
             raise UserError(f"{', '.join(unknown)} is no run in {root}: it has {', '.join(frame.index)}.")
         frame = frame.loc[names]
     differing = [name for name in frame.columns if frame[name].astype(str).nunique(dropna=False) > 1]

@@ -54,8 +54,10 @@ def test_runs_are_listed_with_distinguishing_settings(runs, capsys):
     expected = ["a", "finished", "plif_lightning.data.FashionMNIST", "1", "3", "0.75", "3", "2", "plif", "3"]
     assert rows[0].split() == expected
     assert rows[2].endswith("not come to their end (fit --run_folder RUN) (epoch 1, without a checkpoint)")
-    main(["runs", "--compare", "a", "runs/deep/c"])
-    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    paths = ["runs/deep/c", "./runs/deep/c/", str(Path("runs/deep/c").absolute()), "deep/c"]
+    said = [(main(["runs", "--compare", "a", path]), capsys.readouterr().out)[1] for path in paths]
+    assert len({*said}) == 1
+    lines = {line.split()[0]: line.split()[1:] for line in said[0].splitlines()}
     assert lines["run"] == ["a", "deep/c"]
     assert lines["model.neuron"] == ["plif", "lif"]
     assert "data" not in lines
