@@ -40,7 +40,6 @@ from plif_lightning.structure import (
     resolve_structure,
 )
 from plif_lightning.structure import Readout as WrittenReadout
-from plif_lightning.structure.layers import Delay
 from plif_lightning.structure.shapes import every_layer
 
 
@@ -186,12 +185,11 @@ class SpikingNetwork(nn.Module):
         self.layer_specs = layers = layer_specs(
             self.structure, input_shape, num_classes, spikes=input_encoder != "direct"
         )
-        if neuron_settings.get("through_time") is False and any(
-            isinstance(spec.layer, Delay) for spec in every_layer(layers)
-        ):
+        needing = [str(spec.layer) for spec in every_layer(layers) if spec.layer.needs_time_gradient]
+        if needing and neuron_settings.get("through_time") is False:
             raise UserError(
-                "through_time=False lets no gradient pass from a step to an earlier one, and DELAY needs such a "
-                "gradient: leave out one of them."
+                f"through_time=False lets no gradient pass from a step to an earlier one, and {needing[0]} needs such "
+                "a gradient: leave out one of them."
             )
         drops = sum(isinstance(spec.layer, FC) and spec.layer.dropout is None for spec in layers)
         dropouts = [*dropout] if isinstance(dropout, Iterable) else [dropout] * drops

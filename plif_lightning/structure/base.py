@@ -77,10 +77,12 @@ class PlacedBase(NotationBase, ABC):
     Attributes:
         prefix: `conv` of the names conv1, conv2, ...
         takes_maps: its input is [C, H, W].
+        needs_time_gradient: it learns from gradients that pass from a step to earlier ones.
     """
 
     prefix: ClassVar[str]
     takes_maps: ClassVar[bool] = False
+    needs_time_gradient: ClassVar[bool] = False
 
     @abstractmethod
     def is_fired(self, spikes: bool) -> bool:

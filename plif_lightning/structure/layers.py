@@ -433,7 +433,7 @@ class Delay(PlacedBase, Part):
     """A learned delay of each channel: `DELAY(max_delay=20)`, with the arguments of `layers.delay.Delay`."""
 
     prefix = "delay"
-    may_end = False
+    may_end, needs_time_gradient = False, True
     pattern = re.compile("DELAY")
     example = "DELAY(max_delay=20)"
     arguments: tuple[tuple[str, ArgumentValue], ...]
