@@ -35,7 +35,7 @@ def test_a_readout_gives_logits_or_their_leaky_integral():
         readout = copy.deepcopy(net)
         readout.voting = torch.nn.Identity()
         for y in readout(x):
-            v = v + (y - v) / 4.0
+            v = v + (y - v) / 3.0
             expected.append(v)
     torch.testing.assert_close(votes, torch.stack(expected))
     with pytest.raises(UserError, match="init_tau of LI must be a number above 1, got 1"):
