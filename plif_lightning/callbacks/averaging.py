@@ -30,6 +30,14 @@ class EMA(WeightAveraging):
             raise UserError(f"decay must lie in [0, 1), got {decay}.")
         super().__init__(avg_fn=self._average)
         self.decay, self.warmup = decay, warmup
+        self._delays: list[tuple[Delay, Delay]] = []  # of the average, and in training
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            averaged = dict(self._average_model.module.named_modules())
+            delays = ((name, module) for name, module in pl_module.named_modules() if isinstance(module, Delay))
+            self._delays = [(averaged[name], module) for name, module in delays]
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -37,11 +45,8 @@ class EMA(WeightAveraging):
     ) -> None:
         """Average; but a delay's `sigma`, which a schedule sets, is the one in training, and not what it was before."""
         super().on_train_batch_end(trainer, pl_module, *arguments, **named)
-        assert self._average_model is not None
-        averaged = dict(self._average_model.module.named_modules())
-        for name, module in pl_module.named_modules():
-            if isinstance(module, Delay):
-                averaged[name].sigma.copy_(module.sigma)
+        for averaged, trained in self._delays:
+            averaged.sigma.copy_(trained.sigma)
 
     def _average(self, average: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
         decay = min(self.decay, 1 - (1 + int(steps)) ** (-2 / 3)) if self.warmup else self.decay

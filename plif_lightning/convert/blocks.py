@@ -136,6 +136,11 @@ class ShapeOf:
         return y.unflatten(0, x.shape[:2]) if over_time else y
 
 
+def is_innermost(x: Tensor, dimension: int) -> bool:
+    """True if a dimension, such as the channels, is innermost in memory, and x is not contiguous in its own order."""
+    return not x.is_contiguous() and x.movedim(dimension, -1).is_contiguous()
+
+
 class Replacement(LayerModule):
     """A neuron or a block in the place of the first of its layers.
 
@@ -197,8 +202,7 @@ class Replacement(LayerModule):
         values = x.values
         # Neurons alone keep their input's layout. Stacked steps, as SpikingJelly gives, are fast for what follows; maps
         # with C innermost, as blocks give, stay so: operators on two layouts take several times as long.
-        is_innermost = values.dim() == 5 and values.permute(0, 1, 3, 4, 2).is_contiguous()
-        if isinstance(self.layer, Neuron) and not is_innermost:
+        if isinstance(self.layer, Neuron) and not (values.dim() == 5 and is_innermost(values, 2)):
             values = values.contiguous()
         return output_of(self.layer, x._replace(values=values))
 

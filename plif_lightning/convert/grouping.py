@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from plif_lightning.convert.blocks import is_innermost
 from plif_lightning.convert.recognise import Vocabulary
 from plif_lightning.convert.recording import Call, is_reshaped, record_calls
 from plif_lightning.convert.surgery import flattened_layers, names_of_shared
@@ -57,14 +58,14 @@ def _joins(block_kinds: Sequence[str], kind: str, of_frames: bool = False) -> bo
     return kind in _FOLLOWING.get(block_kinds[-1], ()) and (kind != "pool" or takes_pool)
 
 
-def _is_block(block_kinds: Sequence[str], of_frames: bool = False, is_innermost: bool = False) -> bool:
+def _is_block(block_kinds: Sequence[str], of_frames: bool = False, c_innermost: bool = False) -> bool:
     """True for parts with a weight, a convolution or FC layer alone included: kernels skip its silent inputs.
 
     BN and a node are one pass. Over frames [T N, *] only BN is faster without a node, and BN alone only where C is
     innermost in memory.
     """
     if [*block_kinds] == ["norm"]:
-        return is_innermost
+        return c_innermost
     if of_frames or "neuron" in block_kinds:
         return len(block_kinds) > 1
     return not {"conv", "linear"}.isdisjoint(block_kinds)
@@ -170,7 +171,7 @@ def _chains(
             continue
         chain = _chain_from(module, once, all_calls, kind_of, vocabulary)
         kinds = [kind_of[member] for member in chain.layers]
-        if _is_block(kinds, chain.of_frames or chain.at_node, _is_innermost(x, chain.of_frames)):
+        if _is_block(kinds, chain.of_frames or chain.at_node, _has_c_innermost(x, chain.of_frames)):
             taken.update(chain.layers)
             chains.append(chain)
     return chains
@@ -208,14 +209,13 @@ def _is_of_lines(layer: nn.Module, x: Tensor, vocabulary: Vocabulary) -> bool:
     With C innermost, as kernels want them, they would be copied twice, which takes longer than BN (AMD EPYC, Zen 4).
     """
     frames = vocabulary.takes_frames(layer)
-    return isinstance(layer, nn.BatchNorm1d) and x.dim() > (2 if frames else 3) and not _is_innermost(x, frames)
+    return isinstance(layer, nn.BatchNorm1d) and x.dim() > (2 if frames else 3) and not _has_c_innermost(x, frames)
 
 
-def _is_innermost(x: Any, of_frames: bool) -> bool:
+def _has_c_innermost(x: Any, of_frames: bool) -> bool:
     """True for [T, N, C, *], or frames [T N, C, *], with C innermost in memory, as behind a transposed FC layer."""
     channel = 1 if of_frames else 2
-    is_turned = isinstance(x, Tensor) and x.dim() > channel + 1 and not x.is_contiguous()
-    return is_turned and x.movedim(channel, -1).is_contiguous()
+    return isinstance(x, Tensor) and x.dim() > channel + 1 and is_innermost(x, channel)
 
 
 def _is_over(shape: torch.Size, of_node: torch.Size, takes_frames: bool) -> bool:

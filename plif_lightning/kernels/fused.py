@@ -161,16 +161,15 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         y, mean, invstd, scale = ctx.saved_tensors
         # In y's layout: where layouts differ, PyTorch's operators take several times as long.
-        grad, y = channels_last(grad_out.to(scale.dtype)), y.to(scale.dtype)
+        grad, y = channels_last(grad_out).to(scale.dtype, copy=True), y.to(scale.dtype)
         of_step = y.shape[1] * y.shape[3] * y.shape[4]
         means = [ops.moments(values)[0] for values in (grad, grad * (y - _over_maps(mean)))]
         sums = of_step * torch.stack(means)
         sums = sums if len(scale) == len(y) else sums.sum(1, keepdim=True)
         count = of_step * (len(y) // len(scale))
         slope, constant = through_statistics(sums, count, scale, invstd, ctx.of_all_processes)
-        offset = torch.addcmul(_over_maps(constant - slope * mean), y, _over_maps(slope))
-        grad_y = offset.addcmul_(grad, _over_maps(scale)).to(grad_out.dtype)
-        return grad_y, (sums[1] * invstd).sum(0), sums[0].sum(0), None, None, None
+        ops.normalize_backward(grad, y, scale, constant - slope * mean, slope)
+        return grad.to(grad_out.dtype), (sums[1] * invstd).sum(0), sums[0].sum(0), None, None, None
 
 
 def _over_maps(rows: Tensor) -> Tensor:
@@ -230,9 +229,9 @@ def moments_over_processes(mean: Tensor, var: Tensor, count: int) -> tuple[Tenso
 
 @outside_compile
 def normalise(y: Tensor, norm: Norm) -> Tensor:
-    """BN of y [T, N, C, H, W] by statistics of the batch, in y's dtype."""
+    """BN of y [T, N, C, H, W], C innermost in memory, by statistics of the batch, in y's dtype."""
     norm = norm.to(real_type(y))
-    output: Tensor = _Normalise.apply(channels_last(y), *norm[:4], norm.of_all_processes)
+    output: Tensor = _Normalise.apply(y, *norm[:4], norm.of_all_processes)
     return output
 
 

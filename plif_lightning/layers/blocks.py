@@ -73,7 +73,7 @@ class ResidualBlock(LayerModule):
 
     def run(self, x: Signal) -> Tensor:
         last = self.branch[-1] if isinstance(self.branch, Blocks) and len(self.branch) else None
-        # Of a held input neurons of the branch or of the shortcut alone may see time.
+        # Of a held input, one side may have a single step and the other, behind neurons, T.
         is_sum = self.combination == "ADD" and not x.is_held and is_plain(self, self.branch, self.shortcut)
         if is_sum and isinstance(last, ConvBlock) and takes_sum(last, self.neuron, x):
             before = run_layers([*self.branch][:-1], x)

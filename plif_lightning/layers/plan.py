@@ -477,8 +477,7 @@ def run_norm(norm: TimeBatchNorm | None, neuron: nn.Module | None, x: Signal, ba
     values, device = x.values, x.values.device
     fuses = backend.fuses(device, computing_type(values))
     fires = fuses and active_states() is None and not refuses_fusion(norm, neuron)
-    is_known = is_plain(norm, getattr(norm, "bn", None)) and norm.is_standard
-    if not fires and not (fuses and is_known and norm.bn.training and backend.chosen(device) == "cpu"):
+    if not fires and not (fuses and backend.chosen(device) == "cpu" and _trains_by_kernels(norm)):
         y = output_of(norm, x)
         return y if neuron is None else output_of(neuron, x._replace(values=y))
     y = channels_last(values.reshape(*values.shape[:5], *[1] * (5 - values.dim())))
@@ -489,6 +488,11 @@ def run_norm(norm: TimeBatchNorm | None, neuron: nn.Module | None, x: Signal, ba
         return spikes.reshape(x.steps, *values.shape[1:])  # of a held input one step is given
     y = normalise(y, of_batch).reshape(values.shape)
     return y if neuron is None else output_of(neuron, x._replace(values=y))
+
+
+def _trains_by_kernels(norm: TimeBatchNorm) -> bool:
+    """True if a kernel may stand for BN without neurons: in training alone, so that evaluations round alike."""
+    return is_plain(norm, getattr(norm, "bn", None)) and norm.is_standard and norm.bn.training
 
 
 def run_linear(fc: nn.Linear, x: Tensor, skip: Skip, value: float = 1.0) -> Tensor:

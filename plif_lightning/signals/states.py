@@ -1,6 +1,6 @@
 """States passed in and out of a single time-step; layers themselves keep none."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 
 import torch
@@ -96,22 +96,22 @@ def run_step(
     Raises:
         UserError: `before` is of another network.
     """
-
-    def require(names: Collection[str]) -> None:
-        if before is not None and before.keys() != {*names}:
-            raise UserError(
-                f"state must hold the states of {', '.join(names)}, as returned by the previous step, got "
-                f"{', '.join(before) or 'nothing'}."
-            )
-
     if before is not None and not before.keys() <= layers.keys():
-        require(layers)
+        raise _of_another_network(layers, before)
     with carry_states({layers[name]: state for name, state in (before or {}).items()}) as carried:
         y = run()
     # A layer that the network holds but does not call has no state.
     after = {name: carried.after[layer] for name, layer in layers.items() if layer in carried.after}
-    require(after)
+    if before is not None and before.keys() != after.keys():
+        raise _of_another_network(after, before)
     return y, after
+
+
+def _of_another_network(expected: Iterable[str], before: Iterable[str]) -> UserError:
+    return UserError(
+        f"state must hold the states of {', '.join(expected)}, as returned by the previous step, got "
+        f"{', '.join(before) or 'nothing'}."
+    )
 
 
 def same_at_all_steps(layer: nn.Module, draw: Callable[[], Tensor]) -> Tensor:
