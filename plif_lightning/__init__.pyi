@@ -41,6 +41,6 @@ from .neurons import SE_AdLIF as SE_AdLIF
 from .neurons import Synaptic as Synaptic
 from .neurons import fixed as fixed
 from .neurons import learned as learned
-from .runs.record import record_run as record_run
+from .runs.begin import record_run as record_run
 from .training import SpikingClassifier as SpikingClassifier
 from .version import __version__ as __version__

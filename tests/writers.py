@@ -9,7 +9,9 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import lz4.frame
@@ -24,9 +26,8 @@ from plif_lightning.errors import UserError
 from plif_lightning.events import Recording
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.identity import Identity
-from plif_lightning.runs.record import update
+from plif_lightning.runs.record import Session, read_record, update
 from plif_lightning.runs.samples import RecordedSamples, write_samples
-from plif_lightning.runs.sessions import Session
 from plif_lightning.structure import Numbers, resolve_structure
 
 FOLDERS = {"MNIST": "MNIST/raw", "FashionMNIST": "FashionMNIST/raw", "CIFAR10": "cifar-10-batches-py"}
@@ -375,10 +376,10 @@ def _structure_of(model):
         return {"structure": str(model.get("structure"))}
 
 
-def edit_session(folder: RunFolder, **parts: object) -> None:
+def edit_session(folder: RunFolder, **parts: Any) -> None:
     """Replace parts of a run's last session; `changes` with their `step` are those of a resumed run."""
-    sessions = json.loads(folder.record.read_text())["sessions"]
-    update(folder, sessions=[*sessions[:-1], sessions[-1] | parts])
+    *before, last = read_record(folder).sessions
+    update(folder, sessions=[*before, replace(last, **parts)])
 
 
 def write_run(
@@ -448,7 +449,7 @@ def write_run(
     called = ["fit", *arguments, f"--run_folder={folder}"]
     session = Session(arguments=called, settings=known, surroundings=around, started=started, process=process)
     record = {
-        "sessions": [session.recorded()],
+        "sessions": [asdict(session)],
         **_structure_of(config["model"]),
         "data": facts,
     }

@@ -171,7 +171,7 @@ def _setups(runs: Sequence[Run], protocols: str = "B") -> list[list[Group]]:
     for group in groups([run for run in runs if run.protocol in protocols]):
         run = group.runs[0]
         beside_model = {name: value for name, value in run.settings.items() if not is_of(name, *COMPARED)}
-        content = [run.section("data").get(name) for name in ("content", "test_content")]
+        content = run.record.data.identity
         by_setup[repr([data_title(run), sorted(beside_model.items()), run.identity.changes, content])].append(group)
     return [*by_setup.values()]
 

@@ -22,7 +22,7 @@ def _of_tuples(value: Any) -> Any:
 
 _NUMBERS: dict[str, Any] = {
     name: {key: _of_tuples(item) for key, item in value.items()} if isinstance(value, dict) else _of_tuples(value)
-    for name, value in load_mapping(Path(__file__).with_name("paper.yaml"), []).items()
+    for name, value in load_mapping(Path(__file__).with_name("paper.yaml")).items()
 }
 TITLES: dict[str, str] = _NUMBERS["titles"]
 SAMPLES: dict[str, tuple[int, int]] = _NUMBERS["samples"]

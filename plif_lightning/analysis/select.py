@@ -32,7 +32,7 @@ def real(value: Any) -> float:
 
 def data_title(run: Run) -> str:
     """Display name of the data set: the paper's, or the run's, marked where it would read like the paper's."""
-    title = str(run.section("data").get("title") or run.data_set)
+    title = run.record.data.title or run.data_set
     distinct = f"{title} ({run.data_set})" if title in (*paper.TITLES, *paper.TITLES.values()) else title
     sequence = run.setting("data.sequence")
     return paper.TITLES.get(run.data_set, distinct) + (f" by {sequence}" if sequence else "")
@@ -43,7 +43,7 @@ def neuron_names(run: Run, arguments: str = "") -> list[str]:
 
     `arguments` are written behind the class that the setting `model.neuron` names.
     """
-    unnamed = "?" if run.record.get("of_another_program") else "plif"
+    unnamed = "?" if run.record.of_another_program else "plif"
     of_run = f"{run.settings.get('model.neuron', unnamed)}{arguments}"
     in_structure = [] if run.structure is None else neurons_in(run.structure.layers)
     named = dict.fromkeys(of_run if neurons.name == "PLIF" else neurons.name for neurons in in_structure)

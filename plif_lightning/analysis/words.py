@@ -92,12 +92,12 @@ def _single_value(value: Any) -> str:
 def source(run: Run) -> str:
     """Origin of a run's data and number of samples; for a subset also the full number."""
     samples = samples_of(run)
-    origin = run.section("data").get("origin")
-    parts = [str(origin)] if origin else []
+    origin = run.record.data.origin
+    parts = [origin] if origin else []
     if samples is not None:
         parts.append(f"{samples[0]:,} / {samples[1]:,} samples")
         of_paper = paper.SAMPLES.get(setting_of(run).data_set)
-        if of_paper is not None and samples != of_paper and not run.section("data").get("is_part"):
+        if of_paper is not None and samples != of_paper and not run.record.data.is_part:
             parts.append(f"of {of_paper[0]:,} / {of_paper[1]:,}")
     if is_limited(run):
         parts.append("a part of them by the trainer's limits")

@@ -24,12 +24,12 @@ from plif_lightning.errors import UserError
 from plif_lightning.layers.plan import FCBlock
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.user_networks import neurons_of, record_spikes
+from plif_lightning.runs.begin import begin
 from plif_lightning.runs.code import file_digest, sources_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import Histogram, append_histograms
 from plif_lightning.runs.identity import Identity
-from plif_lightning.runs.loading import load_mapping
-from plif_lightning.runs.record import begin, update
+from plif_lightning.runs.record import DataRecord, read_record, update
 from plif_lightning.runs.samples import RecordedSamples, write_samples
 from plif_lightning.runs.settings import Role, is_of, role
 from plif_lightning.runtime.batches import has_time
@@ -117,8 +117,8 @@ class RunRecord(Callback):
         form = network.backend.chosen(device) if isinstance(network, SpikingNetwork) else "its own"
         environment = surroundings(used) | {"threads": str(torch.get_num_threads()), "form": form}
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        data_facts = {"title": data.title, "origin": data.origin_note, "is_part": data.is_part, "samples": data.sizes()}
-        data_facts |= {"content": content_of(data), "test_content": content_of(data, train=False)}
+        content, test_content = content_of(data), content_of(data, train=False)
+        of_data = DataRecord(data.title, data.origin_note, data.is_part, data.sizes(), content, test_content)
         beside: dict[str, Any] = {}
         if trainer.world_size > 1 and has_local_statistics(pl_module):
             beside["trainer.processes"] = trainer.world_size
@@ -127,10 +127,10 @@ class RunRecord(Callback):
         of_config = Identity.of(self.config, trainer.world_size)
         identity = replace(of_config, settings={**of_config.settings, **beside})
         if step is not None:
-            record = load_mapping(folder.record, [], optional=True)
+            record = read_record(folder)
             before = Identity.of_record(record)
             rank_zero_info(f"resumed at step {step}, in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}")
-            if "ended" in record:
+            if record.ended is not None:
                 _log.warning(
                     "The run had ended: tables and figures will have the longer one in its place. To keep both, begin "
                     "another run from it: --ckpt_path %s with another --run_folder.", relative(folder.last),
@@ -139,7 +139,7 @@ class RunRecord(Callback):
             if now != then:
                 message = "Batches of all processes together have %s samples now, %s before; the learning rate stays."
                 _log.warning(message, now, then)
-        changed = begin(folder, self.arguments, identity, data_facts, environment, step, sources_of(self.config))
+        changed = begin(folder, self.arguments, identity, of_data, environment, step, sources_of(self.config))
         update(folder, structure=_structure_of(network))
         for logger in trainer.loggers:
             if isinstance(logger, WandbRunLogger):

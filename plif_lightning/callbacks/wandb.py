@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.loading import load_mapping
+from plif_lightning.runs.record import read_record
 from plif_lightning.runtime.program import needed_by
 
 
@@ -60,7 +60,7 @@ class WandbRunLogger(WandbLogger):
         """Log the run of a folder, with W&B's files in it; continue its W&B run, if any."""
         self._folder, self._save_dir = folder, os.fspath(folder.path)
         self._wandb_init["dir"] = self._save_dir
-        run_id = load_mapping(folder.record, [], optional=True).get("wandb")
+        run_id = read_record(folder).wandb
         if run_id is not None:
             self._id = self._wandb_init["id"] = run_id
 

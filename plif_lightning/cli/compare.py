@@ -10,7 +10,7 @@ from plif_lightning.errors import CheckpointError, Stopped, UserError
 from plif_lightning.runs.code import PACKAGE, difference, hashes_of, sources_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.identity import Identity
-from plif_lightning.runs.loading import load_mapping
+from plif_lightning.runs.record import read_record
 from plif_lightning.runs.settings import Role, is_of, role, setting_in
 from plif_lightning.runtime.files import relative
 
@@ -95,13 +95,12 @@ def _refuse_or_name(edited: str, start: Start, parsed: Mapping[str, Any]) -> Non
 
 def _code_difference(folder: RunFolder | None, config: Mapping[str, Any]) -> str:
     """How the user's code differs from that of a run; empty if it does not, or if there is no run."""
-    record = {} if folder is None else load_mapping(folder.record, [], optional=True)
-    if folder is None or not record:
+    if folder is None or not folder.record.exists():
         return ""
     now = sources_of(config)
     here = Identity({}, code=hashes_of(now))
     # Changed files of this package are recorded, as another commit of it would be.
-    edited = [name for name in here.edited_code(Identity.of_record(record)) if name != PACKAGE]
+    edited = [name for name in here.edited_code(Identity.of_record(read_record(folder))) if name != PACKAGE]
     paths = {name: folder.source(name) for name in edited}
     then = {name: path.read_text("utf-8") for name, path in paths.items() if path.is_file()}
     return difference(then, {name: now[name] for name in edited if name in now})
@@ -149,7 +148,7 @@ def _is_finished(folder: RunFolder, origin: Origin, parsed: Mapping[str, Any], c
                 "out, or start a new run in another folder."
             )
     is_same = all(setting_in(stored, name) == value for name, value in limits.items())
-    if "ended" in load_mapping(folder.record, [], optional=True) and (reached or is_same):
+    if read_record(folder).ended is not None and (reached or is_same):
         return True
     if "trainer.max_epochs" in changed and "StochasticWeightAveraging" in str(stored["trainer"]["callbacks"]):
         raise CheckpointError(

@@ -6,6 +6,7 @@ import signal
 import time
 import warnings
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -53,8 +54,7 @@ from plif_lightning.network.storage.checkpoint import load_checkpoint
 from plif_lightning.network.user_networks import import_class
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.lock import in_use, lock_run, remove_empty
-from plif_lightning.runs.record import update
-from plif_lightning.runs.run import read_run
+from plif_lightning.runs.record import read_record, update
 from plif_lightning.runtime.files import is_address
 from plif_lightning.runtime.process import ignore_loaders_end, on_termination, subnormals_as_zeros
 from plif_lightning.structure import FROM_DATA
@@ -265,8 +265,8 @@ class PlifCLI(LightningCLI):
         if self.trainer.is_global_zero:
             if not is_fast_dev_run(self.trainer):
                 tested = {} if metrics is None else {"test": metrics["test/acc"]}
-                data_facts = {**read_run(folder.path).section("data"), "samples": self.datamodule.sizes()}
-                update(folder, ended=time.time(), data=data_facts, **tested)
+                of_data = replace(read_record(folder).data, samples=self.datamodule.sizes())
+                update(folder, ended=time.time(), data=of_data, **tested)
             print_fit(self.trainer, self.datamodule, metrics, asked_for_test=test)
 
     def after_validate(self) -> None:
@@ -304,8 +304,7 @@ class PlifCLI(LightningCLI):
     def _has_another_test_set(self, folder: RunFolder) -> bool:
         """True if the test set is not that which the run in a folder was begun with."""
         self.datamodule.prepare_data()
-        of_run: str | None = read_run(folder.path).section("data").get("test_content")
-        return of_run != content_of(self.datamodule, train=False)
+        return read_record(folder).data.test_content != content_of(self.datamodule, train=False)
 
     def after_predict(self) -> None:
         print_evaluation(self.trainer, self.datamodule)

@@ -17,9 +17,8 @@ from plif_lightning.cli.parser import option_names, parsed_yaml, take, values
 from plif_lightning.errors import CheckpointError, Stopped, UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.identity import Identity
-from plif_lightning.runs.loading import load_mapping
+from plif_lightning.runs.record import Record, read_record
 from plif_lightning.runs.run import read_run
-from plif_lightning.runs.sessions import sessions_of
 from plif_lightning.runs.settings import Role, names_class, role, setting_in
 from plif_lightning.runtime.files import atomic_write, relative
 from plif_lightning.structure import FROM_DATA, Numbers
@@ -154,8 +153,8 @@ def _fit(command: str, rest: list[str]) -> Start:
     argv = [command, *rest]
     if folder is not None and folder.last.is_file():
         return _resumed(argv, folder, path, options)
-    record = {} if folder is None else load_mapping(folder.record, [], optional=True)
-    if folder is not None and "ended" in record:
+    record = Record() if folder is None else read_record(folder)
+    if folder is not None and record.ended is not None:
         raise Stopped(0, finished_in_words(folder))
     if folder is not None and not _names_data(options):  # it ended before its first checkpoint
         origin, begun = _first_call(folder, record)
@@ -170,7 +169,7 @@ def _fit(command: str, rest: list[str]) -> Start:
 
 def _resumed(argv: list[str], folder: RunFolder, path: str | None, options: list[str]) -> Start:
     """Resume a run from its last checkpoint, with its stored configuration unless the options name a data set."""
-    begun_from = Identity.of_record(load_mapping(folder.record, [], optional=True)).settings.get("ckpt_path")
+    begun_from = Identity.of_record(read_record(folder)).settings.get("ckpt_path")
     if path not in (None, begun_from):
         raise CheckpointError(
             f"{folder.path} holds a run that began from {begun_from or 'new weights'}, not from {path}."
@@ -183,9 +182,9 @@ def _resumed(argv: list[str], folder: RunFolder, path: str | None, options: list
     return Start(argv, arguments, config, folder, is_named=True)
 
 
-def _first_call(folder: RunFolder, record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def _first_call(folder: RunFolder, record: Record) -> tuple[list[str], list[str]]:
     """Values of --ckpt_path, and the other options, with which a run was called first."""
-    sessions = sessions_of(record)
+    sessions = record.sessions
     if not sessions or not sessions[0].arguments:
         raise UserError(
             f"{folder.path} holds no run to resume: start it with its data set, such as fit --config NAME "

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from plif_lightning.runs.sessions import Session, sessions_of
+from plif_lightning.runs.record import Record, Session
 from plif_lightning.runs.settings import (
     Role,
     by_numbers,
@@ -87,15 +87,14 @@ class Identity:
         return cls(dict(_of_config(config, processes)))
 
     @classmethod
-    def of_record(cls, record: Mapping[str, Any]) -> "Identity":
+    def of_record(cls, record: Record) -> "Identity":
         """The identity in a run's record."""
-        sessions = sessions_of(record)
+        sessions = record.sessions
         last = sessions[-1] if sessions else Session()
         changes = [
             Difference(name, before, now, session.step) for session in sessions for name, before, now in session.changes
         ]
-        data = data_identity(record.get("data") or {})
-        return cls(last.settings, last.code, tuple(changes), data, bool(record.get("of_another_program")))
+        return cls(last.settings, last.code, tuple(changes), record.data.identity, record.of_another_program)
 
     @property
     def key(self) -> str:
@@ -159,11 +158,6 @@ class Identity:
         found += [Difference(CODE, None, {n: digest for n, digest in code.items() if digest})] if code else []
         found += self.changes
         return [*found, *([Difference(RECORDED_BY, None, "another program")] if self.is_of_another_program else [])]
-
-
-def data_identity(data: Mapping[str, Any]) -> str:
-    """The identity of training and test set, from the part of a record that describes them."""
-    return f"{data.get('content')} {data.get('test_content')}"
 
 
 def _compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:

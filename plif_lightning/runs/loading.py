@@ -1,4 +1,4 @@
-"""Read a run's JSON and YAML files, which are untrusted; an unreadable file never stops reading the others."""
+"""Read a run's JSON and YAML files."""
 
 import json
 from pathlib import Path
@@ -6,28 +6,24 @@ from typing import Any
 
 import yaml
 
+from plif_lightning.errors import UserError
 
-def load_mapping(path: Path, problems: list[str], optional: bool = False) -> dict[str, Any]:
-    """Content of a file; empty, with a sentence in `problems`, if it cannot be read, or without if it is optional.
 
-    Args:
-        path: of the file.
-        problems: list that receives the sentence.
-        optional: the file may be missing.
+def load_mapping(path: Path) -> dict[str, Any]:
+    """Content of a file.
+
+    Raises:
+        UserError: the file does not exist, cannot be read, or holds something else.
     """
     try:
         text = path.read_text("utf-8")
         value = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
     except FileNotFoundError:
-        if not optional:
-            problems.append(f"{path} does not exist.")
-        return {}
+        raise UserError(f"{path} does not exist.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        problems.append(f"{path} cannot be read: {' '.join(str(error).split())}.")
-        return {}
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
     if not isinstance(value, dict):
-        problems.append(f"{path} must hold names and values, got {type(value).__name__}.")
-        return {}
+        raise UserError(f"{path} must hold names and values, got {type(value).__name__}.")
     return value
 
 

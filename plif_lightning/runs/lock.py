@@ -8,8 +8,7 @@ from filelock import BaseFileLock, SoftFileLock, Timeout
 
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.loading import load_mapping
-from plif_lightning.runs.sessions import sessions_of
+from plif_lightning.runs.record import read_record
 from plif_lightning.runtime.files import file_lock, has_no_locks
 
 # A process that only asks whether a run is in training holds its lock for a moment: a fit waits that long [s].
@@ -49,7 +48,7 @@ def lock_run(folder: RunFolder, patience: float = _PATIENCE) -> Iterator[None]:
             lock = SoftFileLock(folder.process)
             lock.acquire(timeout=patience)
     except Timeout:
-        sessions = sessions_of(load_mapping(folder.record, [], optional=True))
+        sessions = read_record(folder).sessions
         process = sessions[-1].process if sessions else {}
         who = f"process {process['pid']} on {process['host']}" if "pid" in process else "another process"
         raise InUseError(f"{folder.path} is being trained by {who}: wait for it, or end it first.") from None

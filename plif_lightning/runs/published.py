@@ -11,6 +11,7 @@ from typing import Any
 from plif_lightning.errors import UserError
 from plif_lightning.runs.command import recorded_arguments
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.record import Record
 from plif_lightning.runs.run import Run, find_runs, not_replaced
 from plif_lightning.runs.settings import Role, role
 from plif_lightning.runtime.files import atomic_write
@@ -23,10 +24,10 @@ _LEVELS = (50, 60, 70, 80, 90, 92, 93, 93.5, 93.85, 99, 99.5, 99.55, 99.65)
 def publish(run: Run) -> Run:
     """A finished run without paths and processes, with the metrics of some epochs."""
     sessions = []
-    for session in run.sessions:
+    for session in run.record.sessions:
         options = [f"--{name}={value}" for name, value in recorded_arguments(run, session.arguments[1:])]
-        sessions.append(replace(session, arguments=[*session.arguments[:1], *options], process={}).recorded())
-    record = {name: content for name, content in run.record.items() if name != "wandb"} | {"sessions": sessions}
+        sessions.append(replace(session, arguments=[*session.arguments[:1], *options], process={}))
+    record = replace(run.record, sessions=sessions, wandb=None)
     return replace(run, config=_without_local_settings(run.config), record=record, metrics=_published_rows(run))
 
 
@@ -77,7 +78,8 @@ def read_published(path: Path) -> list[Run]:
     for number, line in enumerate(lines, start=1):
         try:
             fields = json.loads(line)
-            run = Run(RunFolder(path), fields["run"], "finished", fields["config"], fields["metrics"], fields["record"])
+            record = Record.of(fields["record"])
+            run = Run(RunFolder(path), fields["run"], "finished", fields["config"], fields["metrics"], record)
             has_accuracy = run.accuracy is not None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}, line {number} is not a published run: {error!r}.") from error
@@ -105,7 +107,7 @@ def add_published(path: Path, runs: Sequence[Run], order: Sequence[str] = ()) ->
     kept = not_replaced([*old, *map(publish, finished)])
 
     def sort_key(run: Run) -> tuple[Any, ...]:
-        title = str(run.section("data").get("title"))
+        title = str(run.record.data.title)
         rank = order.index(title) if title in order else len(order)
         return rank, title, run.protocol, run.arguments, run.epochs, str(run.seed_or_name)
 
@@ -115,4 +117,4 @@ def add_published(path: Path, runs: Sequence[Run], order: Sequence[str] = ()) ->
 
 
 def _line(run: Run) -> dict[str, Any]:
-    return {"run": run.name, "config": run.config, "record": run.record, "metrics": run.metrics}
+    return {"run": run.name, "config": run.config, "record": run.record.content(), "metrics": run.metrics}

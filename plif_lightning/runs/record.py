@@ -1,152 +1,151 @@
 """`run.json`: settings, machine, data and results of a run."""
 
-import csv
 import json
-import os
-import socket
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
-import yaml
-
-from plif_lightning.errors import UserError, require_known_arguments
-from plif_lightning.runs.code import Sources, hashes_of
+from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.identity import Difference, Identity, data_identity
 from plif_lightning.runs.loading import load_mapping
-from plif_lightning.runs.sessions import Session, sessions_of
-from plif_lightning.runs.settings import defaults, is_of, nest_settings
 from plif_lightning.runtime.files import atomic_write
 
-# Parts written at the end of a run; resumed training removes them.
-_RESULTS = ("ended", "test", "tested", "cost")
+
+@dataclass(frozen=True)
+class Session:
+    """A start of a run.
+
+    Attributes:
+        step: of the optimiser at which the run was resumed; None for its first start.
+        arguments: of main.py; empty if unknown.
+        settings: those that differ from their defaults, by dotted names.
+        code: hash of each module of the user's.
+        changes: name, value before and value now of what resuming changed and makes another run of it.
+        surroundings: machine, versions, commit, threads and form.
+        started: time of the start [s since 1970]; 0 if unknown.
+        process: its host and number.
+    """
+
+    step: int | None = None
+    arguments: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    code: Mapping[str, str] = field(default_factory=dict)
+    changes: Sequence[tuple[str, Any, Any]] = ()
+    surroundings: Mapping[str, str] = field(default_factory=dict)
+    started: float = 0.0
+    process: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The data of a run.
+
+    Attributes:
+        title: name of the data set, as in tables.
+        origin: what the data are, where it is not the whole data set from its authors.
+        is_part: the data set itself is a part of another.
+        samples: number of samples of each part.
+        content: hash that identifies the training set.
+        test_content: hash that identifies the test set.
+    """
+
+    title: str | None = None
+    origin: str | None = None
+    is_part: bool = False
+    samples: Mapping[str, int] = field(default_factory=dict)
+    content: str | None = None
+    test_content: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """The identity of training and test set."""
+        return f"{self.content} {self.test_content}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Content of `run.json`.
+
+    Attributes:
+        sessions: the starts of the run, in their order; empty if they are unknown.
+        data: of the run.
+        structure: the network's; None for a user-defined one.
+        forms: the form of each layer in training.
+        wandb: identity of its run in W&B.
+        cost: of a sample, see `deploy.costs.Cost.summary`.
+        test: accuracy on the test set, measured once on the best epoch's weights, from 0 to 1; None if it was not.
+        tested: number of samples of that test.
+        ended: time of its end [s since 1970]; None before, and where it is resumed.
+        best_epoch: of a published run that kept no accuracy of it, counted from 1.
+        of_another_program: see `record_run`.
+        others: what callbacks recorded beside, by its name.
+    """
+
+    sessions: Sequence[Session] = ()
+    data: DataRecord = DataRecord()
+    structure: str | None = None
+    forms: Mapping[str, str] = field(default_factory=dict)
+    wandb: str | None = None
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    test: float | None = None
+    tested: int | None = None
+    ended: float | None = None
+    best_epoch: int | None = None
+    of_another_program: bool = False
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.test is not None and not 0 <= self.test <= 1:
+            raise ValueError(f"test must lie from 0 to 1, got {self.test}")
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Record":
+        """The record in the content of a file.
+
+        Raises:
+            TypeError, ValueError: it is none.
+        """
+        names = {own.name for own in fields(cls)}
+        parts = {name: value for name, value in content.items() if name in names}
+        parts |= {"sessions": [Session(**session) for session in content.get("sessions", ())]}
+        parts |= {"data": DataRecord(**content.get("data", {}))}
+        return cls(**parts, others={name: value for name, value in content.items() if name not in names})
+
+    def content(self) -> dict[str, Any]:
+        """The content of its file, without what is unknown."""
+        parts = {**_known(self), **self.others}
+        parts |= {"sessions": [_known(session) for session in self.sessions], "data": _known(self.data)}
+        return {name: value for name, value in parts.items() if name != "others"}
+
+
+def _known(part: Session | DataRecord | Record) -> dict[str, Any]:
+    """The fields of a part that differ from those of an empty one."""
+    unknown = asdict(type(part)())
+    return {name: value for name, value in asdict(part).items() if value != unknown[name]}
+
+
+def read_record(folder: RunFolder) -> Record:
+    """Read the record of a run; an empty one before the run begins.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not folder.record.exists():
+        return Record()
+    try:
+        return Record.of(load_mapping(folder.record))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder.record} is no record of a run: {error}.") from error
+
+
+def write_record(folder: RunFolder, record: Record) -> None:
+    with atomic_write(folder.record) as file:
+        json.dump(record.content(), file, indent=2)
 
 
 def update(folder: RunFolder, **parts: Any) -> None:
-    """Replace parts of a run's record by name; None removes a part."""
-    record = load_mapping(folder.record, [], optional=True) | parts
-    with atomic_write(folder.record) as file:
-        json.dump({name: value for name, value in record.items() if value is not None}, file, indent=2)
-
-
-def begin(
-    folder: RunFolder,
-    arguments: Sequence[str],
-    identity: Identity,
-    data: Mapping[str, Any],
-    surroundings: Mapping[str, str],
-    step: int | None = None,
-    sources: Sources | None = None,
-) -> set[str]:
-    """Write the record of a fit that starts or resumes.
-
-    Args:
-        folder: folder of the run.
-        arguments: arguments of main.py.
-        identity: of the run's configuration.
-        data: title, origin, samples and identities of the data.
-        surroundings: machine, versions, commit.
-        step: step of the optimiser at which a run is resumed; None for a new run.
-        sources: the user's code, see `plif_lightning.runs.code`.
-
-    Returns:
-        Keys of `surroundings` with values that differ from those of the session before.
-    """
-    record = load_mapping(folder.record, [], optional=True) if step is not None else {}
-    sessions = sessions_of(record)
-    here = replace(identity, code=hashes_of(sources or {}), data=data_identity(data))
-    changes: list[Difference] = []
-    if step is not None and sessions:
-        earlier = Identity.of_record(record)
-        kept = {name: value for name, value in earlier.settings.items() if is_of(name, "ckpt_path")}
-        here = earlier.resumed_with(replace(here, settings={**here.settings, **kept}), step)
-        changes = [*here.changes[len(earlier.changes) :]]
-    _keep_sources(folder, sources or {}, step)
-    session = Session(
-        step=step,
-        arguments=[*arguments],
-        settings=dict(here.settings),
-        code=dict(here.code),
-        changes=[(change.name, change.before, change.now) for change in changes],
-        surroundings=dict(surroundings),
-        started=time.time(),
-        process={"host": socket.gethostname(), "pid": os.getpid()},
-    )
-    update(
-        folder, sessions=[one.recorded() for one in (*sessions, session)], data=dict(data), **dict.fromkeys(_RESULTS)
-    )
-    before = sessions[-1].surroundings if sessions else surroundings
-    return {name for name, value in surroundings.items() if before.get(name, value) != value}
-
-
-def _keep_sources(folder: RunFolder, sources: Sources, step: int | None) -> None:
-    """Write the user's code into the folder; files of a resumed run that differ are kept under another name."""
-    for name, text in sources.items():
-        path = folder.source(name)
-        if step is not None and path.is_file() and path.read_text("utf-8") != text:
-            path.replace(path.with_name(f"{path.stem}.until_step_{step}{path.suffix}"))
-        with atomic_write(path) as file:
-            file.write(text)
-
-
-def record_run(
-    folder: str | Path,
-    settings: Mapping[str, Any],
-    accuracy: float,
-    *,
-    data: str,
-    samples: tuple[int, int],
-    epochs: int,
-    validation: Literal["holdout", "test"] = "holdout",
-    validation_accuracy: float | None = None,
-    seed: int | None = None,
-) -> None:
-    """Record a run that another program trained, so that tables and data frames have it beside runs of `fit`.
-
-    Args:
-        folder: a new folder, below the folder of the runs.
-        settings: by their names on the command line, such as {"model.neuron": "lif", "data.time_steps": 8}; runs are
-            averaged if all but their seeds are equal.
-        accuracy: on the test set, from 0 to 1.
-        data: name of the data set, as in tables.
-        samples: number of training samples, held-out ones included, and of test samples.
-        epochs: number of epochs.
-        validation: how the epoch was chosen: held-out samples, or the test set itself.
-        validation_accuracy: of the chosen epoch on the held-out samples, from 0 to 1.
-        seed: the run's seed.
-
-    Raises:
-        UserError: the folder holds a run already, a name is no setting, or an accuracy lies outside of 0 to 1.
-    """
-    files = RunFolder(Path(folder))
-    if files.record.exists():
-        raise UserError(f"{folder} holds a run already: pass another folder.")
-    known = {".".join(name.split(".")[:2]) for name in defaults()}
-    named = [".".join(name.split(".")[:2]) for name in settings if not is_of(name, "data")]
-    require_known_arguments("record_run", named, known)
-    for argument, share in (("accuracy", accuracy), ("validation_accuracy", validation_accuracy)):
-        if share is not None and not 0 <= share <= 1:
-            raise UserError(f"{argument} must lie from 0 to 1, got {share}.")
-    all_settings = {"data": data, "data.validation": validation, **settings, "trainer.max_epochs": epochs}
-    config = {"seed_everything": seed, **nest_settings(all_settings)}
-    has_holdout = validation == "holdout"
-    metric, best = ("val/acc", validation_accuracy) if has_holdout else ("test_as_val/acc", accuracy)
-    with atomic_write(files.config) as file:
-        yaml.safe_dump(config, file)
-    with atomic_write(files.metrics) as file:
-        # The loss, unknown here, marks the line of an epoch's end.
-        row = [epochs - 1, epochs - 1, "nan", "" if best is None else best]
-        csv.writer(file).writerows([["epoch", "step", "train/loss", metric], row])
-    parts = {"training": samples[0], "test": samples[1]}
-    content = {"content": f"{data} {samples[0]}", "test_content": f"{data} {samples[1]}"}
-    update(
-        files,
-        sessions=[Session(settings=all_settings, started=time.time()).recorded()],
-        data={"title": data, "samples": parts, **content},
-        of_another_program=True,
-        test=accuracy if has_holdout else None,
-        ended=time.time(),
-    )
+    """Replace parts of a run's record: attributes, and others by their names."""
+    record = read_record(folder)
+    own = {name: parts[name] for name in parts if name in {own.name for own in fields(Record)}}
+    others = {name: parts[name] for name in parts if name not in own}
+    write_record(folder, replace(record, **own, others={**record.others, **others}))

@@ -1,8 +1,9 @@
 """A run as read from its folder; unreadable parts are reported, the rest is read."""
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -15,23 +16,12 @@ from plif_lightning.runs.identity import CODE, Identity
 from plif_lightning.runs.loading import load_mapping
 from plif_lightning.runs.lock import in_use
 from plif_lightning.runs.metrics import layer_values, read_metrics
-from plif_lightning.runs.sessions import Session, sessions_of
+from plif_lightning.runs.record import Record, read_record
 from plif_lightning.runs.settings import class_name, default_ties, defaults, protocol, setting_in
 from plif_lightning.runtime import program
 from plif_lightning.structure import Structure, parse
 
 RunState = Literal["new", "running", "resumable", "failed", "finished", "unreadable"]
-
-
-def positive(value: Any) -> float | None:
-    """A number of a file above zero that a float can hold; None for anything else."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if 0 < number < math.inf else None
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,7 @@ class Run:
             configuration or record.
         config: nested configuration from `config.yaml`.
         metrics: a row per epoch.
-        record: content of `run.json`, see `plif_lightning.runs.record`.
+        record: content of `run.json`.
         problems: a sentence for each unreadable part.
     """
 
@@ -55,27 +45,17 @@ class Run:
     status: RunState
     config: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, float]] = field(default_factory=list)
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Record = field(default_factory=Record)
     problems: list[str] = field(default_factory=list)
 
     def setting(self, name: str, default: Any = None) -> Any:
         """Return a configuration value by its dotted name, such as `model.init_tau` or `data.time_steps`."""
         return setting_in(self.config, name, default)
 
-    def section(self, name: str) -> dict[str, Any]:
-        """A part of the record that holds names and values; empty if there is none."""
-        section = self.record.get(name)
-        return section if isinstance(section, dict) else {}
-
-    @cached_property
-    def sessions(self) -> list[Session]:
-        """The starts of the run, in their order; empty if they are unknown."""
-        return sessions_of(self.record)
-
     @cached_property
     def key(self) -> str:
         """Hash of the run's identity: equal for runs that differ in their seed alone."""
-        return self.identity.key if self.sessions else self.name
+        return self.identity.key if self.record.sessions else self.name
 
     @cached_property
     def identity(self) -> Identity:
@@ -93,33 +73,34 @@ class Run:
 
     def surroundings(self, name: str) -> str | None:
         """Machine, versions or commit: `A, then B` where they changed on resuming; None if unknown."""
-        values = [str(session.surroundings[name]) for session in self.sessions if name in session.surroundings]
+        values = [str(session.surroundings[name]) for session in self.record.sessions if name in session.surroundings]
         return ", then ".join(value for value, _ in groupby(values)) or None
 
     @property
     def arguments(self) -> list[str]:
         """Arguments of main.py of the first call, the last lengths included; empty if unknown."""
-        if not self.sessions or not self.sessions[0].arguments:
+        sessions = self.record.sessions
+        if not sessions or not sessions[0].arguments:
             return []
-        changed = {name for session in self.sessions for name, *_ in session.changes}
+        changed = {name for session in sessions for name, *_ in session.changes}
         # A length that no schedule depends on might have been given at once.
-        lengths = [name for name, *_ in self.identity.compared_with(Identity(self.sessions[0].settings))]
+        lengths = [name for name, *_ in self.identity.compared_with(Identity(sessions[0].settings))]
         later = [f"--{name}={self.identity.value(name)}" for name in lengths if name not in changed]
-        return [*map(str, self.sessions[0].arguments), *later]
+        return [*sessions[0].arguments, *later]
 
     @property
     def resumptions(self) -> list[tuple[int, list[str]]]:
         """Step and options of each call that resumed the run with changes."""
         return [
-            (session.step or 0, [*map(str, session.arguments[1:])])
-            for session in self.sessions
+            (session.step or 0, [*session.arguments[1:]])
+            for session in self.record.sessions
             if {name for name, *_ in session.changes} - {CODE}
         ]
 
     @property
     def started(self) -> float:
         """Time of the last start or resumption [s since 1970]; 0 if unknown."""
-        return (positive(self.sessions[-1].started) or 0.0) if self.sessions else 0.0
+        return self.record.sessions[-1].started if self.record.sessions else 0.0
 
     @property
     def seed(self) -> int | None:
@@ -141,8 +122,8 @@ class Run:
     def structure(self) -> Structure | None:
         """The network's layers; None for a user-defined network or an unreadable structure."""
         try:
-            return parse(str(self.record["structure"]))
-        except (KeyError, UserError):
+            return None if self.record.structure is None else parse(self.record.structure)
+        except UserError:
             return None
 
     @property
@@ -167,7 +148,7 @@ class Run:
     @property
     def best_metrics(self) -> dict[str, float]:
         """Metrics of the epoch with the best validation; empty before the first."""
-        if (epoch := self.record.get("best_epoch")) is not None:  # of a published run that kept no accuracy of it
+        if (epoch := self.record.best_epoch) is not None:  # of a published run that kept no accuracy of it
             return next((row for row in self.metrics if row["epoch"] + 1 == epoch), {})
         rows = [row for row in self.metrics if 0 <= row.get(self.val_key, math.nan) <= 1]
         if self.best_of_ties == "last":
@@ -183,8 +164,7 @@ class Run:
     @property
     def test(self) -> float | None:
         """Accuracy on the test set, measured once on the best epoch's weights, from 0 to 1; None if it was not."""
-        accuracy = self.record.get("test")
-        return float(accuracy) if isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1 else None
+        return self.record.test
 
     @property
     def accuracy(self) -> float | None:
@@ -206,10 +186,8 @@ class Run:
     @property
     def samples(self) -> dict[str, int]:
         """Number of samples of each part of the data."""
-        counts_of_data = self.section("data").get("samples")
-        counts = counts_of_data if isinstance(counts_of_data, dict) else {}
-        tested = self.record.get("tested")
-        return {n: k for n, k in {**counts, **({"test": tested} if tested else {})}.items() if isinstance(k, int)}
+        tested = self.record.tested
+        return {**self.record.data.samples, **({"test": tested} if tested else {})}
 
     @property
     def tested_samples(self) -> int | None:
@@ -227,26 +205,20 @@ class Run:
         """Spikes for a validation sample in the best epoch; None if they are unknown."""
         rates, updates = layer_values(self.best_metrics, "rate"), self._updates
         if not updates or not updates.keys() <= rates.keys():
-            spikes_of_record = self.section("cost").get("spikes")  # of a row of a table of results
-            return (
-                float(spikes_of_record)
-                if isinstance(spikes_of_record, (int, float)) and spikes_of_record >= 0
-                else None
-            )
+            spikes: float | None = self.record.cost.get("spikes")  # of a row of a table of results
+            return spikes
         return sum(rates[layer] * n for layer, n in updates.items())
 
     @property
     def _updates(self) -> dict[str, float]:
         """Neurons times steps of each layer that has neurons."""
-        updates = self.section("cost").get("updates")
-        if not isinstance(updates, dict):
-            return {}
-        return {name: n for name, n in ((name, positive(n)) for name, n in updates.items()) if n is not None}
+        updates: dict[str, float] = self.record.cost.get("updates", {})
+        return updates
 
     @property
     def energy(self) -> float | None:
         """Estimated energy for a sample [uJ], with 8-bit weights and memory, see `deploy.costs`; None if unknown."""
-        picojoules = positive(self.section("cost").get("pj_int8_reused"))
+        picojoules = self.record.cost.get("pj_int8_reused")
         return None if picojoules is None else picojoules / 1e6
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
@@ -282,18 +254,20 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
     """
     files = RunFolder(folder)
     problems: list[str] = []
-    config, record = load_mapping(files.config, problems), load_mapping(files.record, problems)
-    metrics = []
+    config, record, metrics = dict[str, Any](), Record(), list[dict[str, float]]()
+    with _noting(problems):
+        config = load_mapping(files.config)
+    with _noting(problems):
+        record = read_record(files)
+    state = _state_of(files, record, readable=not problems)
     if files.metrics.is_file():
-        try:
+        with _noting(problems):
             metrics = read_metrics(files.metrics, problems)
-        except UserError as error:
-            problems.append(str(error))
     name = os.path.relpath(folder, root) if root is not None else folder.name
     return Run(
         files,
         folder.name if name == "." else name,
-        _state_of(files, config, record),
+        state,
         config,
         metrics,
         record,
@@ -301,12 +275,21 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
     )
 
 
-def _state_of(files: RunFolder, config: Mapping[str, Any], record: Mapping[str, Any]) -> RunState:
+@contextlib.contextmanager
+def _noting(problems: list[str]) -> Iterator[None]:
+    """Note what cannot be read; it never stops reading the rest."""
+    try:
+        yield
+    except UserError as error:
+        problems.append(str(error))
+
+
+def _state_of(files: RunFolder, record: Record, readable: bool) -> RunState:
     if not files.record.exists():
         return "new"
-    if not (config and record):
+    if not readable:
         return "unreadable"
-    if "ended" in record:  # taken out where it is resumed
+    if record.ended is not None:  # taken out where it is resumed
         return "finished"
     if in_use(files):
         return "running"

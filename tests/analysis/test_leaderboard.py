@@ -1,6 +1,7 @@
 """The leaderboard: settings beside the paper's over the same seeds."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,7 +159,7 @@ def test_settings_that_were_tested_on_other_samples_are_not_compared(tmp_path):
     for name, content in (("paper", "x"), ("lif", "x"), ("if", "y")):
         for seed in SEEDS:
             folder = RunFolder(tmp_path / f"{name}-{seed}")
-            update(folder, data={**read_run(folder.path).section("data"), "content": "same", "test_content": content})
+            update(folder, data=replace(read_run(folder.path).record.data, content="same", test_content=content))
     assert set(board(tmp_path)) == {"", "neuron lif"}
 
 

@@ -54,8 +54,8 @@ def test_published_run_keeps_measurements_and_drops_local_paths(tmp_path):
     assert commands(read) == commands(run)
     assert commands(read)[0][:5] == ["fit", "--config", "fashionmnist", "--trainer.max_epochs", "3"]
     assert "/far" not in (tmp_path / "results.jsonl").read_text()
-    assert "wandb" not in read.record
-    assert [session.process for session in read.sessions] == [{}]
+    assert read.record.wandb is None
+    assert [session.process for session in read.record.sessions] == [{}]
 
 
 def test_long_run_keeps_selected_best_and_threshold_epochs(tmp_path):

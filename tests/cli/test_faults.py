@@ -659,7 +659,7 @@ def test_a_best_checkpoint_that_is_missing_is_named(run, capsys):
 
 
 def test_changed_threads_and_kernels_on_resume_are_recorded(run, caplog):
-    threads, around = str(torch.get_num_threads()), read_run(run).sessions[0].surroundings
+    threads, around = str(torch.get_num_threads()), read_run(run).record.sessions[0].surroundings
     assert (around["threads"], around["form"]) == (threads, "cpu")
     resume = ["fit", "--run_folder", str(run), "--trainer.max_epochs"]
     main([*resume, "3", "--model.backend", "reference"])

@@ -4,8 +4,8 @@ import pytest
 
 from plif_lightning.runs.command import commands
 from plif_lightning.runs.identity import CODE
+from plif_lightning.runs.record import Session
 from plif_lightning.runs.run import read_run
-from plif_lightning.runs.sessions import Session
 from tests.conftest import REPOSITORY
 from tests.writers import update, write_run
 
@@ -39,9 +39,9 @@ def test_a_shipped_configuration_is_named_and_a_users_file_stays(tmp_path, monke
 )
 def test_a_resumption_that_changed_an_option_is_a_call_of_its_own(tmp_path, changes, calls):
     folder = write_run(tmp_path / "a")
-    first = read_run(tmp_path / "a").sessions[0]
+    first = read_run(tmp_path / "a").record.sessions[0]
     later = Session(step=40, arguments=["fit", "--data.batch_size", "32"], changes=changes)
-    update(folder, sessions=[first.recorded(), later.recorded()])
+    update(folder, sessions=[first, later])
     found = commands(read_run(tmp_path / "a"))
     assert [call[0] for call in found] == ["fit"] * calls
     assert [any(word == "--stop_after_step=40" for word in call) for call in found] == [True, False][-calls:]

@@ -1,13 +1,14 @@
 """`run.json`: what a run is, where it ran and what came of it."""
 
+from plif_lightning.runs.begin import begin
 from plif_lightning.runs.command import split_options
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.identity import Identity
-from plif_lightning.runs.record import begin, update
+from plif_lightning.runs.record import DataRecord, update
 from plif_lightning.runs.run import read_run
 
 SETTINGS = {"data": "MNIST", "data.batch_size": 16, "trainer.max_epochs": 2}
-DATA = {"title": "MNIST", "content": "a", "test_content": "b"}
+DATA = DataRecord("MNIST", content="a", test_content="b")
 
 
 def read(folder):
@@ -27,13 +28,19 @@ def test_resumed_run_keeps_its_command_and_drops_results(tmp_path):
     folder = RunFolder(tmp_path)
     begin(folder, ["fit", "--config", "x"], Identity(SETTINGS), DATA, {"machine": "a", "commit": "1"})
     assert read(folder).key == Identity(SETTINGS, data="a b").key
-    update(folder, ended=1.0, test=0.9, tested=359, cost={"a": 1})
+    update(folder, ended=1.0, test=0.9, tested=359, cost={"a": 1}, of_a_callback=3)
     longer = {**SETTINGS, "trainer.max_epochs": 9}
     assert begin(folder, ["fit"], Identity(longer), DATA, {"machine": "b", "commit": "1"}, step=3) == {"machine"}
     again = read(folder)
     assert again.arguments == ["fit", "--config", "x", "--trainer.max_epochs=9"]
     assert (again.surroundings("machine"), again.surroundings("commit")) == ("a, then b", "1")
-    assert not {"ended", "test", "tested", "cost"} & again.record.keys()
+    assert (again.record.ended, again.test, again.record.tested, again.record.cost, again.record.others) == (
+        None,
+        None,
+        None,
+        {},
+        {},
+    )
     assert changes(folder) == []
     assert again.key == Identity(longer, data="a b").key  # that of a run that was begun with as many epochs
 

@@ -1,6 +1,7 @@
 """Reading complete and damaged run folders."""
 
 import errno
+import json
 import multiprocessing
 import os
 import signal
@@ -50,9 +51,14 @@ def test_protocol_b_reports_the_single_test(tmp_path):
 
 
 @pytest.mark.parametrize("accuracy", [97.5, -0.1, "high"])
-def test_accuracy_outside_zero_to_one_is_ignored(tmp_path, accuracy):
-    update(write_run(tmp_path / "a", validation="holdout"), test=accuracy)
-    assert read_run(tmp_path / "a").accuracy is None
+def test_an_accuracy_outside_zero_to_one_is_no_record(tmp_path, accuracy):
+    folder = write_run(tmp_path / "a", validation="holdout")
+    with pytest.raises((TypeError, ValueError)):
+        update(folder, test=accuracy)
+    folder.record.write_text(json.dumps(json.loads(folder.record.read_text()) | {"test": accuracy}))
+    run = read_run(tmp_path / "a")
+    assert (run.status, run.accuracy) == ("unreadable", None)
+    assert any("run.json is no record of a run" in problem for problem in run.problems)
 
 
 def test_subfolders_of_runs_and_hidden_folders_are_skipped(tmp_path):

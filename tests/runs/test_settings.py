@@ -6,6 +6,7 @@ from plif_lightning import configs
 from plif_lightning.analysis.select import beyond_shipped
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.identity import Identity
+from plif_lightning.runs.record import Record, Session
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import by_numbers, protocol
 from tests.test_configs import parsed
@@ -97,7 +98,7 @@ def test_classes_count_by_path_and_arguments(tmp_path, monkeypatch):
 def test_parsed_shipped_configuration_has_no_differences(name):
     """Found by a review: CIFAR-10 was not, by the default of an augmentation."""
     config = parsed(f"--config={name}", "--trainer.devices=1")
-    run = Run(RunFolder("run"), "run", "finished", config, record={"sessions": [{"settings": settings(config)}]})
+    run = Run(RunFolder("run"), "run", "finished", config, record=Record([Session(settings=settings(config))]))
     assert beyond_shipped(run) == []
 
 

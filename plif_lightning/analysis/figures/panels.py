@@ -66,7 +66,7 @@ def _sort_key(labelled: tuple[str, list[Run]]) -> tuple[Any, ...]:
 
 
 def panel_of(run: Run) -> Panel:
-    of_origin = f", {shorten(origin)}" if (origin := run.section("data").get("origin")) else ""
+    of_origin = f", {shorten(origin)}" if (origin := run.record.data.origin) else ""
     name = escape_formula(textwrap.fill(shorten(data_title(run), 30) + of_origin, 36))
     steps = literal(run.setting("data.time_steps", "?"), 12)
     return Panel(name, f"T = {steps}, protocol {run.protocol}")
