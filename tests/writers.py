@@ -28,7 +28,7 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.record import Session, read_record, update
 from plif_lightning.runs.samples import RecordedSamples, write_samples
-from plif_lightning.structure import Numbers, resolve_structure
+from plif_lightning.structure import NUMBERS, resolve_structure
 
 FOLDERS = {"MNIST": "MNIST/raw", "FashionMNIST": "FashionMNIST/raw", "CIFAR10": "cifar-10-batches-py"}
 FOLDERS["CIFAR100"] = "cifar-100-python"
@@ -369,9 +369,7 @@ def _structure_of(model):
     if model.get("network") is not None:
         return {}
     try:
-        return {
-            "structure": str(resolve_structure(model.get("structure"), {n: model.get(n) for n in Numbers._fields}, 10))
-        }
+        return {"structure": str(resolve_structure(model.get("structure"), {n: model.get(n) for n in NUMBERS}, 10))}
     except UserError:
         return {"structure": str(model.get("structure"))}
 

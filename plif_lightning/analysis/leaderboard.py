@@ -290,7 +290,8 @@ class Gain(NamedTuple):
     of_seeds: int
 
 
-_NO_GAIN = Gain(math.nan, math.nan, math.nan, 0, 0)
+_NO_INTERVAL = (math.nan, math.nan)
+_NO_GAIN = Gain(math.nan, *_NO_INTERVAL, 0, 0)
 
 
 def _gain(cell: Group, base: Group) -> Gain:
@@ -301,10 +302,9 @@ def _gain(cell: Group, base: Group) -> Gain:
         100 * (share - base_share) for share, base_share in pairs if share is not None and base_share is not None
     ]
     if cell is base or not differences:
-        seeds = len(cell.runs)
-        return _NO_GAIN._replace(mean=0.0, seeds=seeds, of_seeds=seeds) if cell is base else _NO_GAIN
+        return Gain(0.0, *_NO_INTERVAL, len(cell.runs), len(cell.runs)) if cell is base else _NO_GAIN
     # Equal differences of accuracies in float32 differ in their last digits, and would have an interval.
-    ends = interval(differences, None) if max(differences) - min(differences) > 1e-4 else (math.nan, math.nan)
+    ends = interval(differences, None) if max(differences) - min(differences) > 1e-4 else _NO_INTERVAL
     return Gain(statistics.fmean(differences), *ends, len(differences), max(len(cell.runs), len(base.runs)))
 
 

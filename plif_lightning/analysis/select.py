@@ -17,10 +17,10 @@ from plif_lightning.analysis.paper import Setting
 from plif_lightning.runs.identity import Difference, Identity
 from plif_lightning.runs.run import Run, not_replaced
 from plif_lightning.runs.settings import Role, is_of, role, setting_in
-from plif_lightning.structure import Numbers
+from plif_lightning.structure import NUMBERS
 from plif_lightning.structure.layers import neurons_in
 
-NUMBERS = {f"model.{name}" for name in Numbers._fields}
+_NUMBERS = {f"model.{name}" for name in NUMBERS}
 
 
 def real(value: Any) -> float:
@@ -214,7 +214,7 @@ def beyond_shipped(run: Run) -> list[Difference]:
     found = [one for one in found if one.name in unchanged or one.name not in run.settings]
     if run.identity.is_of_another_program:  # unstated settings are unknown, not defaults
         found = [one for one in found if one.name in run.settings]
-    of_data = () if shipped is not None else ("data", "model.structure", *NUMBERS)
+    of_data = () if shipped is not None else ("data", "model.structure", *_NUMBERS)
     return [Difference(n, before, run.value(n)) for n, before, *_ in found if not is_of(n, *of_data)]
 
 
@@ -225,7 +225,7 @@ def without_replaced(differences: Sequence[Difference], settings: Mapping[str, A
     """
     names = {one.name for one in differences}
     if "model.structure" in names:
-        names -= NUMBERS
+        names -= _NUMBERS
     if "model.network" in settings:  # which has none of the network's arguments, but those that were given
         names -= {name for name in names if name not in settings and name in _of_network()}
     names -= {n for n in names if n not in settings and any(n != kind and is_of(n, kind) for kind in names)}

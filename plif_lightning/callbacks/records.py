@@ -35,7 +35,7 @@ from plif_lightning.runs.settings import Role, is_of, role
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.runtime.files import relative
 from plif_lightning.runtime.process import surroundings
-from plif_lightning.structure import Numbers, resolve_structure
+from plif_lightning.structure import NUMBERS, resolve_structure
 from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def _structure_of(network: nn.Module) -> str | None:
     """Structure from which a network was built, PLIF standing for `model.neuron`; None for a user-defined network."""
     if not isinstance(network, SpikingNetwork):
         return None
-    numbers = {name: network.arguments[name] for name in Numbers._fields}
+    numbers = {name: network.arguments[name] for name in NUMBERS}
     return str(resolve_structure(network.arguments["structure"], numbers, network.num_classes))
 
 

@@ -21,7 +21,7 @@ from plif_lightning.runs.record import Record, read_record
 from plif_lightning.runs.run import read_run
 from plif_lightning.runs.settings import Role, names_class, role, setting_in
 from plif_lightning.runtime.files import atomic_write, relative
-from plif_lightning.structure import FROM_DATA, Numbers
+from plif_lightning.structure import FROM_DATA, NUMBERS
 
 _log = logging.getLogger(__name__)
 CONFIG = ("--config", "-c")
@@ -276,7 +276,7 @@ def _with_structures(arguments: Sequence[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         value = value if equals else following
         if name == "--model.structure" or (name in (*CONFIG, "--model") and _has_structure(name, value)):
-            expanded += [f"--model.{number}=null" for number in Numbers._fields]
+            expanded += [f"--model.{number}=null" for number in NUMBERS]
         expanded.append(argument)
     return expanded
 

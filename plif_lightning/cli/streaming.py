@@ -5,7 +5,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -292,8 +292,8 @@ def _stream(options: argparse.Namespace) -> int:
         raise UserError("standard input has no end that is known: pass --every_ms MILLISECONDS with --file -.")
     trained = read_trained(options.ckpt_path)
     written = {"columns": options.columns, "time_unit": options.time_unit}
-    spec = trained.input._replace(**{name: value for name, value in written.items() if value})
-    trained = trained._replace(input=spec)
+    spec = replace(trained.input, **{name: value for name, value in written.items() if value})
+    trained = replace(trained, input=spec)
     if options.sensor is not None and not spec.rescales:
         raise UserError("--sensor is for a network that was trained on recordings of several cameras: leave it out.")
     _take_step_length(options, trained)

@@ -1,8 +1,9 @@
 """A trained network from a checkpoint, for commands that take no run: its data set, class names and camera."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
@@ -27,7 +28,8 @@ def checkpoint_parser(name: str, description: str) -> PlainParser:
     return parser
 
 
-class Trained(NamedTuple):
+@dataclass(frozen=True)
+class Trained:
     """A network and its data set, read from a checkpoint.
 
     Attributes:

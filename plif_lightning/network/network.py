@@ -31,8 +31,8 @@ from plif_lightning.signals.signal import Signal, output_of, run_layer, run_laye
 from plif_lightning.signals.states import active_states
 from plif_lightning.structure import (
     FC,
+    NUMBERS,
     Neurons,
-    Numbers,
     Pool,
     Structure,
     Votes,
@@ -176,9 +176,7 @@ class SpikingNetwork(nn.Module):
         self.backend = Backend(backend, sparse)
         for name, value in (("time_steps", time_steps), ("num_classes", num_classes)):
             require_count(name, value)
-        numbers = dict(
-            zip(Numbers._fields, (n_conv, n_down, n_fc, channels, fc_features, votes_per_class), strict=True)
-        )
+        numbers = {name: all_arguments[name] for name in NUMBERS}
         self.structure, classes = _with_settings(resolve_structure(structure, numbers, num_classes), neuron, pooling)
         self.time_steps = time_steps
         self.inputs = InputEncoder(input_encoder)

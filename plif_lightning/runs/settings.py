@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from enum import Flag, auto
 from functools import cache
 from typing import Any, TypeGuard
@@ -213,17 +214,17 @@ def by_numbers(model: Mapping[str, Any]) -> dict[str, Any]:
     User-defined networks and unreadable structures are returned unchanged.
     """
     text = model.get("structure")
-    numbers_of_model = {name: model[name] for name in Numbers._fields if model.get(name) is not None}
+    numbers_of_model = {name: model[name] for name in NUMBERS if model.get(name) is not None}
     if model.get("network") is not None or not (numbers_of_model or text is not None or "n_conv" in model):
         return dict(model)
     try:
         structure = None if text is None else parse(text)
     except UserError:
         return dict(model)
-    numbers = NUMBERS if structure is None else numbers_of(structure)
+    numbers = Numbers() if structure is None else numbers_of(structure)
     if numbers is None:
         return {**model, "structure": str(structure)}
-    return {**model, "structure": None, **numbers._asdict(), **numbers_of_model}
+    return {**model, "structure": None, **asdict(numbers), **numbers_of_model}
 
 
 @cache

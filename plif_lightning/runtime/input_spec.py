@@ -1,12 +1,14 @@
 """Specification of a network's input, stored in its checkpoint by the data module, for `stream` and `export`."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Self
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
 
 Kind = Literal["images", "events", "sequences"]
 
 
-class InputSpec(NamedTuple):
+@dataclass(frozen=True)
+class InputSpec:
     """The part of a data module's `preprocessing` that commands without data ask for; None where it says nothing.
 
     Attributes:
@@ -46,9 +48,10 @@ class InputSpec(NamedTuple):
     @classmethod
     def of(cls, preprocessing: Mapping[str, Any] | None) -> Self:
         """From what a checkpoint holds."""
-        known: dict[str, Any] = {n: v for n, v in (preprocessing or {}).items() if n in cls._fields}
+        names = {field.name for field in fields(cls)}
+        known = {name: value for name, value in (preprocessing or {}).items() if name in names}
         sizes = {name: tuple(known[name]) for name in ("size", "sensor") if known.get(name) is not None}
-        return cls(**(known | sizes))
+        return cls(**{**known, **sizes})
 
     def step_length(self) -> tuple[int | None, float | None]:
         """Events, or milliseconds, of a time-step; neither where it is a T-th of a recording."""

@@ -1,7 +1,8 @@
 """The paper's network by numbers, n_conv, n_down and so on: a second way to a structure."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from plif_lightning.errors import UserError
 from plif_lightning.structure.layers import FC, Conv, Neurons, Pool, Structure, Votes
@@ -11,7 +12,8 @@ from plif_lightning.structure.shapes import require_classes
 PLIF = Neurons("PLIF")
 
 
-class Numbers(NamedTuple):
+@dataclass(frozen=True)
+class Numbers:
     """The numbers of Table 1.
 
     Attributes:
@@ -31,7 +33,8 @@ class Numbers(NamedTuple):
     votes_per_class: int = 10
 
 
-NUMBERS = Numbers()
+# The default of each.
+NUMBERS: dict[str, Any] = asdict(Numbers())
 
 
 def resolve_structure(structure: str | None, numbers: Mapping[str, Any], num_classes: int) -> Structure:
@@ -49,14 +52,14 @@ def resolve_structure(structure: str | None, numbers: Mapping[str, Any], num_cla
     parsed = None if structure is None else parse(structure)
     if parsed is not None and not numbers:
         return parsed
-    base = NUMBERS if parsed is None else numbers_of(parsed)
+    base = Numbers() if parsed is None else numbers_of(parsed)
     if base is None:
         raise UserError(
             f"{' and '.join(numbers)} cannot be set beside a structure that is not like the paper's, "
             "{c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10: change the structure itself, or pass "
             "--model.structure null for the paper's with these numbers."
         )
-    wanted = base._replace(**numbers)
+    wanted = replace(base, **numbers)
     if parsed is not None:
         require_classes(parsed, num_classes)
     if wanted.n_fc == 1 and wanted.fc_features != base.fc_features:
@@ -65,7 +68,7 @@ def resolve_structure(structure: str | None, numbers: Mapping[str, Any], num_cla
 
 
 def _of_numbers(numbers: Numbers, num_classes: int) -> Structure:
-    for name, value in numbers._asdict().items():
+    for name, value in asdict(numbers).items():
         values = value if name == "channels" and isinstance(value, (list, tuple)) else [value]
         if not values or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
             raise UserError(f"{name} must be at least 1, got {value}.")
@@ -97,7 +100,7 @@ def numbers_of(structure: Structure) -> Numbers | None:
         n_down,
         len(fcs),
         widths[0] if len(set(widths)) == 1 else tuple(widths),
-        fcs[0].features if len(fcs) > 1 else NUMBERS.fc_features,
+        fcs[0].features if len(fcs) > 1 else NUMBERS["fc_features"],
         last.per_class,
     )
     classes, rest = divmod(fcs[-1].features, last.per_class)

@@ -15,7 +15,7 @@ from plif_lightning.cli import main
 from plif_lightning.errors import UserError
 from plif_lightning.runs.identity import Identity
 from plif_lightning.runs.run import find_runs
-from plif_lightning.structure import Numbers
+from plif_lightning.structure import NUMBERS
 from tests.cli.calls import refused
 from tests.writers import edit_session, write_run
 
@@ -267,7 +267,7 @@ def test_run_of_another_program_is_labelled_and_its_settings_are_validated(tmp_p
 def test_network_of_ones_own_is_not_labelled_with_arguments_it_lacks(tmp_path):
     for name, seed in (("a", 1), ("b", 2)):
         model = {"network": {"class_path": "torch.nn.Flatten", "init_args": {"start_dim": seed}}, "dropout": 0.5}
-        write_run(tmp_path / name, data="Digits", model={**model, "structure": None, **dict.fromkeys(Numbers._fields)})
+        write_run(tmp_path / name, data="Digits", model={**model, "structure": None, **dict.fromkeys(NUMBERS)})
     named = labels(find_runs(tmp_path))
     assert not any("dropout" in label or "n_conv" in label for label in [*named.each, named.shared])
 

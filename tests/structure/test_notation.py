@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -219,7 +219,7 @@ def test_numbers_of_a_paper_like_structure(text, numbers):
     assert numbers_of(parse(text)) == numbers
     if numbers is not None:
         classes = parse(text).layers[-2].features // numbers.votes_per_class
-        assert resolve_structure(None, numbers._asdict(), classes) == parse(text)
+        assert resolve_structure(None, asdict(numbers), classes) == parse(text)
 
 
 def test_numbers_override_a_structure():

@@ -54,7 +54,7 @@ def by_panel(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[Panel, 
         lengths = [f", {run.settings.get('trainer.max_epochs')} epochs" for run in first_runs]
         each = [label + length for label, length in zip(named.each, lengths, strict=True)]
         labelled = sorted(zip(each if len({*lengths}) > 1 else named.each, groups, strict=True), key=_sort_key)
-        grouped[panel._replace(shared=for_title(named.shared))] = labelled
+        grouped[Panel(panel.data, panel.conditions, for_title(named.shared))] = labelled
     return grouped
 
 
