@@ -30,7 +30,7 @@ from plif_lightning.network.stepping import State
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.signals.signal import Layer, Signal, keeps_spikes, output_of, run_layers
-from plif_lightning.signals.states import LayerState, active_states, advance, as_tuple, run_step, stateful_modules
+from plif_lightning.signals.states import LayerState, advance, as_tuple, run_step, stateful_modules
 from plif_lightning.structure import LayerSpec
 
 Engine = Literal["float32", "int8"]
@@ -114,7 +114,7 @@ class Frozen(Layer):
 
     def run(self, x: Signal) -> Maps:
         (neuron,) = self.neurons.values()
-        return advance(neuron, partial(self._spikes, x, active_states() is not None))  # type: ignore[arg-type]
+        return advance(neuron, partial(self._spikes, x, x.is_step))  # type: ignore[arg-type]
 
     def keeps_spikes(self, spikes: bool) -> bool:
         return self.gives_spikes

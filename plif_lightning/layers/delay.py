@@ -11,7 +11,7 @@ from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.errors import UserError, require_count, require_one_of
 from plif_lightning.kernels import Backend, delay_between_steps
 from plif_lightning.signals.signal import LayerModule, Signal
-from plif_lightning.signals.states import active_states, advance
+from plif_lightning.signals.states import advance
 
 DelayKernel = Literal["linear", "gaussian"]
 _NARROWEST = 0.05  # width of a Gaussian [time-steps], all of which lies on a single lag
@@ -90,9 +90,8 @@ class Delay(LayerModule):
         if x.values.dim() < 3 or x.values.shape[2] != len(self.delay):
             raise UserError(f"a delay of {len(self.delay)} channels takes [T, N, C, *], got {list(x.values.shape)}.")
         values = x.every_step()
-        return advance(
-            self, partial(self._delayed, values if values.is_floating_point() else values.to(self.delay.dtype))
-        )
+        values = values if values.is_floating_point() else values.to(self.delay.dtype)
+        return advance(self, partial(self._step, values)) if x.is_step else self._sequence(values)
 
     def keeps_spikes(self, spikes: bool) -> bool:
         return spikes and self.is_whole
@@ -108,7 +107,7 @@ class Delay(LayerModule):
 
     def divides(self, x: Signal) -> bool:
         """True if a call does no more than to divide values x [T, N, C] between two steps by the compiled loops."""
-        has_steps = active_states() is None and x.values.dim() == 3 and not x.is_held
+        has_steps = x.values.dim() == 3 and not (x.is_step or x.is_held)
         return self.is_plain_call and has_steps and not self.is_whole and self._has_loops(x.values)
 
     def between(self) -> tuple[Tensor, Tensor]:
@@ -129,27 +128,33 @@ class Delay(LayerModule):
         whole, late = self.between()
         return torch.where(lags == whole, 1 - late, torch.where(lags == whole + 1, late, torch.zeros_like(late)))
 
-    def _delayed(self, x: Tensor, before: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The output at every step, and the inputs that a next step needs; x: [T, N, C, *].
+    def _sequence(self, x: Tensor) -> Tensor:
+        """The output at every step, for x [T, N, C, *] from rest."""
+        if self._has_loops(x):
+            whole, late = self.between()
+            rows = delay_between_steps(x.movedim(2, -1).flatten(1, -2), whole.long(), late)
+            return rows.unflatten(1, x.shape[1:2] + x.shape[3:]).movedim(-1, 2)
+        seen = torch.cat([x.new_zeros(self.max_delay, *x.shape[1:]), x])
+        return _convolved(seen, self._shares_of_inputs(x))
+
+    def _step(self, x: Tensor, before: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The output of a single step x [1, N, C, *], and the inputs that the next one needs.
 
         Raises:
             UserError: the inputs before are of other samples, or of another delay.
         """
-        if active_states() is None and self._has_loops(x):
-            whole, late = self.between()
-            rows = delay_between_steps(x.movedim(2, -1).flatten(1, -2), whole.long(), late)
-            return rows.unflatten(1, x.shape[1:2] + x.shape[3:]).movedim(-1, 2), ()
-        shares = self.shares().flip(0).to(x.dtype)  # from the earliest input to the newest
         shape = self.max_delay, *x.shape[1:]
         past = x.new_zeros(shape) if before is None else before[0].movedim(1, 0)
         if past.shape != shape:
             kept = [x.shape[1], self.max_delay, *x.shape[2:]]
             raise UserError(f"the state of a delay must be {kept}, got {list(before[0].shape) if before else None}.")
         seen = torch.cat([past, x])
-        if active_states() is None:
-            return _convolved(seen, shares), ()
-        weights = shares.view(*shares.shape[:1], 1, -1, *[1] * (x.dim() - 3))
+        weights = self._shares_of_inputs(x).view(len(seen), 1, -1, *[1] * (x.dim() - 3))
         return (seen * weights).sum(0, keepdim=True), (seen[len(x) :].movedim(0, 1),)
+
+    def _shares_of_inputs(self, x: Tensor) -> Tensor:
+        """`shares` from the earliest input to the newest, in the type of x."""
+        return self.shares().flip(0).to(x.dtype)
 
     def _has_loops(self, x: Tensor) -> bool:
         """True if the compiled loops run on x [T, N, C, *]: linear, on a CPU, in the parameter's type."""

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from plif_lightning.errors import UserError
 from plif_lightning.signals.signal import LayerModule, Signal
-from plif_lightning.signals.states import active_states
 
 InputEncoderName = Literal["direct", "poisson", "latency"]
 
@@ -34,13 +33,14 @@ class InputEncoder(LayerModule):
         self.name = name
 
     def run(self, x: Signal) -> Tensor:
-        return x.values if self.name == "direct" else self._spikes(x.values, x.steps)
+        return x.values if self.name == "direct" else self._spikes(x)
 
     def keeps_spikes(self, spikes: bool) -> bool:
         return spikes or self.name != "direct"
 
-    def _spikes(self, x: Tensor, time_steps: int) -> Tensor:
-        if len(x) != 1 or active_states() is not None:
+    def _spikes(self, signal: Signal) -> Tensor:
+        x, time_steps = signal.values, signal.steps
+        if len(x) != 1 or signal.is_step:
             raise UserError(f"input_encoder={self.name!r} encodes an image for all T at once: frames need 'direct'.")
         low, high = x.aminmax()
         if low < 0 or high > 1:

@@ -48,7 +48,7 @@ from plif_lightning.layers.pooling import Pool2d, TimeDropout, draw_seed
 from plif_lightning.layers.recurrent import RecurrentLinear, recurrent_spikes
 from plif_lightning.neurons import Neuron
 from plif_lightning.signals.signal import Layer, LayerModule, Signal, keeps_spikes, output_of, run_layer
-from plif_lightning.signals.states import active_states, advance
+from plif_lightning.signals.states import advance
 
 Form = Literal["part by part", "one pass", "fused", "FC", "recurrent, fused", "recurrent, a loop over steps"]
 
@@ -258,8 +258,7 @@ def choose(block: ConvBlock, x: Signal, of_sum: bool = False) -> Choice:
     if not is_plain(block):
         return Choice("part by part", innermost=True, reason="it has hooks, or is of another class")
     unfused = "" if of_sum else refuses_fusion(block.norm, neuron)
-    is_step = active_states() is not None
-    pool: Pool = "none" if of_sum or is_step else block.pool_name or "none"
+    pool: Pool = "none" if of_sum or x.is_step else block.pool_name or "none"
     form: Form = "part by part" if unfused else "fused"
     if reason := refuses_conv(block):
         return Choice(form, innermost=True, pool=pool, reason=unfused or reason)
@@ -281,7 +280,7 @@ def _by_kernels(block: ConvBlock, x: Signal, choice: Choice, of_sum: bool) -> Ch
     if not unfused and (torch.is_grad_enabled() or block.normalises_by_batch):
         reason = reason or "gradients, or statistics of the batch, need the convolution's output"
     elif not unfused and skip.output:
-        if not (of_sum or x.is_held or active_states() is not None) and choice.pool != "avg":
+        if not (of_sum or x.is_held or x.is_step) and choice.pool != "avg":
             return one_pass
         reason = "its pool averages, its input is held, or it runs single time-steps"
     return choice._replace(skip=skip, reason=reason)
@@ -372,7 +371,7 @@ def _run_fused(block: ConvBlock, x: Signal, choice: Choice, added: Sum | None) -
     assert isinstance(neuron, Neuron)
     norm, dynamics = _norm_of(block, lambda: moments(y), y, x.steps, choice.convolves), neuron.dynamics
     fire = partial(norm_fire_pool, y, norm, dynamics, time_steps=x.steps, added=other, pool=choice.pool)
-    return advance(neuron, partial(fire, seed=block.seed(choice.pool), last=active_states() is not None))
+    return advance(neuron, partial(fire, seed=block.seed(choice.pool), last=x.is_step))
 
 
 def _norm_of(block: ConvBlock, batch: Any, x: Tensor, steps: int, convolves: bool) -> Norm:
@@ -476,7 +475,7 @@ def run_norm(norm: TimeBatchNorm | None, neuron: nn.Module | None, x: Signal, ba
         return x.values if neuron is None else output_of(neuron, x)
     values, device = x.values, x.values.device
     fuses = backend.fuses(device, computing_type(values))
-    fires = fuses and active_states() is None and not refuses_fusion(norm, neuron)
+    fires = fuses and not x.is_step and not refuses_fusion(norm, neuron)
     if not fires and not (fuses and backend.chosen(device) == "cpu" and _trains_by_kernels(norm)):
         y = output_of(norm, x)
         return y if neuron is None else output_of(neuron, x._replace(values=y))

@@ -12,7 +12,7 @@ from plif_lightning.kernels.recurrent import run_recurrent
 from plif_lightning.layers.plain import is_plain
 from plif_lightning.neurons import Neuron
 from plif_lightning.signals.signal import LayerModule, Signal, keeps_spikes, output_of
-from plif_lightning.signals.states import active_states, advance
+from plif_lightning.signals.states import advance
 
 
 class RecurrentLinear(nn.Linear):
@@ -84,7 +84,7 @@ def recurrent_spikes(
         )
     product: Callable[[Tensor], Tensor]
     product = recurrent if weight is None else partial(nn.functional.linear, weight=weight)
-    if active_states() is not None:
+    if x.is_step:
         return advance(recurrent, partial(_single_step, product, neuron, x)), False
     values = x.values
     # With hooks, as of pruning, or of a user-defined class, the layer is called at each step instead.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from plif_lightning.signals.hooks import is_called_plainly
+from plif_lightning.signals.states import active_states
 
 # Layers of PyTorch that pass on their input's values.
 _KEEP_VALUES = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Identity)
@@ -30,6 +31,11 @@ class Signal(NamedTuple):
     def is_held(self) -> bool:
         """True if a single step stands for all T, so that layers without a state run once."""
         return self.steps > 1 and isinstance(self.values, Tensor) and self.values.shape[0] < self.steps
+
+    @property
+    def is_step(self) -> bool:
+        """True if it is a single step, of which layers go on from their states before it."""
+        return active_states() is not None
 
     def every_step(self) -> Tensor:
         """Values of all steps [T, N, *]; those of a held input share their memory."""
