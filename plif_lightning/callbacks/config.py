@@ -57,7 +57,5 @@ class SaveConfig(SaveConfigCallback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["cli_config"] = self.text
         checkpoint["settings"] = Identity.of(yaml.safe_load(self.text)).settings
-        data = getattr(trainer, "datamodule", None)
-        if isinstance(data, SpikingDataModule):
-            checkpoint["training_set"] = data.identity()
-            checkpoint["reading"] = data.reading()
+        data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint |= {"training_set": data.identity(), "reading": data.reading()}

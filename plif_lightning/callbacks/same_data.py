@@ -24,9 +24,7 @@ class SameData(Callback):
         self.identity, self.reading = identity, reading
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, SpikingDataModule):
-            return
+        data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
         splits = stage == "fit" or (stage == "validate" and data.validation == "holdout")
         if splits and self.identity is not None and self.identity != data.identity():
             raise CheckpointError(

@@ -95,7 +95,7 @@ def _refuse_or_name(edited: str, start: Start, parsed: Mapping[str, Any]) -> Non
 
 def _code_difference(folder: RunFolder | None, config: Mapping[str, Any]) -> str:
     """How the user's code differs from that of a run; empty if it does not, or if there is no run."""
-    if folder is None or not folder.record.exists():
+    if folder is None:
         return ""
     now = sources_of(config)
     here = Identity({}, code=hashes_of(now))

@@ -83,13 +83,15 @@ def job_of(sweep: Sweep, root: Path, point: dict[str, Any], overrides: Sequence[
     return Job(name, RunFolder(root / name), arguments)
 
 
-def score(sweep: Sweep, folder: RunFolder) -> float | None:
-    """Return the sweep's metric of a run; None if it has none.
+def score(sweep: Sweep, job: Job) -> float | None:
+    """Return the sweep's metric of a finished run; None if it has none, and for other runs.
 
     For validation accuracy (val/acc, or test_as_val/acc under protocol A) it is the value of the best epoch, for
     test/acc the result of the test, and for other metrics the last value.
     """
-    run = read_run(folder.path)
+    if job.state != "finished":
+        return None
+    run = read_run(job.folder.path)
     if sweep.metric in ("val/acc", "test_as_val/acc"):
         value = run.best[1] if run.best else None
     elif sweep.metric == "test/acc":

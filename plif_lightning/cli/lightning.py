@@ -128,14 +128,14 @@ class PlifCLI(LightningCLI):
         make_paths_absolute(config.data.init_args)
         self.plain = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))[command]
         folder = self.start.folder
-        if folder is None:
+        if command == "fit" and folder is None:
             for name, is_argument in (("ckpt_path", self.start.begun_from), ("run_folder", self.start.is_named)):
                 if config.get(name) is not None and not is_argument:
                     raise UserError(f"{name} stands in a configuration file: pass it as --{name} instead.")
             if self.start.begun_from is not None:
                 require_length(Path(self.start.begun_from), self.plain)
             return
-        if command == "fit":
+        if command == "fit" and folder is not None:
             writes = is_first_process() and not config.trainer.fast_dev_run
             if writes:  # locked until the program's end, before anything of the run is read
                 self.resources.enter_context(lock_run(folder))
@@ -163,15 +163,11 @@ class PlifCLI(LightningCLI):
     def output_folder(self) -> Path:
         """The folder of a run or an evaluation; that of a new run is created, and removed if the run never starts."""
         config, folder = self.config[self.subcommand], self.start.folder
-        if self.subcommand != "fit" and folder is not None:
-            self.counts = self._counts(folder)
+        if self.subcommand != "fit":
             name = str(self.subcommand) if config.engine is None else f"{self.subcommand}_{config.engine}"
-            is_other = False
-            if folder.record.is_file() and self.subcommand == "predict":
-                is_other = bool(self.differing_settings) or self._has_another_test_set(folder)
-            elif folder.record.is_file():
-                is_other = name == "test" and not self.counts
-            return folder.evaluation(f"{name}_other" if is_other else name).path
+            is_other = folder is not None and self._is_other(folder, name)
+            its_folder = RunFolder.of_checkpoint(Path(str(config.ckpt_path)))
+            return its_folder.evaluation(f"{name}_other" if is_other else name).path
         if folder is not None or config.run_folder is not None:
             return Path(config.run_folder).absolute()
         root = Path(config.trainer.default_root_dir or "").absolute() / RUNS / self._run_name(config)
@@ -283,13 +279,20 @@ class PlifCLI(LightningCLI):
             )
         print_evaluation(self.trainer, self.datamodule)
 
+    def _is_other(self, folder: RunFolder, name: str) -> bool:
+        """True if a test or prediction is of other data or settings than those of the run in a folder."""
+        self.counts = self._counts(folder)
+        if self.subcommand == "predict":
+            return bool(self.differing_settings) or self._has_another_test_set(folder)
+        return name == "test" and not self.counts
+
     def _counts(self, folder: RunFolder) -> bool:
         """True if a test gives the accuracy B of the run in a folder.
 
         That is of its best checkpoint on all of its test set, measured as in training.
         """
         config = self.config[self.subcommand]
-        tests_best = Path(str(config.ckpt_path)).resolve() == folder.best.resolve() and folder.record.is_file()
+        tests_best = Path(str(config.ckpt_path)).resolve() == folder.best.resolve()
         if self.differing_settings or config.engine is not None or not tests_best:
             return False
         if is_first_process() and in_use(folder):

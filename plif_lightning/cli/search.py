@@ -166,7 +166,7 @@ class Search:
         if job.state == "in use":
             self._skipped.add(trial.number)
             return ""
-        value = score(self.sweep, job.folder) if job.state == "finished" else None
+        value = score(self.sweep, job)
         if job.state == "finished" and value is None:
             job.state = "failed"  # without the sweep's metric
         state = {"ended": TrialState.PRUNED, "failed": TrialState.FAIL}.get(job.state)

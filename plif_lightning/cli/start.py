@@ -58,7 +58,7 @@ class Start:
         user_arguments: as the user wrote them.
         arguments: for the parser: `start_of` names what differs from the user's.
         config: file of the stored configuration among them; None without.
-        folder: folder of the run that is resumed or evaluated; None for another checkpoint's.
+        folder: folder of the run that is resumed or evaluated; None for a checkpoint that lies in none.
         origin: of the checkpoint that is evaluated; that of a resumed run is read once its folder is locked.
         begun_from: checkpoint of another run from which a new run begins.
         is_named: the run has a folder that the same arguments lead to again.
@@ -203,10 +203,9 @@ def origin_of_last(folder: RunFolder) -> Origin:
         return origin_of(folder.last)
     except CheckpointError as damage:
         if not folder.best.is_file() or folder.best.samefile(folder.last):
-            same = " best.ckpt is the same file." if folder.best.is_file() else ""
             raise CheckpointError(
-                f"{damage}{same} The run cannot be resumed: put a copy of the file there, or start it again in another "
-                "--run_folder."
+                f"{damage} There is no other best.ckpt, so the run cannot be resumed: put a copy of the file there, or "
+                "start it again in another --run_folder."
             ) from damage
         origin = origin_of(folder.best)
         with atomic_write(folder.last, "wb") as file:
@@ -263,7 +262,8 @@ def _evaluation(command: str, rest: list[str], resources: ExitStack) -> Start:
     config = Path(resources.enter_context(TemporaryDirectory(prefix="plif_lightning_")), "config.yaml")
     config.write_text(yaml.safe_dump(_config_of_evaluation(origin.config)), "utf-8")
     arguments = [command, f"--config={config}", *options, f"--ckpt_path={path}"]
-    return Start([command, *rest], arguments, config, RunFolder.of_checkpoint(path), origin)
+    its_run = RunFolder.of_checkpoint(path)
+    return Start([command, *rest], arguments, config, its_run if its_run.record.is_file() else None, origin)
 
 
 def _with_structures(arguments: Sequence[str]) -> list[str]:

@@ -161,8 +161,7 @@ def _add_best_epoch(
     table: Table, trainer: L.Trainer, data: SpikingDataModule, test: Mapping[str, float] | None
 ) -> None:
     """Add accuracy and layers of the epoch that was kept, and the training speed, if any epoch was validated."""
-    path, checkpoints = run_folder(trainer).metrics, run_checkpoints(trainer)
-    metrics = read_metrics(path) if path.is_file() else []
+    metrics, checkpoints = read_metrics(run_folder(trainer).metrics), run_checkpoints(trainer)
     metric = f"{data.val_name}/acc"
     measured = [row for row in metrics if not math.isnan(row.get(metric, math.nan))]
     if not measured:

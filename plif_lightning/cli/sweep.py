@@ -131,7 +131,7 @@ def _print(text: str) -> None:
 
 def _print_end(sweep: Sweep, job: Job, count: str) -> None:
     """Print the result of a job that has ended; for a failed job, the end of its output."""
-    value = score(sweep, job.folder) if job.state == "finished" else None
+    value = score(sweep, job)
     _print(
         f"{count} {job.name} {job.state}"
         + ("" if value is None else f": {sweep.metric} {value_in_words(sweep.metric, value)}")
@@ -146,7 +146,7 @@ def _finish(sweep: Sweep, root: Path, jobs: Sequence[Job]) -> int:
     from plif_lightning.analysis.leaderboard import comparison_table
     from plif_lightning.analysis.tables import print_tables
 
-    scores = [(score(sweep, job.folder), job) for job in jobs if job.state == "finished"]
+    scores = [(score(sweep, job), job) for job in jobs]
     scored = [(value, job) for value, job in scores if value is not None]
     if len(scored) > 1:
         _print(f"\n{sweep.metric}, {'highest' if sweep.maximise else 'lowest'} first:")

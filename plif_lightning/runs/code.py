@@ -49,9 +49,11 @@ def sources_of(config: Mapping[str, Any]) -> Sources:
             path = _local_file(module)
             if path is None or module in sources:
                 continue
-            sources[module] = UNKNOWN if not path.is_file() else path.read_text("utf-8")
-            if path.is_file():
-                waiting += _imports(sources[module], module, is_package=path.name == "__init__.py")
+            if not path.is_file():
+                sources[module] = UNKNOWN
+                continue
+            sources[module] = path.read_text("utf-8")
+            waiting += _imports(sources[module], module, is_package=path.name == "__init__.py")
     for path, text in changed_files().items():
         now = path.read_text("utf-8")
         if _hash(now) != _hash(text):

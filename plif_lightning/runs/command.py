@@ -72,5 +72,5 @@ def _bare_name(value: str) -> str:
     if shipped is None:
         return value
     path_in_checkout = Path("configs", shipped.relative_to(configs.folder()))
-    is_same = path.is_file() and path.read_bytes() == shipped.read_bytes()
-    return path.stem if value == path.stem or (path == path_in_checkout and not path.is_file()) or is_same else value
+    is_shipped = path.read_bytes() == shipped.read_bytes() if path.is_file() else path == path_in_checkout
+    return path.stem if value == path.stem or is_shipped else value

@@ -19,7 +19,7 @@ def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str
     training, too, and its weights are in the checkpoint.
 
     Args:
-        path: the table.
+        path: the table; without it there are no rows.
         problems: list that receives a sentence for each unreadable line, which is skipped; None: raise an error.
 
     Raises:
@@ -54,7 +54,9 @@ def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the values of each line below the header."""
+    """Yield the number and the values of each line below the header; none before a run has written the table."""
+    if not path.is_file():
+        return
     with path.open(newline="", encoding="utf-8") as file:
         yield from enumerate(csv.DictReader(file), start=2)
 
@@ -111,21 +113,20 @@ class MetricsTable:
     def __init__(self, path: Path, before: int = 0) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
-        if path.is_file():
+        try:
+            lines = [*_lines(path)]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(
+                f"{path} cannot be read as a table of metrics: {error}. Move it away to continue without it."
+            ) from error
+        for line, row in lines:
             try:
-                lines = [*_lines(path)]
-            except (UnicodeDecodeError, csv.Error) as error:
-                raise UserError(
-                    f"{path} cannot be read as a table of metrics: {error}. Move it away to continue without it."
-                ) from error
-            for line, row in lines:
-                try:
-                    if _numbers(row).get("step", before) < before:
-                        self.rows.append({name: value for name, value in row.items() if value})
-                except ValueError as error:
-                    _log.warning("%s, line %d: %s. The line is skipped.", path, line, error)
-            if not self.rows:
-                path.unlink()
+                if _numbers(row).get("step", before) < before:
+                    self.rows.append({name: value for name, value in row.items() if value})
+            except ValueError as error:
+                _log.warning("%s, line %d: %s. The line is skipped.", path, line, error)
+        if not self.rows:
+            path.unlink(missing_ok=True)
 
     def add(self, metrics: Mapping[str, float], step: int) -> None:
         """Add metrics of a step to the row of the same step and epoch; a test and a second validation get separate

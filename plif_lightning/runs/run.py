@@ -260,9 +260,8 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
     with _noting(problems):
         record = read_record(files)
     state = _state_of(files, record, readable=not problems)
-    if files.metrics.is_file():
-        with _noting(problems):
-            metrics = read_metrics(files.metrics, problems)
+    with _noting(problems):
+        metrics = read_metrics(files.metrics, problems)
     name = os.path.relpath(folder, root) if root is not None else folder.name
     return Run(
         files,

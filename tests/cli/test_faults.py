@@ -490,9 +490,9 @@ def test_a_damaged_last_checkpoint_is_replaced_by_the_best(run, capsys, caplog):
         largest = max(archive.infolist(), key=lambda info: info.file_size)
     flipped(last, largest.header_offset + 200 + largest.file_size // 2)
     message = refused(capsys, *call)
-    assert "best.ckpt is the same file. The run cannot be resumed: put a copy of the file there, or start" in message
+    assert "There is no other best.ckpt, so the run cannot be resumed: put a copy of the file there" in message
     best.unlink()
-    assert "The run cannot be resumed: put a copy" in refused(capsys, *call)
+    assert "There is no other best.ckpt, so the run cannot be resumed" in refused(capsys, *call)
     best.write_bytes(whole)
     main(call)
     message = r"last\.ckpt is damaged: .* The run is resumed from best\.ckpt: epochs from 3 on are"
