@@ -93,12 +93,12 @@ def _shape_of(vocabulary: Vocabulary, part: Any) -> ShapeOf | None:
     """The effect of a layer on shapes; None for none."""
     if vocabulary.kind(part) not in ("conv", "linear"):
         return None
-    return ShapeOf(_plain(vocabulary, part))
+    return ShapeOf(_as_torch(vocabulary, part))
 
 
-def _plain(vocabulary: Vocabulary, part: Any) -> Any:
+def _as_torch(vocabulary: Vocabulary, part: Any) -> Any:
     """PyTorch's layer of a layer over [T, N, *]."""
-    return vocabulary.as_plain(part.net if isinstance(part, OverTime) else part)
+    return vocabulary.as_torch(part.net if isinstance(part, OverTime) else part)
 
 
 def _replacement(
@@ -109,7 +109,7 @@ def _replacement(
     neuron = by_kind.get("neuron")
     first: Any = next(iter(parts.values()))
     weighted = by_kind.get("conv", by_kind.get("linear", first))
-    layer = _plain(vocabulary, weighted)
+    layer = _as_torch(vocabulary, weighted)
     if weighted is by_kind.get("norm"):
         block: nn.Module = NormBlock(layer_over_time(vocabulary, first), neuron)
     elif "conv" in by_kind:

@@ -105,7 +105,7 @@ def _replace_containers(converted: Converted, vocabulary: Vocabulary) -> None:
     for container in list(converted.net.modules()):
         if type(container) is vocabulary.library.layer.SeqToANNContainer and not has_hooks(container):
             parts = list(container.children())
-            if all(vocabulary.plain_class(module, STATELESS) and not has_hooks(module) for module in parts):
+            if all(vocabulary.torch_class(module, STATELESS) and not has_hooks(module) for module in parts):
                 layers = nn.Sequential(*(layer_over_time(vocabulary, part) for part in parts))
                 put(layers, holders_of(converted, container))
 
@@ -122,15 +122,15 @@ def layer_over_time(vocabulary: Vocabulary, module: Any) -> Any:
     """A layer over [T, N, *] for a layer of SpikingJelly or PyTorch; ours unchanged."""
     if module is None or isinstance(module, (TimeBatchNorm, Pool2d)):
         return module
-    plain = vocabulary.as_plain(module)
-    if isinstance(plain, (nn.BatchNorm2d, nn.BatchNorm1d)):
-        norm = TimeBatchNorm(plain.num_features, "all_steps")
-        norm.bn = plain
-        return norm.train(plain.training)
-    if not isinstance(plain, POOLS):
-        return over_time(plain)
-    if isinstance(plain, nn.MaxPool2d) and not (plain.ceil_mode or plain.return_indices):
-        sizes = plain.kernel_size, plain.stride, plain.padding, plain.dilation
+    layer = vocabulary.as_torch(module)
+    if isinstance(layer, (nn.BatchNorm2d, nn.BatchNorm1d)):
+        norm = TimeBatchNorm(layer.num_features, "all_steps")
+        norm.bn = layer
+        return norm.train(layer.training)
+    if not isinstance(layer, POOLS):
+        return over_time(layer)
+    if isinstance(layer, nn.MaxPool2d) and not (layer.ceil_mode or layer.return_indices):
+        sizes = layer.kernel_size, layer.stride, layer.padding, layer.dilation
         if [_pair(size) for size in sizes] == [(2, 2), (2, 2), (0, 0), (1, 1)]:
             return Pool2d(SpikeMaxPool2d("first"))  # PyTorch's rule for ties
-    return Pool2d(plain)
+    return Pool2d(layer)

@@ -36,7 +36,7 @@ class Vocabulary(NamedTuple):
     def is_node(self, module: nn.Module) -> bool:
         return type(module) in self.own_nodes or type(module) in self.library.nodes
 
-    def plain_class(self, module: nn.Module, classes: Sequence[type[nn.Module]]) -> type[nn.Module] | None:
+    def torch_class(self, module: nn.Module, classes: Sequence[type[nn.Module]]) -> type[nn.Module] | None:
         """PyTorch's class of a layer of SpikingJelly or PyTorch, by its exact type."""
         layer = self.library.layer
         if type(module) is layer.ThresholdDependentBatchNorm2d and nn.BatchNorm2d in classes:
@@ -44,30 +44,30 @@ class Vocabulary(NamedTuple):
         # SpikingJelly has no AdaptiveMaxPool2d.
         return next((k for k in classes if type(module) in (k, getattr(layer, k.__name__, None))), None)
 
-    def as_plain(self, module: nn.Module) -> Any:
+    def as_torch(self, module: nn.Module) -> Any:
         """A layer without a state as PyTorch's class, with the same tensors."""
-        kind = self.plain_class(module, STATELESS)
+        kind = self.torch_class(module, STATELESS)
         assert kind is not None
         if type(module) is kind:
             return module
-        plain = kind.__new__(kind)
-        vars(plain).update(vars(module))
-        return plain
+        layer = kind.__new__(kind)
+        vars(layer).update(vars(module))
+        return layer
 
     def takes_frames(self, module: nn.Module) -> bool:
         """True for a layer over [T N, *]: PyTorch's own, or of single steps."""
         single = getattr(module, "step_mode", "s") == "s"
-        return single and self.plain_class(module, _OF_FRAMES) is not None
+        return single and self.torch_class(module, _OF_FRAMES) is not None
 
     def kind(self, module: nn.Module) -> str:
         """The part of a block that a layer over [T, N, *], or [T N, *], can be; empty if it can be none."""
         inner: nn.Module = module.net if isinstance(module, OverTime) else module
         if isinstance(module, OverTime):
-            plain = self.plain_class(inner, (nn.Conv2d, nn.Linear))
+            layer = self.torch_class(inner, (nn.Conv2d, nn.Linear))
         else:
             # PyTorch's own pools take single images.
             is_multi_step = getattr(module, "step_mode", "") == "m"
-            plain = self.plain_class(module, (*_OF_FRAMES, nn.Linear, *(POOLS if is_multi_step else ())))
+            layer = self.torch_class(module, (*_OF_FRAMES, nn.Linear, *(POOLS if is_multi_step else ())))
         if has_hooks(module) or has_hooks(inner):
             return ""
         if isinstance(module, Neuron):
@@ -76,7 +76,7 @@ class Vocabulary(NamedTuple):
         if type(module) in own_kinds:
             return own_kinds[type(module)]
         names = {nn.Conv2d: "conv", nn.Linear: "linear", nn.BatchNorm2d: "norm", nn.BatchNorm1d: "norm"}
-        return "" if plain is None else names.get(plain, "pool")
+        return "" if layer is None else names.get(layer, "pool")
 
     def why_kept(self, node: Any, is_called_twice: bool, in_container: bool) -> str:
         """Why a module with a state stays as it is; empty if it can be replaced, or the container that steps it can."""
@@ -99,7 +99,7 @@ class Vocabulary(NamedTuple):
             if is_container and getattr(container, "step_mode", "s") == "m":
                 within: Any = container.sub_module
                 parts: list[Any] = [*within] if type(within) is nn.Sequential else [within]
-                linear = all(self.plain_class(part, (nn.Linear,)) for part in parts[:-1])
+                linear = all(self.torch_class(part, (nn.Linear,)) for part in parts[:-1])
                 ends = self.is_node(parts[-1]) or isinstance(parts[-1], Neuron)
                 if len(parts) <= 2 and linear and ends and not any(map(has_hooks, container.modules())):
                     yield container, parts

@@ -24,7 +24,7 @@ from plif_lightning.layers.blocks import WITH_NEURON, ResidualBlock
 from plif_lightning.layers.recurrent import Recurrent, RecurrentLinear
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.inspect import forward_hooks, restore_modes
-from plif_lightning.network.stepping import plain
+from plif_lightning.network.stepping import unwrapped
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.signals.hooks import package_of
@@ -195,7 +195,7 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
     Raises:
         UserError: there is no layer.
     """
-    net = plain(net)
+    net = unwrapped(net)
     counter = _StructureCounter(net, x) if isinstance(net, SpikingNetwork) else _ModuleCounter(net, x)
     with restore_modes(net):
         net.eval()

@@ -22,8 +22,8 @@ from plif_lightning.deploy.scan import scan_of
 from plif_lightning.errors import UserError
 from plif_lightning.layers.recurrent import is_recurrent
 from plif_lightning.network import SpikingNetwork, step, use_backend
-from plif_lightning.network.network import DEFAULTS, as_plain
-from plif_lightning.network.stepping import plain
+from plif_lightning.network.network import DEFAULTS
+from plif_lightning.network.stepping import unwrapped
 from plif_lightning.network.storage.checkpoint import (
     EXPORTED,
     checkpoint_file,
@@ -35,7 +35,7 @@ from plif_lightning.network.storage.checkpoint import (
 )
 from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.network.user_networks import description, neurons_of, user_network
-from plif_lightning.neurons import Neuron
+from plif_lightning.neurons import Neuron, describe_neuron
 from plif_lightning.runtime.input_spec import InputSpec
 from plif_lightning.runtime.program import needed_by
 from plif_lightning.signals.states import as_tuple, from_tuple, stateful_modules
@@ -198,7 +198,7 @@ def _exported_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net
         return exported
     stored = _without_network(checkpoint["hyper_parameters"])
     as_trained = {**DEFAULTS, **stored}
-    arguments = {**net.arguments, "neuron": as_plain(net.arguments["neuron"])}
+    arguments = {**net.arguments, "neuron": describe_neuron(net.arguments["neuron"])}
     changed = {name: value for name, value in arguments.items() if value != as_trained.get(name)}
     exported["hyper_parameters"] = {**stored, **changed}
     if config:
@@ -275,7 +275,7 @@ def export(
     if network is None:
         network = network_in(checkpoint, checkpoint_path)
     else:
-        network = user_network(plain(network), from_data_in(checkpoint), {})
+        network = user_network(unwrapped(network), from_data_in(checkpoint), {})
     net: Any = for_evaluation(network)
     if has_structure(net) and net.inputs.name != "direct" and written:
         raise UserError(f"input_encoder={net.inputs.name!r} cannot be exported to {' or '.join(written)}.")

@@ -12,7 +12,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.layers.delay import Delay
 from plif_lightning.layers.plan import ConvBlock, FCBlock
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.stepping import plain
+from plif_lightning.network.stepping import unwrapped
 from plif_lightning.network.storage.fingerprint import fingerprint
 from plif_lightning.signals.hooks import has_hooks
 from plif_lightning.structure.layers import Delay as WrittenDelay
@@ -24,7 +24,7 @@ def require_structure(net: nn.Module) -> SpikingNetwork:
     Raises:
         UserError: it is user-defined, or does more than its structure says: a part was replaced, or has hooks.
     """
-    net = plain(net)
+    net = unwrapped(net)
     if not has_structure(net) or type(net).forward is not SpikingNetwork.forward:
         raise UserError(
             f"folding, frozen networks, streams and NIR need a network from a structure, got a {type(net).__name__}. A "
@@ -76,7 +76,7 @@ def round_delays(net: nn.Module) -> nn.Module:
     Raises:
         UserError: a part of a network from a structure was replaced, or has hooks.
     """
-    net = plain(net)
+    net = unwrapped(net)
     if not has_structure(net):
         rounded = copy.deepcopy(net)
         for module in rounded.modules():

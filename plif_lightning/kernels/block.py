@@ -39,7 +39,7 @@ from plif_lightning.kernels.layout import (
     threads_for,
 )
 from plif_lightning.kernels.ops import codes_of_backward, outside_compile, seed_of, start_of, sums_for, sums_of_backward
-from plif_lightning.kernels.parallel import as_plain_tuples, parallel
+from plif_lightning.kernels.parallel import parallel, unnamed
 from plif_lightning.kernels.sparse import in_vectors, kernel_of, table_of
 
 # Potentials per unit of work: they fill half of a first-level cache.
@@ -262,9 +262,7 @@ def _backward_of_events(
     grads = Gradients(array_of(channels_last(grad_out.to(conv.dtype))), *[_NO_STATES.flatten(1).numpy()] * 3)
     sizes = Sizes(steps, height, width, outputs, run, number)
     maps_and_table = maps_of_x.arrays(table), table
-    arguments = as_plain_tuples(
-        *maps_and_table, norm, loop, grads, (sums, sums_learned), grad_table, sizes, seed_of(seed)
-    )
+    arguments = unnamed(*maps_and_table, norm, loop, grads, (sums, sums_learned), grad_table, sizes, seed_of(seed))
     units = n * (height // halve) * -(-(width // halve) // run)
     parallel(loops.cpu_block.conv_fire_pool_backward, units, slots, *arguments)
     of_steps = torch.from_numpy(grad_table.sum(0))[..., :outputs] * scale[:, None]

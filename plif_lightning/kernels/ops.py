@@ -32,7 +32,7 @@ from plif_lightning.kernels.layout import (
     empty_states,
     real_type,
 )
-from plif_lightning.kernels.parallel import as_plain_tuples, parallel
+from plif_lightning.kernels.parallel import parallel, unnamed
 
 _LIBRARY = torch.library.Library("plif", "FRAGMENT")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -138,7 +138,7 @@ class PreparedFire(NamedTuple):
         norm = AffineRows(geometry.tile_channels(scale, real), *[geometry.tile_channels(shift, real)] * 2)
         code = loops.machine_code_of("fire", neuron, real, learned.shape[1] == 1)
         loop = NeuronCode(code, 0, geometry.parameters(learned, real), start_of(program(neuron), real))
-        return cls(geometry.units, geometry.threads, *as_plain_tuples(norm, loop, geometry.sizes))
+        return cls(geometry.units, geometry.threads, *unnamed(norm, loop, geometry.sizes))
 
     def __call__(self, y: Any, added: Any, states: tuple[Any, Any], out: Any) -> None:
         """Fill `out`, and the second of the states, from arrays of rows."""
@@ -235,7 +235,7 @@ def fire_backward(
         _optional(None, real) if states is None else array_of(grad_first),
     )
     inputs = array_of(y), _added_values(added, y), norm, loop, _optional(states, real)
-    arguments = as_plain_tuples(*inputs, grads, (sums, sums_learned), geometry.sizes, seed_of(seed))
+    arguments = unnamed(*inputs, grads, (sums, sums_learned), geometry.sizes, seed_of(seed))
     parallel(loops.cpu_backward.backward, geometry.units, geometry.threads, *arguments)
     return grad_y, grad_first, *sums_of_backward(geometry, sums, sums_learned, scale, learned)
 

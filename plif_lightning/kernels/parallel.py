@@ -18,7 +18,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def as_plain_tuples(*arguments: Any) -> list[Any]:
+def unnamed(*arguments: Any) -> list[Any]:
     """Arguments of a loop with plain tuples in the place of named ones, which take numba a microsecond longer each."""
     return [tuple(argument) if isinstance(argument, tuple) else argument for argument in arguments]
 

@@ -24,7 +24,6 @@ from plif_lightning.network.inspect import OnSpikes, record_spikes
 from plif_lightning.network.over_time import OverTime, for_time_steps
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons import NeuronName as NeuronName
-from plif_lightning.neurons import as_plain as as_plain
 from plif_lightning.neurons.making import NeuronKeywords, class_of, make_layer, settings_of_all
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.signals.signal import Signal, output_of, run_layer, run_layers

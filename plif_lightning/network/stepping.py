@@ -33,7 +33,7 @@ _COMPARED_STEPS, _TOLERANCE = 16, 1e-6
 _compared = WeakKeyDictionary[nn.Module, tuple[float, ...]]()
 
 
-def plain(net: nn.Module) -> nn.Module:
+def unwrapped(net: nn.Module) -> nn.Module:
     """Unwrap the network of a compiled module or a `SpikingClassifier`; other modules are returned unchanged."""
     net = getattr(net, "_orig_mod", net)
     wrapped = getattr(net, "as_network", None)
@@ -82,7 +82,7 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
     >>> torch.equal(torch.stack(votes), run_network(net, x))
     True
     """
-    net = plain(net)
+    net = unwrapped(net)
     _require_single_steps(net)
     if state is None and not torch.compiler.is_compiling():
         _require_equal_steps(net, frame)
@@ -237,7 +237,7 @@ def traces(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Trace]]:
     >>> found["1"].v.flatten()
     tensor([0.7500, 0.0000, 0.7500])
     """
-    net = plain(net)
+    net = unwrapped(net)
     recorded: dict[str, Trace] = {}
 
     def record(name: str, neuron: Neuron, arguments: tuple[Any, ...], spikes: Tensor) -> None:

@@ -20,7 +20,7 @@ from plif_lightning.network import inspect
 from plif_lightning.network.inspect import OnSpikes
 from plif_lightning.network.network import DEFAULTS, SpikingNetwork
 from plif_lightning.network.over_time import OverTime, has_children_to_run, with_time
-from plif_lightning.network.stepping import plain
+from plif_lightning.network.stepping import unwrapped
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.making import import_class as import_class
 from plif_lightning.runtime.batches import has_time
@@ -118,7 +118,7 @@ def imported_network(path: str) -> type[nn.Module]:
 
 def has_votes(net: nn.Module) -> bool:
     """True if the output of a structure is votes in [0, 1]; that of a user-defined network `require_protocol` tells."""
-    net = plain(net)
+    net = unwrapped(net)
     if not isinstance(net, SpikingNetwork):
         return False
     last = [layer for layer in net.structure.layers if isinstance(layer, FC)][-1]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.stepping import plain, run_network
+from plif_lightning.network.stepping import run_network, unwrapped
 from plif_lightning.network.user_networks import neurons_of
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.batches import has_time
@@ -46,7 +46,7 @@ class NeuroBenchNetwork(NeuroBenchModel):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = plain(net).eval()
+        self.net = unwrapped(net).eval()
         self._neurons = dict(neurons_of(self.net))
         if not self._neurons:
             raise UserError(f"{type(self.net).__name__} has no spiking neuron of this project: take TorchModel for it.")

@@ -1,6 +1,6 @@
 """Spiking neurons as modules."""
 
-from plif_lightning.neurons.making import NeuronName, as_plain
+from plif_lightning.neurons.making import NeuronName, describe_neuron
 from plif_lightning.neurons.modules import IF, LIF, PLIF, Neuron
 from plif_lightning.neurons.parameters import fixed, learned
 from plif_lightning.neurons.published import ALIF, CLIF, EIF, GLIF, ILIF, KLIF, QIF, AdLIF, SE_AdLIF, Synaptic
@@ -21,7 +21,7 @@ __all__ = [
     "NeuronName",
     "SE_AdLIF",
     "Synaptic",
-    "as_plain",
+    "describe_neuron",
     "fixed",
     "learned",
 ]

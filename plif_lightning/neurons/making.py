@@ -162,7 +162,7 @@ def import_class(noun: str, path: str, base: type[_T], name_of_base: str) -> typ
     return attribute
 
 
-def as_plain(neuron: Any) -> Any:
+def describe_neuron(neuron: Any) -> Any:
     """A description of neurons in plain values, as checkpoints hold it: a name, or {class_path, init_args}.
 
     Raises:
@@ -177,7 +177,7 @@ def as_plain(neuron: Any) -> Any:
             f"neuron {kind.__name__} is defined in a function: move it to a module, or no file can name it."
         )
     # Checkpoints may hold neither NumPy's numbers nor functions.
-    plain = {n: v.item() if hasattr(v, "item") else v for n, v in settings.items()}
-    if "surrogate" in plain:
-        plain["surrogate"] = surrogate_name(plain["surrogate"])
-    return {"class_path": path, "init_args": plain}
+    values = {n: v.item() if hasattr(v, "item") else v for n, v in settings.items()}
+    if "surrogate" in values:
+        values["surrogate"] = surrogate_name(values["surrogate"])
+    return {"class_path": path, "init_args": values}

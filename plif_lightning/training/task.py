@@ -26,10 +26,11 @@ from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.layers.readout import mean_votes
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.inspect import layer_outputs
-from plif_lightning.network.network import Keywords, NetworkKeywords, as_plain, surrogate_name
+from plif_lightning.network.network import Keywords, NetworkKeywords, surrogate_name
 from plif_lightning.network.over_time import for_time_steps
 from plif_lightning.network.storage.fingerprint import fingerprint, require_same
 from plif_lightning.network.user_networks import has_votes, require_protocol, user_network
+from plif_lightning.neurons import describe_neuron
 from plif_lightning.runtime.batches import has_time
 from plif_lightning.training.finite import FiniteGuard
 from plif_lightning.training.groups import decay_by_depth, group_parameters
@@ -64,12 +65,12 @@ def _path_of(object_of_user: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _is_plain(value: Any) -> bool:
+def _is_portable(value: Any) -> bool:
     """True for what a checkpoint reads back without running code: numbers, texts, tensors, and containers of them."""
     if isinstance(value, Mapping):
-        return all(map(_is_plain, value.keys())) and all(map(_is_plain, value.values()))
+        return all(map(_is_portable, value.keys())) and all(map(_is_portable, value.values()))
     if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
+        return all(map(_is_portable, value))
     return value is None or type(value) in (bool, int, float, str, Tensor)
 
 
@@ -137,13 +138,13 @@ class SpikingClassifier(L.LightningModule):
         self.hparams["loss"] = _path_of(loss)
         if network is not None:
             self.hparams["network"] = _path_of(network)
-        for name, plain_value in (("neuron", as_plain), ("surrogate", surrogate_name)):
+        for name, describe in (("neuron", describe_neuron), ("surrogate", surrogate_name)):
             if name in self.hparams:
-                self.hparams[name] = plain_value(self.hparams[name])
+                self.hparams[name] = describe(self.hparams[name])
         for name, value in self.hparams.items():
             if isinstance(value, np.generic):
                 self.hparams[name] = value.item()
-            elif not _is_plain(value):
+            elif not _is_portable(value):
                 raise UserError(
                     f"{name} is a {type(value).__name__}, which a checkpoint cannot hold: let "
                     f"{type(self).__name__} take a path, a name or numbers, and make the object of them."

@@ -19,7 +19,7 @@ from plif_lightning.dynamics.equations import program
 from plif_lightning.dynamics.expression import OPERATIONS, in_order
 from plif_lightning.errors import UserError
 from plif_lightning.network import use_backend
-from plif_lightning.neurons import as_plain
+from plif_lightning.neurons import describe_neuron
 from tests.neurons.making import make_neuron
 
 # ruff: noqa: N805  # equations have no self
@@ -468,11 +468,11 @@ def test_a_layer_is_the_model_of_others():
     assert made.k.shape == (5,)
     assert made.k[0].item() == pytest.approx(0.7)
     assert (made.constants.v_threshold, made.constants.surrogate) == (0.9, "sigmoid")
-    plain = as_plain(like)
+    plain = describe_neuron(like)
     assert plain == {"class_path": "plif_lightning.neurons.published.CLIF", "init_args": {"k": 0.7, "v_threshold": 0.9}}
     assert torch.equal(make_neuron(plain, 5).k, like.k)
     assert make_neuron("clif", 5, init_tau=4.0).k.item() == 0.25
-    assert type(as_plain(neurons.CLIF(k=np.float64(0.25)))["init_args"]["k"]) is float
+    assert type(describe_neuron(neurons.CLIF(k=np.float64(0.25)))["init_args"]["k"]) is float
 
     class Slow(pl.LIF):
         def __init__(self, init_tau=5.0, **settings):
@@ -486,7 +486,7 @@ def test_a_layer_is_the_model_of_others():
     with pytest.raises(UserError, match=r"init_tau=4\.0 has no meaning for GLIF"):
         make_neuron("glif", 5, init_tau=4.0)
     with pytest.raises(UserError, match="defined in a function"):
-        as_plain(type("Own", (neurons.CLIF,), {"__qualname__": "f.<locals>.Own"})())
+        describe_neuron(type("Own", (neurons.CLIF,), {"__qualname__": "f.<locals>.Own"})())
     assert pickle_again(like).k.item() == pytest.approx(0.7)
     assert copy.deepcopy(like).settings == like.settings
 

@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from plif_lightning.errors import CheckpointError, UserError
-from plif_lightning.network.network import SpikingNetwork, as_plain
-from plif_lightning.network.stepping import plain
+from plif_lightning.network.network import SpikingNetwork
+from plif_lightning.network.stepping import unwrapped
 from plif_lightning.network.storage.checkpoint import network_from
 from plif_lightning.network.storage.fingerprint import fingerprint, require_same
 from plif_lightning.network.user_networks import description, neurons_of
+from plif_lightning.neurons import describe_neuron
 from plif_lightning.runtime.files import atomic_write
 from plif_lightning.runtime.program import needed_by
 from plif_lightning.structure import NEURONS, parse
@@ -49,13 +50,13 @@ def save_pretrained(net: nn.Module, folder: str | Path, card: Mapping[str, str] 
     with needed_by("saving a network as safetensors"):
         from safetensors.torch import save
 
-    net, card = plain(net), card or {}
+    net, card = unwrapped(net), card or {}
     if unknown := sorted(card.keys() - set(_FACTS)):
         raise UserError(f"a card has no {', '.join(unknown)}; known are {', '.join(_FACTS)}.")
     about: dict[str, Any] = {"plif_lightning": __version__, "network": description(net)}
     about["fingerprint"] = fingerprint(net)
     if type(net) is SpikingNetwork:
-        arguments = {**net.arguments, "neuron": as_plain(net.arguments.get("neuron", "plif"))}
+        arguments = {**net.arguments, "neuron": describe_neuron(net.arguments.get("neuron", "plif"))}
         if not _foreign(arguments):
             about["arguments"] = arguments
     folder = Path(folder)
